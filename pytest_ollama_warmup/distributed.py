@@ -1,0 +1,81 @@
+"""pytest-xdist: what the controller and its workers tell each other.
+
+Down, in ``workerinput``: the run's directory. Up, as a file in it: what the worker's tests want.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ollama_warmup.errors import BadMark
+from pytest_ollama_warmup.marks import wants_of
+from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of
+from pytest_ollama_warmup.warmup.plan import Want
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+SCHEMA = 1
+
+
+class ControllerSide:
+    """Hooks of xdist's controller; *prepare* is step 2: wants, and how many tests are selected."""
+
+    def __init__(self, config: pytest.Config, prepare: Callable[[list[Want], int], None]) -> None:
+        self._config, self._prepare, self._prepared = config, prepare, False
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a new worker, also a replacement, where the run's records lie."""
+        node.workerinput[WORKER_INPUT] = {
+            "schema": SCHEMA,
+            "folder": str(folder_of(self._config)),
+        }
+
+    @pytest.hookimpl(optionalhook=True, wrapper=True, tryfirst=True)
+    def pytest_xdist_node_collection_finished(
+        self, node: Any, ids: list[str]
+    ) -> Generator[None, object, object]:
+        """Prepare when the first worker knows its tests; none is scheduled until all do."""
+        if not self._prepared:
+            self._prepared = True
+            self._prepare(_read_wants(folder_of(self._config), node.gateway.id), len(ids))
+        return (yield)
+
+
+class WorkerSide:
+    """Hooks of a worker."""
+
+    # First: xdist's own sends the event on which the controller reads this file.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write down what this worker's tests want; every worker collects the same."""
+        config = session.config
+        worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
+        try:
+            content: dict[str, Any] = {"wants": [one.to_dict() for one in wants_of(session.items)]}
+        # A worker that raises out of a hook is respawned for ever.
+        except Exception as exc:
+            text = str(exc) if isinstance(exc, BadMark) else f"{type(exc).__name__}: {exc}"
+            content = {"error": text}
+        path = _wants_path(folder_of(config), worker)
+        path.write_text(json.dumps({"schema": SCHEMA, **content}), encoding="utf-8")
+
+
+def _wants_path(folder: Path, worker: str) -> Path:
+    return folder / f"wants-{worker}.json"
+
+
+def _read_wants(folder: Path, worker: str) -> list[Want]:
+    path = _wants_path(folder, worker)
+    if not path.exists():
+        # A worker without the plugin (-p no:ollama_warmup in its own addopts) wants nothing.
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "error" in content:
+        raise pytest.UsageError(content["error"])
+    return [Want.from_dict(one) for one in content["wants"]]

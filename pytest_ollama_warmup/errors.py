@@ -1,0 +1,296 @@
+"""Everything that can go wrong.
+
+WarmupError
+├── BadSetting            a value that the user gave cannot be used; also a ValueError
+│   ├── BadHost
+│   ├── BadSpec
+│   └── BadMark
+├── NoModelNamed          a test asks for its model, and nothing says which
+├── ServerError           nothing can be had from this server
+│   ├── ServerUnreachable
+│   ├── NotOllama
+│   ├── AccessDenied
+│   └── TlsFailed
+├── ModelError            one model cannot be made ready
+│   ├── NotPulled
+│   ├── UnknownModel
+│   ├── PullFailed
+│   └── LoadFailed
+├── ApiError              one answer that is an error; the caller says what it means
+└── WaitedTooLong         another process holds the work and shows no progress
+
+Parameters are positional and all go to ``super().__init__``, so that each can be pickled.
+"""
+
+from __future__ import annotations
+
+from pytest_ollama_warmup.text import clean, seconds
+
+
+class WarmupError(Exception):
+    """Base of all errors of this package."""
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return str(self)
+
+
+class BadSetting(WarmupError, ValueError):
+    """A value cannot be used; the text names it, who gave it, and what is allowed."""
+
+    def __init__(self, value: str, source: str, allowed: str) -> None:
+        super().__init__(value, source, allowed)
+        self.value, self.source, self.allowed = value, source, allowed
+
+    def __str__(self) -> str:
+        return f"{clean(self.value)!r} is not a valid {self.source}. {self.allowed}"
+
+
+class BadHost(BadSetting):
+    """An address that no client could connect to."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value!r} (from {self.source}) is not an address of an Ollama server: "
+            f"{self.allowed}. Valid: HOST, HOST:PORT, http://HOST:PORT, https://HOST[:PORT][/PATH]."
+        )
+
+
+class BadSpec(BadSetting):
+    """A model specification that cannot be read."""
+
+    def __str__(self) -> str:
+        return f"{clean(self.value)!r} (from {self.source}): {self.allowed}"
+
+
+class BadMark(BadSetting):
+    """A mark that does not fit its signature or holds a value that cannot be used."""
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.value}. The mark is {self.allowed}."
+
+
+class NoModelNamed(WarmupError):
+    """A test asks for its model, names none, and not exactly one is listed."""
+
+    def __init__(self, test: str, fixture: str, listed: tuple[str, ...]) -> None:
+        super().__init__(test, fixture, listed)
+        self.test, self.fixture, self.listed = test, fixture, listed
+
+    def __str__(self) -> str:
+        test = self.test.rpartition("::")[2]
+        if not self.listed:
+            return (
+                f"{test} uses {self.fixture} without naming a model, and no model is listed. "
+                'Add @pytest.mark.requires_model("MODEL"), or run with --ollama-preload MODEL.'
+            )
+        first = self.listed[0]
+        return (
+            f"{test} uses {self.fixture} without a mark, and {len(self.listed)} models are listed "
+            f'({", ".join(self.listed)}). Add @pytest.mark.requires_model("{first}"), '
+            f'or use ollama_models["{first}"].name.'
+        )
+
+
+class ServerError(WarmupError):
+    """No model can be had from the server at *url*; *source* is who gave the address."""
+
+    url: str
+    source: str
+
+
+class ServerUnreachable(ServerError):
+    """Nothing answered within the time allowed."""
+
+    def __init__(self, url: str, source: str, cause: str, waited_s: float) -> None:
+        super().__init__(url, source, cause, waited_s)
+        self.url, self.source, self.cause, self.waited_s = url, source, cause, waited_s
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"no Ollama: {self.cause}"
+
+    def __str__(self) -> str:
+        waited = f" for {seconds(self.waited_s)}" if self.waited_s else ""
+        return (
+            f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. "
+            "Start it with 'ollama serve', or set --ollama-host."
+        )
+
+
+class NotOllama(ServerError):
+    """Something answers at the address, and it is another service."""
+
+    def __init__(self, url: str, source: str, seen: str, note: str) -> None:
+        super().__init__(url, source, seen, note)
+        self.url, self.source, self.seen, self.note = url, source, seen, note
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return "not an Ollama server"
+
+    def __str__(self) -> str:
+        note = f" Note: {self.note}." if self.note else " Set --ollama-host."
+        return (
+            f"{self.url} (from {self.source}) answers, but is not Ollama "
+            f"(GET /api/version: {self.seen}). Another service?{note}"
+        )
+
+
+class AccessDenied(ServerError):
+    """The server, or what stands before it, refused: 401 or 403."""
+
+    def __init__(self, url: str, source: str, status: int, words: str, key: str) -> None:
+        super().__init__(url, source, status, words, key)
+        self.url, self.source, self.status, self.words, self.key = url, source, status, words, key
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"access refused: HTTP {self.status}"
+
+    def __str__(self) -> str:
+        words = f' "{self.words}"' if self.words else ""
+        advice = {
+            "sent": "The server does not accept the key in OLLAMA_API_KEY.",
+            "withheld": "OLLAMA_API_KEY was not sent: it goes to https and loopback only.",
+            "none": "Set OLLAMA_API_KEY if it wants a key.",
+        }[self.key]
+        if self.status == 403 and not self.words:
+            advice = (
+                "An Ollama bound to loopback answers so to a host name it does not know; "
+                "use its address in --ollama-host."
+            )
+        return (
+            f"{self.url} (from {self.source}) refuses access (HTTP {self.status}{words}). {advice}"
+        )
+
+
+class TlsFailed(ServerError):
+    """The encrypted connection could not be set up."""
+
+    def __init__(self, url: str, source: str, cause: str) -> None:
+        super().__init__(url, source, cause)
+        self.url, self.source, self.cause = url, source, cause
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"no secure connection: {self.cause}"
+
+    def __str__(self) -> str:
+        return (
+            f"no secure connection to {self.url} (from {self.source}): {self.cause}. "
+            "Use http:// for a server without TLS; for a private certificate authority "
+            "set SSL_CERT_FILE."
+        )
+
+
+class ModelError(WarmupError):
+    """The model *model* cannot be made ready; *origin* says who wants it."""
+
+    model: str
+    origin: str
+
+
+class NotPulled(ModelError):
+    """The model is not on the server, and nothing allows its download."""
+
+    def __init__(self, model: str, origin: str, cloud: bool = False) -> None:
+        super().__init__(model, origin, cloud)
+        self.model, self.origin, self.cloud = model, origin, cloud
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return "not pulled"
+
+    def __str__(self) -> str:
+        if self.cloud:
+            return (
+                f"{self.model}: the server does not offer this cloud model ({self.origin}). "
+                "Sign it in with 'ollama signin'; models of the cloud are never pulled."
+            )
+        return (
+            f"{self.model} is not pulled ({self.origin}). Run 'ollama pull {self.model}', "
+            "or pytest with --ollama-pull=missing."
+        )
+
+
+class UnknownModel(ModelError):
+    """The registry has no model of this name."""
+
+    def __init__(self, model: str, origin: str, words: str) -> None:
+        super().__init__(model, origin, words)
+        self.model, self.origin, self.words = model, origin, words
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return self.words
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: the registry has no such model ({self.words}), {self.origin}. "
+            "Check name and tag."
+        )
+
+
+class PullFailed(ModelError):
+    """The download ended without the model."""
+
+    def __init__(self, model: str, origin: str, words: str, advice: str) -> None:
+        super().__init__(model, origin, words, advice)
+        self.model, self.origin, self.words, self.advice = model, origin, words, advice
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return self.words
+
+    def __str__(self) -> str:
+        return f"{self.model} could not be pulled ({self.origin}): {self.words}. {self.advice}"
+
+
+class LoadFailed(ModelError):
+    """The server has the model, and could not load it."""
+
+    def __init__(self, model: str, origin: str, words: str, advice: str) -> None:
+        super().__init__(model, origin, words, advice)
+        self.model, self.origin, self.words, self.advice = model, origin, words, advice
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return self.words
+
+    def __str__(self) -> str:
+        return f'{self.model} does not load: "{self.words}". {self.advice}'
+
+
+class ApiError(WarmupError):
+    """An answer of the server that is an error, inside whatever HTTP status it came."""
+
+    def __init__(self, request: str, status: int, words: str) -> None:
+        super().__init__(request, status, words)
+        self.request, self.status, self.words = request, status, words
+
+    def __str__(self) -> str:
+        return f"{self.request}: HTTP {self.status}: {self.words}"
+
+
+class WaitedTooLong(WarmupError):
+    """Another process holds the work on a model, and has shown no progress for *waited_s*."""
+
+    def __init__(self, what: str, waited_s: float) -> None:
+        super().__init__(what, waited_s)
+        self.what, self.waited_s = what, waited_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: another process works on it and has shown no progress for "
+            f"{seconds(self.waited_s)} (ollama_load_timeout). End that process, or run again."
+        )

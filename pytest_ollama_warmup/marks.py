@@ -1,0 +1,137 @@
+"""The mark requires_model: its signature, and what the items of a session want."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+from pytest_ollama_warmup.errors import BadMark, BadSpec
+from pytest_ollama_warmup.warmup.plan import Want
+from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
+
+NAME = "requires_model"
+MARK = f"{NAME}(*specs, options=None, on_missing=None)"
+MARK_HELP = (
+    f"{MARK}: the test needs these Ollama models, pulled and loaded before it runs; without specs "
+    "it needs the listed one. options are runner options such as num_ctx; on_missing is skip, "
+    "fail, exit or auto."
+)
+ON_MISSING = ("auto", "exit", "fail", "skip")
+
+# Who gets one of these needs Ollama, and of these two, to know which model.
+NEEDING_A_NAME = ("ollama_model", "ollama_options")
+NEEDING = (*NEEDING_A_NAME, "ollama_models")
+_FIXTURES_MODULE = "pytest_ollama_warmup.fixtures"
+
+
+def mark_users_of_fixtures(items: Iterable[pytest.Item]) -> None:
+    """Add the mark to items that get one of our fixtures, before ``-m`` looks at marks."""
+    for item in items:
+        if _our_fixtures(item) and item.get_closest_marker(NAME) is None:
+            item.add_marker(getattr(pytest.mark, NAME))
+
+
+def wants_of(items: Iterable[pytest.Item]) -> list[Want]:
+    """Return what *items* want, in their order; those that need no model are left out.
+
+    Raises:
+        BadMark: a mark does not fit its signature; names the test.
+    """
+    return [want for item in items if (want := want_of(item)) is not None]
+
+
+def want_of(item: pytest.Item) -> Want | None:
+    """Return what one item wants; None for an item without the mark, or that will not run.
+
+    Raises:
+        BadMark: a mark does not fit its signature.
+    """
+    marks = list(item.iter_markers(NAME))
+    if not marks or _will_not_run(item):
+        return None
+    specs: dict[str, ModelSpec] = {}
+    on_missing = ""
+    for mark in marks:
+        of_mark, on_missing_of_mark = _read(mark, item.nodeid)
+        on_missing = on_missing or on_missing_of_mark
+        for spec in of_mark:
+            # The closest mark comes first and wins; one further out may add options to it.
+            known = specs.get(spec.model_key)
+            if known is None or (spec.options and not known.options):
+                specs[spec.model_key] = spec
+    fixture = (
+        "" if specs else next((one for one in _our_fixtures(item) if one in NEEDING_A_NAME), "")
+    )
+    return Want(
+        test=item.nodeid, specs=tuple(specs.values()), fixture=fixture, on_missing=on_missing
+    )
+
+
+def _read(mark: pytest.Mark, test: str) -> tuple[tuple[ModelSpec, ...], str]:
+    try:
+        return _requires_model(*mark.args, **mark.kwargs)
+    except TypeError as exc:
+        why = str(exc).replace("_requires_model()", NAME)
+    except BadSpec as exc:
+        why = str(exc)
+    raise BadMark(why, test, MARK)
+
+
+def _requires_model(
+    *specs: str, options: Mapping[str, object] | None = None, on_missing: str | None = None
+) -> tuple[tuple[ModelSpec, ...], str]:
+    source = f"@pytest.mark.{NAME}"
+    for text in specs:
+        if not isinstance(text, str):
+            raise TypeError(f"a model is named by a text, not by {text!r}")
+        if not text.strip():
+            raise TypeError("a model name is empty")
+    read = parse_specs(specs, source)
+    if options is not None:
+        if not isinstance(options, Mapping):
+            raise TypeError(f"options is a dict of runner options, not {options!r}")
+        if not read:
+            raise TypeError("options are for the models that the mark names, and it names none")
+        read = tuple(spec.given(options, source) for spec in read)
+    if on_missing is not None and on_missing not in ON_MISSING:
+        raise TypeError(
+            f"{on_missing!r} is not a valid on_missing; valid values: {', '.join(ON_MISSING)}"
+        )
+    return read, on_missing or ""
+
+
+def _our_fixtures(item: pytest.Item) -> list[str]:
+    """Return those of our fixtures that *item* gets and that nobody has replaced."""
+    names = getattr(item, "fixturenames", ())
+    return [name for name in NEEDING if name in names and _is_ours(name, item)]
+
+
+def _is_ours(name: str, item: pytest.Item) -> bool:
+    definitions = item.session._fixturemanager.getfixturedefs(name, item)
+    if not definitions:
+        return False
+    # Public suites have fixtures of these names with other meanings.
+    return definitions[-1].func.__module__ == _FIXTURES_MODULE
+
+
+def _will_not_run(item: pytest.Item) -> bool:
+    if item.get_closest_marker("skip") is not None:
+        return True
+    if any(_holds(mark) for mark in item.iter_markers("skipif")):
+        return True
+    return not item.config.getoption("runxfail", False) and any(
+        mark.kwargs.get("run", True) is False and _holds(mark, without=True)
+        for mark in item.iter_markers("xfail")
+    )
+
+
+def _holds(mark: pytest.Mark, *, without: bool = False) -> bool:
+    """Whether a condition of *mark* is true; *without* is the answer where it has none.
+
+    A text is evaluated by pytest in the test's module, at set-up; it is not guessed here.
+    """
+    conditions = [*mark.args, *([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])]
+    if not conditions:
+        return without
+    return any(not isinstance(one, str) and bool(one) for one in conditions)

@@ -1,0 +1,402 @@
+"""The HTTP API of an Ollama server, as far as pulling and warming need it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+import time
+import weakref
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
+
+from pytest_ollama_warmup.errors import (
+    AccessDenied,
+    ApiError,
+    NotOllama,
+    ServerError,
+    ServerUnreachable,
+    TlsFailed,
+)
+from pytest_ollama_warmup.text import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_ollama_warmup.ollama.host import Host
+
+LoadKind = Literal["generate", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field."""
+
+    capabilities: tuple[str, ...] | None
+    remote_host: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """One line of a pull's stream; *total* and *completed* are bytes of the part *digest*."""
+
+    status: str
+    digest: str = ""
+    total: int = 0
+    completed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive."""
+
+    name: str
+    digest: str
+    size: int
+    context_length: int
+    lease_s: float | None
+
+
+class Client:
+    """One server; one client per process and host, made when first needed.
+
+    All methods raise ServerError when there is no server to talk to, and ApiError when it answers
+    with an error. Safe for use in several threads.
+    """
+
+    def __init__(self, host: Host, api_key: str = "") -> None:
+        self.host = host
+        self._secret = api_key
+        secure = host.url.startswith("https:")
+        self._key_state = "none" if not api_key else "withheld"
+        headers = {"User-Agent": "pytest-ollama-warmup"}
+        # A key sent to a plain-http address elsewhere would cross the network in the clear.
+        if api_key and (secure or host.loopback):
+            self._key_state = "sent"
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._http = httpx.Client(
+            base_url=host.url,
+            headers=headers,
+            # Without TLS there is nothing to verify, and the context costs 40 ms.
+            verify=secure,
+            # httpx would send even loopback addresses to HTTP_PROXY.
+            trust_env=not host.loopback,
+            timeout=httpx.Timeout(5.0, pool=None),
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._http.close()
+
+    def abort(self) -> None:
+        """Cut all connections, also those that another thread is waiting on.
+
+        The server ends a pull or a load when its client has gone.
+        """
+        for sock in list(self._sockets):
+            try:
+                # close() alone would not wake a thread that waits in recv().
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def wait_until_ready(
+        self,
+        limit_s: float,
+        on_wait: Callable[[str, float], None] = lambda cause, waited_s: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> str:
+        """Wait until ``GET /api/version`` answers, for at most *limit_s* seconds; return it.
+
+        A socket that listens proves nothing: the server binds it before it looks for GPUs.
+        *on_wait* is called after each attempt that failed with the cause and the seconds so far.
+
+        Raises:
+            ServerUnreachable: *limit_s* is over.
+            NotOllama, AccessDenied, TlsFailed: waiting would not help.
+        """
+        begin, pause = clock(), 0.05
+        while True:
+            waited = clock() - begin
+            try:
+                return self.version(timeout_s=min(5.0, max(0.5, limit_s - waited)))
+            except ServerUnreachable as exc:
+                waited = clock() - begin
+                on_wait(exc.cause, waited)
+                if waited + pause >= limit_s:
+                    sleep(max(0.0, limit_s - waited))
+                    raise ServerUnreachable(
+                        self.host.url, self.host.source, exc.cause, max(waited, limit_s)
+                    ) from exc
+            sleep(pause)
+            pause = min(0.5, pause * 1.5)
+
+    def version(self, timeout_s: float = 5.0) -> str:
+        """Return the server's version; a server built from source says ``0.0.0``."""
+        with self._translated():
+            response = self._http.get(
+                "/api/version", timeout=timeout_s, extensions=self._extensions()
+            )
+        kind = response.headers.get("content-type", "").partition(";")[0]
+        if response.status_code in (401, 403):
+            raise self._denied(response.status_code, self._words(response.content))
+        if response.status_code >= 500:
+            raise self._unreachable(f"HTTP {response.status_code}")
+        data = _json(response.content)
+        if response.status_code == 200 and isinstance(data, dict) and "version" in data:
+            return clean(data["version"], 40)
+        text = response.text
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.S | re.I)
+        excerpt = clean(title.group(1) if title else text, 60)
+        seen = " ".join(part for part in (str(response.status_code), clean(kind, 60)) if part)
+        raise NotOllama(
+            self.host.url,
+            self.host.source,
+            f'{seen} "{self._hide(excerpt)}"' if excerpt else seen,
+            self.host.note,
+        )
+
+    def show(self, name: str) -> ModelInfo | None:
+        """Return what the server knows of a model; None when it does not have it."""
+        try:
+            data = self._post("/api/show", {"model": name}, read_s=60.0)
+        except ApiError as exc:
+            if exc.status == 404:
+                return None
+            raise
+        capabilities = data.get("capabilities")
+        return ModelInfo(
+            tuple(clean(one, 40) for one in capabilities)
+            if isinstance(capabilities, list)
+            else None,
+            clean(data.get("remote_host") or "", 100),
+        )
+
+    def pull(
+        self, name: str, *, insecure: bool = False, silence_s: float
+    ) -> Iterator[PullProgress]:
+        """Download a model; yields the server's lines as they come, the last is ``success``.
+
+        The server is silent while it fetches the manifest and verifies digests: *silence_s* is how
+        long no line at all may come.
+
+        Raises:
+            ApiError: an error line, which arrives inside HTTP 200.
+        """
+        body = {"model": name, "stream": True, **({"insecure": True} if insecure else {})}
+        with (
+            self._translated(),
+            self._http.stream(
+                "POST",
+                "/api/pull",
+                json=body,
+                timeout=httpx.Timeout(5.0, read=silence_s),
+                extensions=self._extensions(),
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise self._error("/api/pull", response.status_code, response.read())
+            for line in response.iter_lines():
+                if not line.strip():
+                    continue
+                data = _json(line)
+                if not isinstance(data, dict):
+                    raise ApiError("POST /api/pull", 200, f"not JSON: {self._hide(clean(line))}")
+                if "error" in data:
+                    raise ApiError("POST /api/pull", 200, self._hide(clean(data["error"])))
+                yield PullProgress(
+                    clean(data.get("status", ""), 100),
+                    str(data.get("digest", "")),
+                    int(data.get("total") or 0),
+                    int(data.get("completed") or 0),
+                )
+
+    def load(
+        self,
+        name: str,
+        kind: LoadKind,
+        *,
+        prompt: str,
+        options: Mapping[str, object],
+        keep_alive: float | None = None,
+        limit_s: float,
+    ) -> None:
+        """Make a model resident; with a *prompt*, also have it answer in five tokens.
+
+        Nothing is read for up to *limit_s* seconds: a client that gives up aborts the load
+        (v0.33, ``llm/llama_server.go``). ``num_predict`` is never 0, which means without limit.
+        """
+        runner = dict(options)
+        body: dict[str, object] = {"model": name}
+        if kind == "embed":
+            body["input"] = prompt or []
+        else:
+            body |= {"prompt": prompt, "stream": False}
+            if prompt:
+                runner |= {"num_predict": 5, "temperature": 0.1}
+        if runner:
+            body["options"] = runner
+        if keep_alive is not None:
+            # An integer where it is one: 600.0 would do, but reads badly in a server's log.
+            body["keep_alive"] = int(keep_alive) if keep_alive == int(keep_alive) else keep_alive
+        self._post(f"/api/{kind}", body, read_s=limit_s)
+
+    def resident(self) -> list[Resident]:
+        """Return the models in memory, leases measured by the server's own clock."""
+        with self._translated():
+            response = self._http.get("/api/ps", extensions=self._extensions())
+        data = self._data("/api/ps", response)
+        now = _server_time(response.headers.get("date"))
+        models = data.get("models")
+        return [
+            Resident(
+                clean(one.get("name") or one.get("model") or "", 500),
+                str(one.get("digest") or ""),
+                int(one.get("size") or 0),
+                int(one.get("context_length") or 0),
+                _seconds_until(one.get("expires_at"), now),
+            )
+            for one in (models if isinstance(models, list) else [])
+        ]
+
+    def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
+        with self._translated():
+            response = self._http.post(
+                path,
+                json=body,
+                timeout=httpx.Timeout(5.0, read=read_s),
+                extensions=self._extensions(),
+            )
+        return self._data(path, response)
+
+    def _data(self, path: str, response: httpx.Response) -> dict[str, Any]:
+        data = _json(response.content)
+        if response.status_code != 200 or not isinstance(data, dict) or "error" in data:
+            raise self._error(path, response.status_code, response.content)
+        return data
+
+    def _error(self, path: str, status: int, content: bytes) -> Exception:
+        words = self._words(content)
+        if status in (401, 403):
+            return self._denied(status, words)
+        return ApiError(path, status, words or f"HTTP {status} without a word")
+
+    def _words(self, content: bytes) -> str:
+        data = _json(content)
+        text = (
+            data.get("error", data) if isinstance(data, dict) else content.decode(errors="replace")
+        )
+        return self._hide(clean(text))
+
+    def _hide(self, text: str) -> str:
+        # Some gateways echo the key that they refuse.
+        return text.replace(self._secret, "***") if self._secret else text
+
+    def _denied(self, status: int, words: str) -> AccessDenied:
+        return AccessDenied(self.host.url, self.host.source, status, words, self._key_state)
+
+    def _unreachable(self, cause: str) -> ServerUnreachable:
+        return ServerUnreachable(self.host.url, self.host.source, cause, 0.0)
+
+    def _translated(self) -> _Translation:
+        return _Translation(self)
+
+    def _extensions(self) -> dict[str, Any]:
+        return {"trace": self._trace}
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        # TLS wraps the first socket in a second one, and leaves nothing in the first.
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            sock = info["return_value"].get_extra_info("socket")
+            if isinstance(sock, socket.socket):
+                self._sockets.add(sock)
+
+
+class _Translation:
+    """Turn httpx's exceptions into ours.
+
+    Nothing else is caught: a mocking library's AssertionError must reach the test that caused it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, httpx.TransportError):
+            raise self._as_server_error(exc) from exc
+
+    def _as_server_error(self, exc: httpx.TransportError) -> ServerError:
+        host = self._client.host
+        causes = list(_chain(exc))
+        tls = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
+        if tls is not None:
+            return TlsFailed(host.url, host.source, _tls_words(tls))
+        if isinstance(exc, httpx.RemoteProtocolError) and "without sending" not in str(exc):
+            return NotOllama(host.url, host.source, f"no HTTP: {clean(exc, 100)}", host.note)
+        return self._client._unreachable(_cause(exc, causes))
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = exc
+    while one is not None:
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _cause(exc: httpx.TransportError, causes: list[BaseException]) -> str:
+    for one in causes:
+        if isinstance(one, socket.gaierror):
+            return "host name not found"
+        if isinstance(one, ConnectionRefusedError):
+            return "connection refused"
+    if isinstance(exc, httpx.ConnectTimeout):
+        return "no connection"
+    if isinstance(exc, httpx.ReadTimeout):
+        return "no answer"
+    # httpcore joins the attempts on several addresses into one text without the OSError.
+    text = clean(exc, 200)
+    if "refused" in text.lower() or "All connection attempts failed" in text:
+        return "connection refused"
+    if isinstance(exc, httpx.RemoteProtocolError | httpx.ReadError):
+        return "connection lost"
+    return text or type(exc).__name__
+
+
+def _tls_words(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"certificate refused ({clean(exc.verify_message, 200)})"
+    return clean(exc.reason or exc, 200).replace("_", " ").lower()
+
+
+def _json(content: bytes | str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _server_time(date: str | None) -> datetime:
+    # By its own clock: with another machine's the lease would be off by the difference.
+    try:
+        return parsedate_to_datetime(date or "")
+    except ValueError:
+        return datetime.now(UTC)
+
+
+def _seconds_until(text: object, now: datetime) -> float | None:
+    try:
+        return (datetime.fromisoformat(str(text)) - now).total_seconds()
+    except (ValueError, TypeError):
+        return None

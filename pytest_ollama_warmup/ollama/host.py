@@ -1,0 +1,98 @@
+"""Where the server is: Ollama's own rules for OLLAMA_HOST."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from pytest_ollama_warmup.errors import BadHost
+from pytest_ollama_warmup.text import clean
+
+_UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+# Python raises UnicodeError, no OSError, for a name with an empty or a long label.
+_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_PATH = re.compile(r"[A-Za-z0-9._~!$&()*+;=:%/-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The address of a server, ready to connect to, and who gave it."""
+
+    url: str
+    source: str
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """The bare host name or address, without brackets and port."""
+        netloc = self.url.split("://", 1)[1].split("/", 1)[0]
+        return netloc.rsplit(":", 1)[0].strip("[]")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the server is on this machine."""
+        try:
+            return ipaddress.ip_address(self.name).is_loopback
+        except ValueError:
+            return self.name == "localhost"
+
+
+def parse_host(text: str, source: str) -> Host:
+    """Read an address as Ollama reads ``OLLAMA_HOST`` (v0.33, ``envconfig.Host``).
+
+    ``0.0.0.0``, ``::`` and an empty host are addresses to listen on; they become the loopback
+    address. Unlike the server, which falls back to its default port with a warning, an impossible
+    port is refused: a client that talks to another port than the user typed helps nobody.
+
+    Raises:
+        BadHost: user information, another scheme than http(s), an impossible host or port.
+    """
+    value = text.strip().strip("\"'").strip()
+    scheme, parted, rest = value.partition("://")
+    if not parted:
+        scheme, rest = ("https", "ollama.com:443") if value == "ollama.com" else ("http", value)
+    scheme = scheme.lower()
+    shown = clean(value)
+    if "@" in rest:
+        # The text after the @ is all that may be shown: before it stands a password, which may
+        # hold slashes and colons.
+        shown = f"***@{clean(rest.rpartition('@')[2])}"
+        raise BadHost(shown, source, "user and password in it; Ollama takes OLLAMA_API_KEY instead")
+    if scheme not in _DEFAULT_PORTS:
+        raise BadHost(shown, source, f"scheme {clean(scheme)}")
+    netloc, _, path = rest.partition("/")
+    if "," in netloc:
+        raise BadHost(shown, source, "more than one host")
+    default_port = _DEFAULT_PORTS[scheme] if parted else 11434
+    name, port = _split_port(netloc, shown, source)
+    if not _PATH.fullmatch(path):
+        raise BadHost(shown, source, "a query, or a character that no path has, after the host")
+    bracketed = f"[{name}]" if ":" in name else name
+    path = f"/{path.rstrip('/')}" if path.strip("/") else ""
+    note = ""
+    if parted and scheme == "http" and port is None:
+        note = "http:// without a port means port 80"
+    return Host(f"{scheme}://{bracketed}:{port or default_port}{path}", source, note)
+
+
+def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:
+    name, port = netloc, None
+    if netloc.count(":") < 2 or netloc.startswith("["):
+        head, colon, tail = netloc.rpartition(":")
+        if colon and not tail.endswith("]"):
+            name, port = head, tail
+    name = name.removeprefix("[").removesuffix("]").lower()
+    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
+        raise BadHost(shown, source, f"port {clean(port)!r}, not a number from 1 to 65535")
+    name = _UNSPECIFIED.get(name, name)
+    try:
+        # The zone of an IPv6 address, like fe80::1%eth0, may hold anything for ipaddress.
+        named = getattr(ipaddress.ip_address(name), "scope_id", None) or "localhost"
+    except ValueError:
+        named = name
+    if not _HOST_NAME.fullmatch(named):
+        raise BadHost(shown, source, f"host {clean(name)!r}")
+    return name, None if port is None else int(port)

@@ -1,0 +1,379 @@
+"""One table of options, and the settings that a run reads from it, each with its source."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+import pytest
+
+from pytest_ollama_warmup.errors import BadHost, BadSetting
+from pytest_ollama_warmup.ollama.host import Host, parse_host
+from pytest_ollama_warmup.warmup.plan import GivenBy, Listed
+from pytest_ollama_warmup.warmup.spec import parse_duration, parse_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+PREFIX = "ollama_warmup_"
+# A run inside a test of this run finds this in its environment.
+OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
+
+    *read* turns what a source holds into the value; it gets the source for its error.
+    """
+
+    name: str
+    group: str
+    help: str
+    read: Callable[[Any, str], Any]
+    default: Any = None
+    metavar: str = ""
+    ini_type: Literal["string", "args", "bool", "float"] = "string"
+    action: str = "store"
+    environ: str = ""
+    ini_only: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return f"--ollama-{self.name.replace('_', '-')}"
+
+    @property
+    def dest(self) -> str:
+        """The attribute of pytest's option namespace."""
+        return PREFIX + self.name
+
+    @property
+    def ini(self) -> str:
+        """The key in a configuration file."""
+        return f"ollama_{self.name}"
+
+
+def _choice(*allowed: str) -> Callable[[Any, str], str]:
+    def read(value: Any, source: str) -> str:
+        if value not in allowed:
+            raise BadSetting(str(value), source, f"Valid values: {', '.join(allowed)}.")
+        return str(value)
+
+    return read
+
+
+def _number(least: float) -> Callable[[Any, str], float]:
+    def read(value: Any, source: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number >= least):
+            raise BadSetting(
+                str(value), source, f"A number of seconds is needed, at least {least:g}."
+            )
+        return number
+
+    return read
+
+
+def _as_given(value: Any, source: str) -> Any:
+    return value
+
+
+OPTIONS = (
+    Option(
+        "preload",
+        "what",
+        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE…], several parted by "
+        "spaces. May be given more than once; an empty one lists nothing.",
+        read=_as_given,
+        metavar="SPECS",
+        ini_type="args",
+        action="append",
+        environ="OLLAMA_PRELOAD_MODELS",
+    ),
+    Option(
+        "pull",
+        "what",
+        "What may be downloaded: auto (models listed on the command line or in the environment, "
+        "and any wanted model when CI is set), missing (any wanted model), always (refresh "
+        "present ones too) or never. Default: auto.",
+        read=_choice("auto", "missing", "always", "never"),
+        default="auto",
+        metavar="WHEN",
+    ),
+    Option(
+        "on_missing",
+        "what",
+        "What a model that cannot be made ready does: exit (end the run), fail or skip the tests "
+        "that need it, or auto (exit when listed on the command line, else fail when CI is set "
+        "and skip elsewhere). Default: auto.",
+        read=_choice("auto", "exit", "fail", "skip"),
+        default="auto",
+        metavar="WHAT",
+    ),
+    Option(
+        "off",
+        "when",
+        "Do nothing in this run: tests run as if the plugin were not installed.",
+        read=_as_given,
+        default=False,
+        ini_type="bool",
+        action="store_true",
+    ),
+    Option(
+        "warm",
+        "when",
+        "How models are warmed: prompt (one short generation), load, or off (present is enough). "
+        "Default: prompt.",
+        read=_choice("prompt", "load", "off"),
+        default="prompt",
+        metavar="HOW",
+    ),
+    Option(
+        "keep_alive",
+        "when",
+        "How long the server keeps models loaded after their last use: seconds, 10m, 1h30m, or -1 "
+        "for ever. Never shortens a longer lease. Default: 10m.",
+        read=lambda value, source: parse_duration(str(value), source),
+        default="10m",
+        metavar="DURATION",
+    ),
+    Option(
+        "load_timeout",
+        "when",
+        "Seconds after which a load, or a pull without a new byte, fails. Default: 900.",
+        read=_number(0.1),
+        default=900.0,
+        ini_type="float",
+        ini_only=True,
+    ),
+    Option(
+        "host",
+        "server",
+        "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434.",
+        read=lambda value, source: parse_host(str(value), source),
+        default="127.0.0.1:11434",
+        metavar="URL",
+        environ="OLLAMA_HOST",
+    ),
+    Option(
+        "wait",
+        "server",
+        "How long the server may take to answer. Default: 60 when models are listed on the "
+        "command line or CI is set, else 2.",
+        read=_number(0),
+        metavar="SECONDS",
+        ini_type="float",
+    ),
+)
+_GROUPS = {
+    "what": "Ollama: which models, and what if they are missing",
+    "when": "Ollama: when and how models are warmed",
+    "server": "Ollama: the server",
+}
+
+
+class _Parser(Protocol):
+    def getgroup(self, name: str, description: str = "") -> Any: ...
+    def addini(self, name: str, help: str, type: Any = None, default: Any = None) -> None: ...
+
+
+def add_options(parser: _Parser) -> None:
+    """Add every row of the table to pytest's options and configuration keys."""
+    for option in OPTIONS:
+        if not option.ini_only:
+            group = parser.getgroup(f"ollama-{option.group}", _GROUPS[option.group])
+            extra = {"metavar": option.metavar} if option.metavar else {}
+            group.addoption(
+                option.flag,
+                action=option.action,
+                dest=option.dest,
+                default=None,
+                help=option.help.replace("%", "%%"),
+                **extra,
+            )
+        parser.addini(
+            option.ini,
+            option.help if option.ini_only else f"Default value of {option.flag}.",
+            type=option.ini_type,
+            default=None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A value and who gave it."""
+
+    value: T
+    source: str
+    given_by: GivenBy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one run. A bad ``OLLAMA_HOST`` waits in *host_problem* until it matters."""
+
+    listed: Listed
+    host: Host
+    host_given_by: GivenBy
+    host_problem: BadHost | None
+    off: bool
+    pull: Setting[str]
+    on_missing: Setting[str]
+    warm: Setting[str]
+    keep_alive: Setting[float]
+    wait: Setting[float]
+    load_timeout: Setting[float]
+    ci: bool
+    api_key: str
+    inner: bool
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the user has set anything up for Ollama in this run, beside marks."""
+        return bool(self.listed.specs) or self.host_given_by in ("option", "configuration")
+
+    @property
+    def up_front(self) -> bool:
+        """Whether the listed models are brought in every run, before collection."""
+        brings = self.listed.given_by == "option" or (
+            # An outer run has brought them already.
+            self.listed.given_by == "environment" and not self.inner
+        )
+        return brings and bool(self.listed.specs)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: pytest.Config,
+        options: object | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Settings:
+        """Read option, then environment, then configuration file; the first one set wins.
+
+        *options* is the namespace to read where ``config.option`` is not final yet.
+
+        Raises:
+            pytest.UsageError: a value cannot be used; names it, its source and what is allowed.
+        """
+        read = _Reader(config, options or config.option, environ)
+        try:
+            listed, ci = read.listed(), is_set(environ.get("CI"))
+            host, host_given_by, host_problem = read.host()
+            wait = read.setting("wait")
+            if wait.value is None:
+                patient = ci or (listed.given_by == "option" and bool(listed.specs))
+                wait = Setting(60.0 if patient else 2.0, "default", "default")
+            return cls(
+                listed=listed,
+                host=host,
+                host_given_by=host_given_by,
+                host_problem=host_problem,
+                off=bool(read.setting("off").value),
+                pull=read.setting("pull"),
+                on_missing=read.setting("on_missing"),
+                warm=read.setting("warm"),
+                keep_alive=read.setting("keep_alive"),
+                wait=wait,
+                load_timeout=read.setting("load_timeout"),
+                ci=ci,
+                api_key=environ.get("OLLAMA_API_KEY", "").strip(),
+                inner=OUTER_RUN in environ,
+            )
+        except BadSetting as exc:
+            raise pytest.UsageError(str(exc)) from None
+
+
+def is_set(value: str | None) -> bool:
+    """Whether a switch in the environment is on: not empty, ``0`` or ``false``."""
+    return (value or "").strip().lower() not in ("", "0", "false")
+
+
+def set_environment(config: pytest.Config, name: str, value: str) -> None:
+    """Set an environment variable for the run; what was there comes back at its end."""
+    before = os.environ.get(name)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+    os.environ[name] = value
+    config.add_cleanup(restore)
+
+
+class _Reader:
+    """Finds which source gives an option."""
+
+    def __init__(self, config: pytest.Config, options: object, environ: Mapping[str, str]) -> None:
+        self._config, self._options, self._environ = config, options, environ
+        self._table = {option.name: option for option in OPTIONS}
+
+    def setting(self, name: str) -> Setting[Any]:
+        option = self._table[name]
+        raw, source, given_by = self._raw(option)
+        if raw is None:
+            return Setting(None, source, given_by)
+        return Setting(option.read(raw, source), source, given_by)
+
+    def listed(self) -> Listed:
+        raw, source, given_by = self._raw(self._table["preload"])
+        texts = [raw] if isinstance(raw, str) else list(raw or ())
+        empty = [index for index, text in enumerate(texts) if not text.strip()]
+        # An empty value clears what came before it, so that it also overrides addopts.
+        if given_by == "option" and empty:
+            texts = texts[empty[-1] + 1 :]
+        return Listed(parse_specs(texts, source), source, given_by)
+
+    def host(self) -> tuple[Host, GivenBy, BadHost | None]:
+        option = self._table["host"]
+        raw, source, given_by = self._raw(option)
+        try:
+            return parse_host(str(raw), source), given_by, None
+        except BadHost as exc:
+            # The variable is other programs' too: a run that needs no model must not end for it.
+            if given_by != "environment":
+                raise
+            return parse_host(option.default, "default"), given_by, exc
+
+    def _raw(self, option: Option) -> tuple[Any, str, GivenBy]:
+        given = getattr(self._options, option.dest, None)
+        if given is not None:
+            return given, option.flag, "option"
+        if option.environ and self._environ.get(option.environ, "").strip():
+            return self._environ[option.environ], option.environ, "environment"
+        ini, source = self._ini(option)
+        if ini is not None and not (option.ini_type == "string" and not str(ini).strip()):
+            return ini, source, "configuration"
+        return option.default, "default", "default"
+
+    def _ini(self, option: Option) -> tuple[Any, str]:
+        overrides = getattr(self._options, "override_ini", None) or ()
+        if any(str(one).partition("=")[0].strip() == option.ini for one in overrides):
+            source = f"-o {option.ini}"
+        else:
+            path = self._config.inipath
+            source = f"{option.ini} in {path.name if path else 'the configuration file'}"
+        try:
+            return self._config.getini(option.ini), source
+        # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
+        except (pytest.UsageError, ValueError, TypeError) as exc:
+            needed = {
+                "args": 'A list of texts is needed, like ["llama3.2:1b"].',
+                "bool": "true or false is needed.",
+                "float": "A number of seconds is needed.",
+                "string": 'A text is needed; in TOML write it in quotes, like "10m".',
+            }[option.ini_type]
+            raise BadSetting(_given(exc), source, needed) from None
+
+
+def _given(exc: Exception) -> str:
+    # The value as pytest quotes it at the end of its message, without the file's path before it.
+    return str(exc).rpartition(": ")[2].strip("'\"")

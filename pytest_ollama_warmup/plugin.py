@@ -1,0 +1,192 @@
+"""The pytest hooks, each a guard and a delegate. Start reading here.
+
+This module is imported in every pytest run of an environment that has the plugin installed: it
+costs the standard library and pytest only. What talks to a server is imported when first needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.distributed import ControllerSide, WorkerSide
+from pytest_ollama_warmup.errors import BadMark
+from pytest_ollama_warmup.fixtures import (
+    ollama_host,
+    ollama_model,
+    ollama_models,
+    ollama_openai_url,
+    ollama_options,
+)
+from pytest_ollama_warmup.marks import MARK_HELP, mark_users_of_fixtures, want_of, wants_of
+from pytest_ollama_warmup.options import add_options, set_environment
+from pytest_ollama_warmup.roles import (
+    RUN,
+    is_distributing,
+    is_looking,
+    is_worker,
+    run_of,
+    settings_of,
+)
+from pytest_ollama_warmup.run import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from pytest_ollama_warmup.steps import Controller
+    from pytest_ollama_warmup.warmup.plan import Want
+
+# pytest finds fixtures in the modules of its plugins.
+__all__ = [
+    "ollama_host",
+    "ollama_model",
+    "ollama_models",
+    "ollama_openai_url",
+    "ollama_options",
+]
+
+NOT_READY = pytest.StashKey[Verdict]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the table of options."""
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Read the settings, and set OLLAMA_HOST before conftests make their own clients."""
+    settings = settings_of(early_config, early_config.known_args_namespace)
+    # A run in which nothing is set up for Ollama keeps the environment that it was given.
+    if settings.in_use and not settings.off and settings.host_problem is None:
+        set_environment(early_config, "OLLAMA_HOST", settings.host.url)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark, and what the process's role in xdist asks for."""
+    config.addinivalue_line("markers", MARK_HELP)
+    if settings_of(config).off:
+        return
+    if is_worker(config):
+        config.pluginmanager.register(WorkerSide(), "ollama_warmup_worker")
+    elif is_distributing(config):
+        side = ControllerSide(config, lambda wants, selected: _prepare(config, wants, selected))
+        config.pluginmanager.register(side, "ollama_warmup_controller")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what is listed where nothing is brought because the run only looks."""
+    settings = settings_of(config)
+    if settings.off or is_worker(config) or not (is_looking(config) and settings.up_front):
+        return None
+    from pytest_ollama_warmup.steps import header
+
+    return f"ollama: {header(config)}; nothing is brought, as no test runs"
+
+
+# Wrapping and first: a conftest's own hook must neither get in front nor silence this one, since
+# suites look for their models in it, and when their modules are imported.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
+    """Step 1: bring the models listed on the command line or in the environment."""
+    if _prepares(session.config) and settings_of(session.config).up_front:
+        _controller_of(session.config).session_start()
+    return (yield)
+
+
+# First: -m "not requires_model" must see the mark on users of our fixtures too.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that get one of our fixtures."""
+    mark_users_of_fixtures(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Step 2 in a single process: bring what the selected tests need."""
+    config = session.config
+    # After collection errors pytest runs no test, unless told to.
+    runs = not session.testsfailed or config.option.continue_on_collection_errors
+    if _prepares(config) and not is_distributing(config) and runs:
+        try:
+            wants = wants_of(session.items)
+        except BadMark as exc:
+            raise pytest.UsageError(str(exc)) from None
+        _prepare(config, wants, len(session.items))
+    return (yield)
+
+
+# Not first: pytest's own skip marks and the conftests of the suite come before.
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail a test whose model is not ready."""
+    config = item.config
+    if settings_of(config).off:
+        return
+    try:
+        want = want_of(item)
+    except BadMark as exc:
+        pytest.fail(str(exc), pytrace=False)
+    verdict = run_of(config).verdict(want) if want is not None else None
+    if verdict is None:
+        return
+    item.stash[NOT_READY] = verdict
+    if verdict.policy == "skip":
+        pytest.skip(verdict.message)
+    if verdict.policy == "exit":
+        if not is_worker(config):
+            pytest.exit(f"ollama: {verdict.message}", returncode=2)
+        # pytest.exit() in a worker is an internal error of xdist.
+        item.session.shouldfail = f"ollama: {verdict.message}"
+    pytest.fail(verdict.message, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a test whose model is not ready where the test is, also when it is to fail."""
+    report = yield
+    verdict = item.stash.get(NOT_READY, None)
+    if verdict is None or call.when != "setup":
+        return report
+    if verdict.policy == "skip":
+        path, line, _ = item.location
+        report.longrepr = (
+            str(item.config.rootpath / path),
+            (line or 0) + 1,
+            f"Skipped: {verdict.message}",
+        )
+    elif hasattr(report, "wasxfail"):
+        # An expected failure is one of the test, not of the server.
+        del report.wasxfail
+        report.outcome = "failed"
+        report.longrepr = verdict.message
+    return report
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    """Write the table of models, where there is something in it."""
+    run = config.stash.get(RUN, None)
+    if run is not None and _prepares(config) and not config.option.no_summary:
+        _controller_of(config).summary()
+
+
+def _prepares(config: pytest.Config) -> bool:
+    # A worker that raises here is respawned for ever; looking must never download.
+    return not (settings_of(config).off or is_worker(config) or is_looking(config))
+
+
+def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
+    if wants or settings_of(config).up_front:
+        _controller_of(config).before_tests(wants, selected)
+
+
+def _controller_of(config: pytest.Config) -> Controller:
+    from pytest_ollama_warmup.steps import Controller
+
+    run = config.stash.get(RUN, None)
+    if not isinstance(run, Controller):
+        run = config.stash[RUN] = Controller(config)
+        config.add_cleanup(run.close)
+    return run

@@ -1,0 +1,243 @@
+"""What a run shows: header, progress, summary."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from pytest_ollama_warmup.text import clean, count, seconds, size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import Progress, TaskID
+
+    from pytest_ollama_warmup.warmup.bring import Event
+    from pytest_ollama_warmup.warmup.record import Outcome, Record
+
+PROGRESS_LINE_EVERY_S = 10.0
+SAY_LOADING_AFTER_S = 2.0
+# The whole message stands above; a table that wraps is none.
+BRIEF = 64
+
+
+class Write(Protocol):
+    """Writes one line; keywords are pytest's colours."""
+
+    def __call__(self, line: str, **colours: bool) -> None:
+        """Write *line*."""
+
+
+def cost(outcome: Outcome) -> str:
+    """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``."""
+    parts = []
+    if (pull := outcome.step("pull")) is not None:
+        parts.append(f"pulled {size(pull.size)} in {seconds(pull.seconds)}")
+    if (load := outcome.step("load")) is not None:
+        parts.append(f"loaded in {seconds(load.seconds)}")
+    return ", ".join([*parts, *outcome.notes]) or "present"
+
+
+def ready_line(outcome: Outcome) -> str:
+    """Say that a model is ready, and what that cost."""
+    return f"{outcome.model} ready: {cost(outcome)}"
+
+
+def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = False) -> list[str]:
+    """Return the table of the models of a run, a row each; *plain* keeps to ASCII."""
+    rows = []
+    for outcome in record.models.values():
+        if only_failed and outcome.ready:
+            continue
+        tests = record.tests.get(outcome.key, [])
+        if outcome.ready:
+            sign = "+" if plain else "✓"
+            of_tests = count(len(tests), "test") if tests else ""
+            rows.append((sign, outcome.title, "ready", cost(outcome), of_tests))
+        else:
+            sign = "x" if plain else "✗"
+            more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+            of_tests = f"{clean(tests[0], 200)}{more}" if tests else ""
+            rows.append((sign, outcome.title, "failed", clean(outcome.brief, BRIEF), of_tests))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(f"{row[0]} {'   '.join(cells)}".rstrip())
+    return lines
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What has been said of one model."""
+
+    phase: str = ""
+    since: float = 0.0
+    begin: float = 0.0
+    first: int = 0
+    said: float = 0.0
+    task: TaskID | None = None
+
+
+class Screen:
+    """Says what happens: live bars on a terminal, a line per change of state in a log.
+
+    *verbosity* is pytest's: below 0 only pulls, waits and failures, below -1 only failures.
+    *live* is the terminal to draw bars on; None where there is none.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        *,
+        verbosity: int = 0,
+        live: TextIO | None = None,
+        width: int = 80,
+        coloured: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write, self._verbosity, self._clock = write, verbosity, clock
+        self._live_file = live if verbosity >= -1 else None
+        self._width, self._coloured = width, coloured
+        self._shown: dict[str, _Shown] = {}
+        self._progress: Progress | None = None
+
+    def say(self, text: str, *, least: int = 0, **colours: bool) -> None:
+        """Write one line, unless pytest is quieter than *least*."""
+        if self._verbosity < least:
+            return
+        line = f"ollama: {text}"
+        if self._progress is None:
+            self._write(line, **colours)
+        else:
+            style = " ".join(
+                name for name in ("red", "yellow", "green", "bold") if colours.get(name)
+            )
+            self._progress.console.print(
+                line, style=style or None, markup=False, highlight=False, soft_wrap=True
+            )
+
+    @property
+    def under_way(self) -> list[str]:
+        """What is being done to each model now: ``llama3.2:1b pulling``."""
+        return [f"{name} {one.phase}" for name, one in self._shown.items() if one.phase != "done"]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Draw bars for what happens meanwhile, where there is a terminal."""
+        if self._live_file is None:
+            yield
+            return
+        progress = self._progress = _bars(self._live_file, self._width, self._coloured)
+        for one in self._shown.values():
+            one.task = None
+        try:
+            with progress:
+                yield
+        finally:
+            self._progress = None
+
+    def tick(self, event: Event | None) -> None:
+        """Show *event*, or (with None) that time passes."""
+        if event is not None:
+            self._change(event)
+        now = self._clock()
+        for name, one in self._shown.items():
+            if one.phase == "loading" and not one.said and now - one.since >= SAY_LOADING_AFTER_S:
+                one.said = now
+                if self._progress is None:
+                    self.say(f"{name} loading")
+        if self._progress is not None:
+            self._progress.refresh()
+
+    def _change(self, event: Event) -> None:
+        name, now = str(event.target.spec.name), self._clock()
+        one = self._shown.setdefault(name, _Shown())
+        if event.phase != one.phase:
+            before, one.phase, one.since, one.said = one.phase, event.phase, now, 0.0
+            if event.phase == "pulling":
+                one.begin, one.first, one.said = now, event.completed, now
+                self.say(f"{name} pulling", least=-1)
+            elif event.phase == "present" and before == "pulling":
+                self.say(f"{name} pulled in {seconds(now - one.begin)}, loading", least=-1)
+            elif event.phase == "busy":
+                self.say(f"{name} waits: the server's queue is full", least=-1)
+            elif event.outcome is not None and event.outcome.ready:
+                self.say(ready_line(event.outcome))
+        if event.phase == "pulling" and event.total:
+            self._pulling(name, one, event, now)
+        if self._progress is not None:
+            self._draw(name, one, event)
+
+    def _pulling(self, name: str, one: _Shown, event: Event, now: float) -> None:
+        if self._progress is not None or now - one.said < PROGRESS_LINE_EVERY_S:
+            return
+        one.said = now
+        rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
+        left = f", {seconds((event.total - event.completed) / rate)} left" if rate else ""
+        self.say(
+            f"{name} pulling {size(event.completed)} of {size(event.total)}, {size(rate)}/s{left}",
+            least=-1,
+        )
+
+    def _draw(self, name: str, one: _Shown, event: Event) -> None:
+        progress = self._progress
+        assert progress is not None
+        if event.phase == "done":
+            if one.task is not None:
+                progress.remove_task(one.task)
+                one.task = None
+            return
+        if one.task is None:
+            one.task = progress.add_task("", name=name, doing="", total=None)
+        if event.phase == "pulling" and event.total:
+            doing = f"{size(event.completed)} of {size(event.total)}"
+            progress.update(
+                one.task, doing=f"pulling {doing}", total=event.total, completed=event.completed
+            )
+        else:
+            progress.update(one.task, doing=event.phase, total=None)
+
+
+def _bars(file: TextIO, width: int, coloured: bool) -> Progress:
+    # Imported here: a run that shows no bars need not pay for rich.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    class Speed(TransferSpeedColumn):
+        """The rate of a pull; empty for a load, which has none."""
+
+        def render(self, task):  # type: ignore[no-untyped-def]
+            return super().render(task) if task.total else ""
+
+    class Left(TimeRemainingColumn):
+        """The rest of a pull; empty for a load."""
+
+        def render(self, task):  # type: ignore[no-untyped-def]
+            return super().render(task) if task.total else ""
+
+    console = Console(
+        file=file, force_terminal=True, width=width, no_color=not coloured, legacy_windows=False
+    )
+    return Progress(
+        TextColumn("ollama: {task.fields[name]} {task.fields[doing]}", markup=False),
+        BarColumn(bar_width=20),
+        Speed(),
+        Left(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        # The main thread draws; a thread of rich's own would write between pytest's lines.
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

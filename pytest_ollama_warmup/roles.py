@@ -1,0 +1,83 @@
+"""Which process of a run this is, and where it keeps its state."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.options import Settings
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.run import Run
+
+SETTINGS = pytest.StashKey[Settings]()
+RUN = pytest.StashKey["Run"]()
+_FOLDER = pytest.StashKey[Path]()
+WORKER_INPUT = "ollama_warmup"
+
+_LOOKING = (
+    "collectonly",
+    "showfixtures",
+    "show_fixtures_per_test",
+    "cacheshow",
+    "setupplan",
+    "setuponly",
+)
+
+
+class OllamaWarmupWarning(pytest.PytestWarning):
+    """Something about a run's models that the run goes on without."""
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is a worker of pytest-xdist; its environment variables leak into inner runs."""
+    return hasattr(config, "workerinput")
+
+
+def is_distributing(config: pytest.Config) -> bool:
+    """Whether this is the controller of pytest-xdist, which runs no tests itself."""
+    return not is_worker(config) and config.getoption("dist", "no") != "no"
+
+
+def is_looking(config: pytest.Config) -> bool:
+    """Whether the run only shows something; it must never touch the network."""
+    return any(config.getoption(name, False) for name in _LOOKING)
+
+
+def settings_of(config: pytest.Config, options: object | None = None) -> Settings:
+    """Return the run's settings, read once; *options* as in ``Settings.from_config``.
+
+    Raises:
+        pytest.UsageError: a value cannot be used.
+    """
+    # Once, early: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
+    if SETTINGS not in config.stash:
+        config.stash[SETTINGS] = Settings.from_config(config, options)
+    return config.stash[SETTINGS]
+
+
+def folder_of(config: pytest.Config) -> Path:
+    """Return the directory that all processes of the run share; the controller makes it."""
+    if _FOLDER not in config.stash:
+        if is_worker(config):
+            return Path(config.workerinput[WORKER_INPUT]["folder"])  # type: ignore[attr-defined]
+        folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.stash[_FOLDER] = folder
+    return config.stash[_FOLDER]
+
+
+def run_of(config: pytest.Config) -> Run:
+    """Return this process's view of the run's models, made when first needed."""
+    if RUN not in config.stash:
+        from pytest_ollama_warmup.run import Run
+
+        by = config.workerinput["workerid"] if is_worker(config) else "main"  # type: ignore[attr-defined]
+        run = Run(settings_of(config), folder_of(config), by)
+        config.stash[RUN] = run
+        config.add_cleanup(run.close)
+    return config.stash[RUN]

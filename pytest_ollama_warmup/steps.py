@@ -1,0 +1,347 @@
+"""The two steps before the first test: what is listed at session start, the rest once it is known.
+
+They run in the process that runs no tests beside it: the controller of xdist, or the only process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO, cast
+
+import pytest
+
+from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.options import OUTER_RUN, set_environment
+from pytest_ollama_warmup.report.terminal import Screen, summary_lines
+from pytest_ollama_warmup.roles import OllamaWarmupWarning, folder_of, settings_of
+from pytest_ollama_warmup.run import Run
+from pytest_ollama_warmup.text import clean, count, seconds
+from pytest_ollama_warmup.warmup.bring import PULLS_SIDE_BY_SIDE, Preparation, Say, bring
+from pytest_ollama_warmup.warmup.plan import (
+    SERVER,
+    Plan,
+    Policy,
+    Target,
+    Want,
+    decisions,
+    make_plan,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ollama_warmup.warmup.record import Outcome
+
+SAY_WAITING_AFTER_S = 2.0
+SERVERS_OWN_STALL_S = 300.0
+
+
+class Controller(Run):
+    """Brings the models of a run, says so, and ends the run where it must."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(settings_of(config), folder_of(config), "main")
+        self._config = config
+        self._terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin(
+            "terminalreporter"
+        )
+        self._screen = _screen(config, self._terminal)
+        self._plan = Plan()
+        self._collected = False
+        self._said: set[str] = set()
+        pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
+        self._preparation = Preparation(lambda target, say: self._bring(target, say, pulls))
+        # Told to runs inside this run's tests: what the environment lists is there already.
+        set_environment(config, OUTER_RUN, str(os.getpid()))
+
+    def session_start(self) -> None:
+        """Step 1: pull what is listed and missing, then load it beside what pytest does next."""
+        self._refuse_models_as_paths()
+        self._plan = make_plan(self.settings.listed, (), up_front=True)
+        with self._blocking():
+            self._begin()
+            self._wait("present")
+
+    def before_tests(self, wants: list[Want], selected: int) -> None:
+        """Step 2: bring what the *selected* tests need beside that; wait for all of it."""
+        settings = self.settings
+        self._plan = make_plan(settings.listed, wants, up_front=settings.up_front)
+        self._collected = True
+        self.record.tests = self._plan.tests
+        # With no test to run there is nothing to wait for.
+        if selected and (self._plan.targets or self._plan.tests):
+            with self._blocking():
+                self._begin()
+                self._wait("done")
+                self._say_failures()
+
+    def summary(self) -> None:
+        """Write the table of what the models cost."""
+        if self._terminal is None:
+            return
+        for outcome in self.gate.outcomes():
+            if outcome.key != SERVER:
+                self.record.add(outcome)
+        quiet = self._config.get_verbosity() < -1
+        lines = summary_lines(self.record, only_failed=quiet, plain=not _can_write("✓✗"))
+        if lines:
+            self._terminal.ensure_newline()
+            self._terminal.section("ollama models", sep="-")
+        for line in lines:
+            self._terminal.write_line(line, red=line[0] in "✗x")
+        if lines and not quiet and self.record.waited_s >= 0.05:
+            self._terminal.write_line(f"tests waited {seconds(self.record.waited_s)} for them")
+
+    def on_wait(self, cause: str, waited_s: float) -> None:
+        """Say once what is waited for, when that takes longer than a moment."""
+        limit_s = self.settings.wait.value
+        if SAY_WAITING_AFTER_S <= waited_s < limit_s:
+            url = self.settings.host.url
+            self._say_once(f"waiting for {url} ({cause}), up to {seconds(limit_s)}", least=-1)
+
+    def _bring(self, target: Target, say: Say, pulls: threading.Semaphore) -> Outcome:
+        client, terms = self.client(), self.terms()
+        return self.gate.once(
+            target.key,
+            lambda beat: bring(client, target, terms, by=self.by, say=say, beat=beat, pulls=pulls),
+        )
+
+    def _begin(self) -> None:
+        if self.settings.host_problem is not None:
+            raise pytest.UsageError(str(self.settings.host_problem))
+        self._say_header()
+        new = [one for key, one in self._plan.targets.items() if key not in self.record.models]
+        if not (new or SERVER in self._plan.tests):
+            return
+        server = self.server()
+        if server.ready:
+            self.client()
+            self._preparation.start(new)
+            return
+        for target in new:
+            self.record.add(self.failed_like(server, target))
+        if not self._plan.targets:
+            self.record.add(server)
+
+    def _wait(self, until: Literal["present", "done"]) -> None:
+        self._end_run_if_needed()
+        with self._screen.watching():
+            for event in self._preparation.events(until):
+                self._screen.tick(event)
+                if event is not None and event.outcome is not None:
+                    self.record.add(event.outcome)
+                    # The first one ends the run: no further download for one that will not be.
+                    self._end_run_if_needed()
+
+    def _decisions(self, key: str) -> list[Policy]:
+        settings = self.settings
+        made = decisions(self._plan, key, settings.on_missing.value, settings.ci)
+        # Before collection nobody knows which tests there are to fail or to skip.
+        return (
+            made
+            if self._collected or settings.on_missing.value == "exit"
+            else [
+                one if one == "exit" and self._plan.targets[key].given_by == "option" else "skip"
+                for one in made
+            ]
+        )
+
+    def _end_run_if_needed(self) -> None:
+        for key, outcome in self.record.models.items():
+            if not outcome.ready and "exit" in self._decisions(key):
+                if not self._collected:
+                    # After an exit at session start pytest prints no summary.
+                    self.summary()
+                pytest.exit(
+                    f"ollama: {outcome.error} The run ends here; "
+                    "--ollama-on-missing=skip runs the tests that do not need it.",
+                    returncode=2,
+                )
+
+    def _say_failures(self) -> None:
+        failures: dict[str, list[str]] = {}
+        for key, outcome in self.record.models.items():
+            if not outcome.ready:
+                failures.setdefault(outcome.error, []).append(key)
+        for error, keys in failures.items():
+            if SERVER in self._plan.tests and error == self.server().error:
+                keys.append(SERVER)
+            self._say_once(f"{error} {self._consequence(keys)}", least=-2, red=True)
+        for problem in self._plan.problems.values():
+            self._say_once(problem, least=-2, red=True)
+
+    def _consequence(self, keys: list[str]) -> str:
+        """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
+        fates: dict[str, Policy] = {}
+        for key in dict.fromkeys(keys):
+            tests = self._plan.tests.get(key, [])
+            fates |= dict(zip(tests, self._decisions(key), strict=False))
+        if not fates:
+            if not self._plan.marked:
+                self._warn_once("models that were listed are not ready; see the summary")
+                return "No test says that it needs it: all run."
+            return "No selected test needs it."
+        counts = Counter(fates.values())
+        setting = self.settings.on_missing
+        because = f"from {setting.source}" if setting.value != "auto" else "CI is set"
+        server = len(keys) > 1 or SERVER in keys or self.server().error
+        parts = []
+        if failing := counts["fail"]:
+            subject = (
+                f"Failed: {count(failing, 'test')} that need it"
+                if server
+                else (f"Its {count(failing, 'test')} {'fails' if failing == 1 else 'fail'}")
+            )
+            parts.append(f"{subject} ({because}).")
+        if skipped := counts["skip"]:
+            subject = (
+                f"Skipped: {count(skipped, 'test')} that need it"
+                if server
+                else (f"Its {count(skipped, 'test')} {'is' if skipped == 1 else 'are'} skipped")
+            )
+            parts.append(f"{subject}; --ollama-on-missing=fail makes them fail.")
+        return " ".join(parts)
+
+    @contextmanager
+    def _blocking(self) -> Iterator[None]:
+        """Count the time in which tests wait, and say what Ctrl-C interrupts."""
+        begin = time.monotonic()
+        try:
+            yield
+        except KeyboardInterrupt:
+            doing = ", ".join(self._screen.under_way) or f"waiting for {self.settings.host.url}"
+            self._screen.say(f"interrupted: {doing}. A pull goes on where it stopped.", least=-2)
+            self.close()
+            raise
+        finally:
+            self.record.waited_s += time.monotonic() - begin
+
+    def _say_header(self) -> None:
+        self._say_once(header(self._config))
+        for hint in _hints(self._config):
+            self._say_once(hint)
+        limit_s = self.settings.load_timeout.value
+        if limit_s < SERVERS_OWN_STALL_S:
+            self._warn_once(
+                f"ollama_load_timeout is {seconds(limit_s)}, shorter than the "
+                f"{seconds(SERVERS_OWN_STALL_S)} after which the server itself ends a stalled load"
+            )
+
+    def _say_once(self, text: str, *, least: int = 0, **colours: bool) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._screen.say(text, least=least, **colours)
+
+    def _warn_once(self, text: str) -> None:
+        if text in self._said:
+            return
+        self._said.add(text)
+        try:
+            self._config.issue_config_time_warning(OllamaWarmupWarning(text), stacklevel=2)
+        except OllamaWarmupWarning as exc:
+            # The user turns warnings into errors; a traceback of ours would help nobody.
+            pytest.exit(f"ollama: {exc}", returncode=2)
+
+    def _refuse_models_as_paths(self) -> None:
+        """Catch ``--ollama-preload a b``, where pytest takes the second model for a path."""
+        config, listed = self._config, self.settings.listed
+        if listed.given_by != "option" or config.getoption("pyargs", False):
+            return
+        here = config.invocation_params.dir
+        missing = [one for one in config.args if not (here / one.split("::")[0]).exists()]
+        models = [one for one in missing if _looks_like_model(one)]
+        if models:
+            quoted = " ".join([*(str(spec) for spec in listed.specs), *models])
+            raise pytest.UsageError(
+                f"file or directory not found: {clean(missing[0])}\n"
+                "looks like a model: --ollama-preload takes one value, quote the list: "
+                f'--ollama-preload "{clean(quoted)}".'
+            )
+
+
+def header(config: pytest.Config) -> str:
+    """Say where the server is, what is listed, and what missing models do, each with its source."""
+    settings = settings_of(config)
+    listed, on_missing = settings.listed, settings.on_missing
+    parts = [f"{settings.host.url} (from {settings.host.source})"]
+    if listed.specs:
+        names = " ".join(str(spec) for spec in listed.specs)
+        parts.append(f"preload {names} (from {listed.source})")
+    if on_missing.value == "auto":
+        what = "fail (CI is set)" if settings.ci else "skip (CI not set)"
+        if listed.given_by == "option" and listed.specs:
+            what += ", listed ones end the run"
+    else:
+        what = f"{on_missing.value} (from {on_missing.source})"
+    return ", ".join([*parts, f"missing models: {what}"])
+
+
+def _hints(config: pytest.Config) -> Iterator[str]:
+    settings = settings_of(config)
+    models = os.environ.get("OLLAMA_MODELS", "")
+    if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
+        yield (
+            "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
+            "list them in OLLAMA_PRELOAD_MODELS."
+        )
+    elsewhere = os.environ.get("OLLAMA_BASE_URL", "").rstrip("/").removesuffix("/v1")
+    same = {settings.host.url, settings.host.url.replace("127.0.0.1", "localhost")}
+    if elsewhere and elsewhere not in same:
+        yield f"OLLAMA_BASE_URL points elsewhere ({clean(elsewhere)}), to another server."
+
+
+def _looks_like_model(text: str) -> bool:
+    if text.endswith(".py") or "::" in text or text.startswith((".", os.sep)):
+        return False
+    if "/" in text and ":" not in text:
+        return False
+    try:
+        ModelName.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+class _TerminalFile:
+    """pytest's terminal as a file, so that it knows where its cursor stands."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._writer = config.get_terminal_writer()
+        self.encoding = sys.stdout.encoding
+
+    def write(self, text: str) -> int:
+        self._writer.write(text, flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def isatty(self) -> bool:
+        return True
+
+
+def _screen(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> Screen:
+    if terminal is None:
+        return Screen(lambda line, **colours: None)
+    writer = config.get_terminal_writer()
+    return Screen(
+        terminal.write_line,
+        verbosity=config.get_verbosity(),
+        live=cast("TextIO", _TerminalFile(config)) if terminal.isatty else None,
+        width=writer.fullwidth,
+        coloured=writer.hasmarkup,
+    )
+
+
+def _can_write(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

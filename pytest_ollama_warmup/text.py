@@ -1,0 +1,52 @@
+"""How figures, and text from outside, are written for people."""
+
+from __future__ import annotations
+
+import re
+
+# C0 and C1 control characters: an ESC from a server could repaint the user's terminal. Half a
+# surrogate pair, which JSON can hold, cannot be written at all.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
+# To the last @ of the host part: a password may hold one.
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+
+
+def clean(text: object, limit: int = 500) -> str:
+    """Return *text* from outside on one line, without control characters, URL passwords or excess.
+
+    *limit* is in characters; longer text ends in an ellipsis.
+    """
+    plain = _CONTROL.sub(" ", _ANSI.sub("", str(text))).strip()
+    plain = _USERINFO.sub("***@", plain)
+    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def size(count: float) -> str:
+    """Write a number of bytes with decimal units, as Ollama does: ``1.3 GB``, ``412 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds(value: float) -> str:
+    """Write a duration given in seconds: ``0.27 s``, ``2.1 s``, ``24 s``, ``3 min 5 s``."""
+    if value < 1:
+        return f"{value:.2f}".rstrip("0").rstrip(".") + " s"
+    if value < 100:
+        return f"{value:.1f}".removesuffix(".0") + " s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun: ``1 test``, ``41 tests``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def wanted_by(tests: list[str]) -> str:
+    """Say who wants a model: ``wanted by tests/test_chat.py::test_tone and 11 more``."""
+    others = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+    return f"wanted by {clean(tests[0], 200)}{others}"

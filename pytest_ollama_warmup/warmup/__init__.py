@@ -1,0 +1,1 @@
+"""The work: which models, brought how, once per run. Knows nothing of pytest."""

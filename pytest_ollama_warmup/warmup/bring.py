@@ -1,0 +1,433 @@
+"""Pull, check and load one model; all models side by side."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pytest_ollama_warmup.errors import (
+    ApiError,
+    LoadFailed,
+    ModelError,
+    NotPulled,
+    PullFailed,
+    ServerError,
+    ServerUnreachable,
+    UnknownModel,
+    WarmupError,
+)
+from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.text import clean, seconds, size
+from pytest_ollama_warmup.warmup.gate import Beat, held, pull_lock_path
+from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
+from pytest_ollama_warmup.warmup.spec import FOREVER
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, Resident
+    from pytest_ollama_warmup.warmup.plan import Target
+
+Phase = Literal["checking", "queued", "pulling", "present", "loading", "busy", "done"]
+PULLS_SIDE_BY_SIDE = 4
+WARM_UP_PROMPT = "Hi"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome."""
+
+    target: Target
+    phase: Phase
+    completed: int = 0
+    total: int = 0
+    outcome: Outcome | None = None
+
+
+Say = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms models are brought; durations in seconds, *keep_alive_s* -1 is for ever."""
+
+    pull: str = "auto"
+    warm: str = "prompt"
+    keep_alive_s: float = 600.0
+    load_timeout_s: float = 900.0
+    ci: bool = False
+
+    def may_pull(self, target: Target) -> bool:
+        """Whether the download of *target* is allowed: nothing is downloaded by surprise."""
+        if self.pull == "auto":
+            return self.ci or target.given_by in ("option", "environment")
+        return self.pull in ("missing", "always")
+
+
+@dataclass(slots=True)
+class _Bringing:
+    """The work on one model: its steps so far, and who hears of progress."""
+
+    client: Client
+    target: Target
+    terms: Terms
+    say: Say
+    beat: Beat
+    pulls: threading.Semaphore
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.target.spec.name
+
+    def enter(self, phase: Phase, completed: int = 0, total: int = 0) -> None:
+        self.beat()
+        self.say(Event(self.target, phase, completed, total))
+
+    def add_step(self, kind: StepKind, start: float, begin: float, size: int = 0) -> None:
+        took = time.monotonic() - begin
+        self.steps.append(Step(kind=kind, start=start, seconds=took, size=size))
+
+
+def bring(
+    client: Client,
+    target: Target,
+    terms: Terms,
+    *,
+    by: str,
+    say: Say = lambda event: None,
+    beat: Beat = lambda: None,
+    pulls: threading.Semaphore | None = None,
+) -> Outcome:
+    """Make one model ready, whatever that takes; a failure is an outcome, not an exception."""
+    work = _Bringing(client, target, terms, say, beat, pulls or threading.Semaphore(1))
+    try:
+        info = _ensure_present(work)
+        work.enter("present")
+        resident = _ensure_loaded(work, info)
+    except WarmupError as exc:
+        return failed(target, exc, by, tuple(work.steps))
+    return Outcome(
+        key=target.key,
+        model=work.name,
+        status="ready",
+        by=by,
+        notes=tuple(work.notes),
+        steps=tuple(work.steps),
+        digest=resident.digest if resident else "",
+        size=resident.size if resident else 0,
+        context_length=resident.context_length if resident else 0,
+        capabilities=info.capabilities,
+        options=target.spec.options,
+    )
+
+
+def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()) -> Outcome:
+    """Return the outcome of a model that cannot be made ready because of *exc*."""
+    return Outcome(
+        key=target.key,
+        model=target.spec.name,
+        status="failed",
+        by=by,
+        error=str(exc),
+        brief=exc.brief if isinstance(exc, WarmupError) else str(exc),
+        steps=steps,
+        options=target.spec.options,
+    )
+
+
+class Preparation:
+    """All models of a run side by side: daemon threads work, the main thread hears and draws."""
+
+    def __init__(self, work: Callable[[Target, Say], Outcome]) -> None:
+        self._work = work
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._absent: set[str] = set()
+        self._open: dict[str, Target] = {}
+        self.outcomes: dict[str, Outcome] = {}
+
+    @property
+    def pending(self) -> list[Target]:
+        """The models that are neither ready nor failed."""
+        return list(self._open.values())
+
+    def start(self, targets: Iterable[Target]) -> None:
+        """Begin with those of *targets* that were not begun before."""
+        for target in targets:
+            if target.key not in self._open and target.key not in self.outcomes:
+                self._open[target.key] = target
+                self._absent.add(target.key)
+                # A daemon: Ctrl-C must not wait for a load.
+                threading.Thread(
+                    target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
+                ).start()
+
+    def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
+        """Yield what happens until no model is short of *until*; None at least ten times a second.
+
+        Waiting is in slices, so that Ctrl-C is answered at once and a display can move.
+        """
+        while self._absent if until == "present" else self._open:
+            try:
+                event = self._events.get(timeout=0.1)
+            except queue.Empty:
+                yield None
+                continue
+            if event.phase in ("present", "loading", "busy", "done"):
+                self._absent.discard(event.target.key)
+            if event.outcome is not None:
+                self.outcomes[event.target.key] = event.outcome
+                self._open.pop(event.target.key, None)
+            yield event
+
+    def _run(self, target: Target) -> None:
+        try:
+            outcome = self._work(target, self._events.put)
+        except WarmupError as exc:
+            outcome = failed(target, exc, "this run")
+        except BaseException as exc:  # pytest reports what a thread does not catch
+            words = f"{type(exc).__name__}: {clean(exc)}"
+            outcome = failed(target, LoadFailed(target.spec.name, "", words, _REPORT), "this run")
+        self._events.put(Event(target, "done", outcome=outcome))
+
+
+_REPORT = "This is an error in pytest-ollama-warmup; please report it."
+
+
+def _ensure_present(work: _Bringing) -> ModelInfo:
+    name, target = work.name, work.target
+    work.enter("checking")
+    info = _show(work)
+    if is_cloud(name):
+        if info is None:
+            raise NotPulled(name, target.origin, True)
+        return info
+    if info is not None and (work.terms.pull != "always" or not work.terms.may_pull(target)):
+        return info
+    if not work.terms.may_pull(target):
+        raise NotPulled(name, target.origin)
+    work.enter("queued")
+    with (
+        work.pulls,
+        held(
+            pull_lock_path(work.client.host.url, target.spec.model_key),
+            f"pull of {name}",
+            work.terms.load_timeout_s,
+        ) as beat,
+    ):
+        if info is None and (pulled_by_another := _show(work)) is not None:
+            return pulled_by_another
+        try:
+            _pull(work, beat)
+        except (UnknownModel, PullFailed) as exc:
+            if info is None:
+                raise
+            # Refreshing was asked for, not a new model: an old one beats none.
+            work.notes.append(f"not refreshed, using what is there: {exc.words}")
+            return info
+    # A stream can end with success for a manifest whose parts were cleared away meanwhile.
+    info = _show(work)
+    if info is None:
+        raise PullFailed(name, target.origin, "pulled, but the server does not show it", _RUN_AGAIN)
+    return info
+
+
+_RUN_AGAIN = "Run again: a pull goes on where it stopped."
+
+
+def _show(work: _Bringing) -> ModelInfo | None:
+    try:
+        return work.client.show(work.name)
+    except ApiError as exc:
+        raise LoadFailed(
+            work.name, work.target.origin, exc.words, _advice_on_load(work, exc)
+        ) from exc
+
+
+def _pull(work: _Bringing, beat: Beat) -> None:
+    name, origin, spec = work.name, work.target.origin, work.target.spec
+    start, begin = time.time(), time.monotonic()
+    totals: dict[str, int] = {}
+    # The server rolls stalled parts back, so only the highest mark of a part is progress.
+    marks: dict[str, int] = {}
+    status, moved = "", time.monotonic()
+    limit_s = work.terms.load_timeout_s
+    try:
+        for line in work.client.pull(name, insecure=spec.insecure, silence_s=limit_s):
+            moved = moved if status == line.status else time.monotonic()
+            status = line.status
+            if line.digest:
+                totals[line.digest] = max(line.total, totals.get(line.digest, 0))
+                if line.completed > marks.get(line.digest, 0):
+                    marks[line.digest] = line.completed
+                    moved = time.monotonic()
+            if time.monotonic() - moved > limit_s:
+                raise PullFailed(
+                    name,
+                    origin,
+                    f"no new byte for {seconds(limit_s)} (ollama_load_timeout)",
+                    _RUN_AGAIN,
+                )
+            if moved > time.monotonic() - 1:
+                beat()
+            work.enter("pulling", sum(marks.values()), sum(totals.values()))
+    except ApiError as exc:
+        if "file does not exist" in exc.words:
+            raise UnknownModel(name, origin, exc.words) from exc
+        raise PullFailed(name, origin, exc.words, _advice_on_pull(spec.name, exc.words)) from exc
+    except ServerUnreachable as exc:
+        done = f" at {size(sum(marks.values()))} of {size(sum(totals.values()))}" if totals else ""
+        cause = (
+            f"no word from the server for {seconds(limit_s)} (ollama_load_timeout)"
+            if exc.cause == "no answer"
+            else f"{exc.cause}{done}"
+        )
+        raise PullFailed(name, origin, cause, f"Is the server still running? {_RUN_AGAIN}") from exc
+    if status != "success":
+        raise PullFailed(name, origin, "the server ended the stream before 'success'", _RUN_AGAIN)
+    work.add_step("pull", start, begin, sum(totals.values()))
+
+
+def _advice_on_pull(name: str, words: str) -> str:
+    text = words.lower()
+    for signs, advice in (
+        (
+            ("http response to https", "tls: first record", "tls handshake"),
+            f"For a registry without TLS write {name},insecure=true.",
+        ),
+        (("unauthorized", "access denied", "realm host"), "The registry wants a login."),
+        (("no space left",), "Free some space where the server keeps its models."),
+        (("newer version", "412"), "Update Ollama."),
+        (
+            ("no such host", "connection refused", "timeout", "unreachable", "eof"),
+            "The server cannot reach the registry: pull while online, or see its proxy settings.",
+        ),
+        (("digest mismatch",), "The server has thrown the damaged part away: run again."),
+        (("invalid model name",), "Names are [HOST/][NAMESPACE/]MODEL[:TAG]."),
+    ):
+        if any(sign in text for sign in signs):
+            return advice
+    return f"Run 'ollama pull {name}' to see more."
+
+
+def _ensure_loaded(work: _Bringing, info: ModelInfo) -> Resident | None:
+    spec, terms = work.target.spec, work.terms
+    if info.remote_host or is_cloud(work.name):
+        work.notes.append("runs in the cloud, not warmed")
+        return None
+    if terms.warm == "off":
+        return None
+    kind: LoadKind = "generate"
+    if info.capabilities is not None and "completion" not in info.capabilities:
+        kind = "embed"
+    start, begin = time.time(), time.monotonic()
+    work.enter("loading")
+    try:
+        kind = _load(work, kind, info)
+        work.add_step("load", start, begin)
+        return _ensure_lease(work, kind)
+    except ApiError as exc:
+        raise LoadFailed(
+            spec.name, work.target.origin, exc.words, _advice_on_load(work, exc, info)
+        ) from exc
+    except ServerUnreachable as exc:
+        words = f"{exc.cause} while loading, after {seconds(time.monotonic() - begin)}"
+        advice = "The server went away; its log says why."
+        if exc.cause == "no answer":
+            limit = seconds(terms.load_timeout_s)
+            advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
+        raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
+
+
+def _load(work: _Bringing, kind: LoadKind, info: ModelInfo) -> LoadKind:
+    """Load until the server has room in its queue; returns the endpoint that took it."""
+    prompt = WARM_UP_PROMPT if work.terms.warm == "prompt" else ""
+    options = dict(work.target.spec.options)
+    deadline, pause = time.monotonic() + work.terms.load_timeout_s, 0.25
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            work.client.load(
+                work.name, kind, prompt=prompt, options=options, limit_s=max(left, 1.0)
+            )
+            return kind
+        except ApiError as exc:
+            if exc.status == 503 and left > pause:
+                work.enter("busy")
+                time.sleep(pause)
+                pause = min(5.0, pause * 2)
+            # Servers before v0.6.4 do not tell capabilities.
+            elif kind == "generate" and info.capabilities is None and _not_for_text(exc):
+                kind = "embed"
+            else:
+                raise
+
+
+def _ensure_lease(work: _Bringing, kind: LoadKind) -> Resident | None:
+    """Ask for the lease where the server gives a shorter one by itself."""
+    spec = work.target.spec
+    wanted = work.terms.keep_alive_s if spec.keep_alive is None else spec.keep_alive
+    resident = _find(work.client.resident(), spec.model_key)
+    # Two tags that share weights share a runner, listed under the other name: its lease is not
+    # known, and a lease must never be sent over a longer one.
+    if resident is None or resident.lease_s is None:
+        return resident
+    if wanted == FOREVER:
+        shorter = resident.lease_s < 10 * 365 * 86400
+    else:
+        shorter = resident.lease_s < wanted - 2
+    if shorter:
+        work.client.load(
+            work.name,
+            kind,
+            prompt="",
+            options=dict(spec.options),
+            keep_alive=wanted,
+            limit_s=work.terms.load_timeout_s,
+        )
+    return resident
+
+
+def _find(residents: list[Resident], model_key: str) -> Resident | None:
+    for one in residents:
+        try:
+            if ModelName.parse(one.name).key == model_key:
+                return one
+        except ValueError:
+            continue
+    return None
+
+
+def _not_for_text(exc: ApiError) -> bool:
+    return "does not support generate" in exc.words
+
+
+def _advice_on_load(work: _Bringing, exc: ApiError, info: ModelInfo | None = None) -> str:
+    text = exc.words.lower()
+    cure = f"'ollama rm {work.name}' and pull it again."
+    if info is not None and _not_for_text(exc) and "completion" in (info.capabilities or ()):
+        return f"The server calls it a completion model, so its weights are damaged: {cure}"
+    if any(sign in text for sign in ("memory", "cudamalloc", "vram")):
+        return f"Try a smaller tag or num_ctx; resident now: {_others(work)}."
+    if any(sign in text for sign in ("file size", "file magic", "tensor", "incomplete", "corrupt")):
+        return f"Its weights look damaged: {cure}"
+    if exc.status == 503:
+        limit = seconds(work.terms.load_timeout_s)
+        return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."
+    if "newer version" in text or "incompatible" in text:
+        return f"Update Ollama, or {cure}"
+    return "The server's log says more."
+
+
+def _others(work: _Bringing) -> str:
+    try:
+        names = [one.name for one in work.client.resident()]
+    except (ServerError, ApiError):
+        return "unknown"
+    return ", ".join(names) or "none"
+
+
+__all__ = ["Event", "ModelError", "Preparation", "Terms", "bring", "failed"]

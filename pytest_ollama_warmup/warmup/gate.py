@@ -1,0 +1,121 @@
+"""Run a piece of work once among processes that share a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_ollama_warmup.errors import WaitedTooLong
+from pytest_ollama_warmup.warmup.record import Outcome
+
+Beat = Callable[[], None]
+
+
+class Gate:
+    """The outcomes of one run, in a directory that all its processes see.
+
+    Followers wait as long as the leader shows progress, and *limit_s* seconds longer.
+    """
+
+    def __init__(self, folder: Path, limit_s: float) -> None:
+        self._folder = folder
+        self._limit_s = limit_s
+
+    def once(self, key: str, work: Callable[[Beat], Outcome]) -> Outcome:
+        """Return the recorded outcome for *key*, running *work* if there is none.
+
+        A failure is recorded like a success, so that the other workers report it rather than each
+        repeating a download that cannot work. When the process that works dies, the kernel frees
+        its lock and the next waiter works.
+
+        Raises:
+            WaitedTooLong: another process holds the work and shows no progress.
+        """
+        if (recorded := self.peek(key)) is not None:
+            return recorded
+        with held(self._path(key, ".lock"), key, self._limit_s) as beat:
+            if (recorded := self.peek(key)) is not None:
+                return recorded
+            outcome = work(beat)
+            record = self._path(key, ".json")
+            partial = record.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps(outcome.to_dict()), encoding="utf-8")
+            # Readers outside the lock must never see half a record.
+            partial.replace(record)
+        return outcome
+
+    def peek(self, key: str) -> Outcome | None:
+        """Return the recorded outcome for *key* without waiting."""
+        try:
+            text = self._path(key, ".json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return Outcome.from_dict(json.loads(text))
+
+    def outcomes(self) -> list[Outcome]:
+        """Return all that is recorded, by whichever process."""
+        return [
+            Outcome.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            for path in sorted(self._folder.glob("outcome-*.json"))
+        ]
+
+    def _path(self, key: str, suffix: str) -> Path:
+        # A key holds slashes and colons; no file system takes all of them.
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return self._folder / f"outcome-{name}{suffix}"
+
+
+@contextmanager
+def held(path: Path, what: str, limit_s: float) -> Iterator[Beat]:
+    """Hold the lock file *path*; yields a function to call at each sign of progress.
+
+    Raises:
+        WaitedTooLong: the holder has not called it for *limit_s* seconds.
+    """
+    # Imported here: most processes of a run only look at what another one has recorded.
+    from filelock import FileLock, Timeout
+
+    # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
+    pulse = path.with_suffix(".beat")
+    lock, since = FileLock(path), time.time()
+    while True:
+        try:
+            lock.acquire(timeout=0.5, poll_interval=0.02)
+            break
+        except Timeout:
+            quiet_s = time.time() - max(since, _modified(pulse))
+            if quiet_s > limit_s:
+                raise WaitedTooLong(what, quiet_s) from None
+    try:
+        pulse.touch()
+        yield pulse.touch
+    finally:
+        lock.release()
+
+
+def pull_lock_path(url: str, model_key: str) -> Path:
+    """Return the lock of one model's download, shared by all runs of this user on this machine.
+
+    A second puller that leaves early can crash a v0.33 server.
+    """
+    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = Path(tempfile.gettempdir()) / f"pytest-ollama-warmup-{owner}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+        # Somebody else made it: what lies there cannot be trusted, so lock for this run only.
+        folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
+    name = hashlib.sha256(f"{url} {model_key}".encode()).hexdigest()[:16]
+    return folder / f"pull-{name}.lock"
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

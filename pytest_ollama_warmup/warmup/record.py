@@ -1,0 +1,91 @@
+"""What happened, as JSON; the one thing that crosses process borders."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+SCHEMA = 1
+StepKind = Literal["wait", "pull", "load"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One part of making a model ready: *start* in seconds since the epoch, *seconds* long.
+
+    *size* is in bytes and counts what a pull has downloaded.
+    """
+
+    kind: StepKind
+    start: float
+    seconds: float
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What happened to one model, or (with an empty *model*) to the server.
+
+    *error* is the whole message, *brief* its few words for a table; *by* is the process.
+    """
+
+    key: str
+    model: str
+    status: Literal["ready", "failed"]
+    by: str = ""
+    error: str = ""
+    brief: str = ""
+    notes: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    digest: str = ""
+    size: int = 0
+    capabilities: tuple[str, ...] | None = None
+    context_length: int = 0
+    options: tuple[tuple[str, int | bool], ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether tests can use the model."""
+        return self.status == "ready"
+
+    @property
+    def title(self) -> str:
+        """The model with its options, as tables show it."""
+        options = "".join(f",{key}={str(value).lower()}" for key, value in self.options)
+        return f"{self.model}{options}" if self.model else "the server"
+
+    def step(self, kind: StepKind) -> Step | None:
+        """Return the step of *kind*, if it took place."""
+        return next((step for step in self.steps if step.kind == kind), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return builtins only; ``from_dict`` is its inverse."""
+        return {"schema": SCHEMA, **asdict(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Outcome:
+        """Read what ``to_dict`` wrote, also after a trip through JSON."""
+        values = {key: value for key, value in data.items() if key != "schema"}
+        capabilities = values["capabilities"]
+        return cls(
+            **{
+                **values,
+                "notes": tuple(values["notes"]),
+                "steps": tuple(Step(**step) for step in values["steps"]),
+                "capabilities": None if capabilities is None else tuple(capabilities),
+                "options": tuple(sorted(values["options"].items())),
+            }
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One run: each model's outcome, and the tests that need it, by key."""
+
+    models: dict[str, Outcome] = field(default_factory=dict)
+    tests: dict[str, list[str]] = field(default_factory=dict)
+    waited_s: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep *outcome*; the first one of a model stays, later ones are the same by the gate."""
+        self.models.setdefault(outcome.key, outcome)

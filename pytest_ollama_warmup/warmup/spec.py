@@ -1,0 +1,196 @@
+"""One model with its options: "llama3.2:1b,num_ctx=8192" ↔ ModelSpec."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.errors import BadSpec
+from pytest_ollama_warmup.ollama.names import ModelName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+OptionValue = int | bool
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(?:(\d+\.?\d*|\.\d+)(h|ms|us|µs|ns|m|s))")
+FOREVER = -1.0
+_YEAR_S = 365 * 86400.0
+
+# The runner options of Ollama v0.33 (api/types.go, Runner): a request with another value than the
+# resident model has makes the server load it again. Least value, or bool.
+_LEAST: dict[str, int | None] = {
+    # The server silently takes a context below 4 as 4; nothing below 16 is meant.
+    "num_ctx": 16,
+    "num_batch": 1,
+    "num_gpu": -1,
+    "main_gpu": 0,
+    "use_mmap": None,
+    "num_thread": 1,
+}
+KEYS = (*_LEAST, "keep_alive", "insecure")
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as somebody asked for it; equal names compare by ``key``."""
+
+    name: str
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    keep_alive: float | None = None
+    insecure: bool = False
+
+    @property
+    def model_key(self) -> str:
+        """The model without its options, as Ollama compares names."""
+        return ModelName.parse(self.name).key
+
+    @property
+    def key(self) -> str:
+        """The model with its runner options: what is resident or not."""
+        options = "".join(f",{key}={_write(value)}" for key, value in self.options)
+        return f"{self.model_key}{options}"
+
+    def __str__(self) -> str:
+        parts = [self.name, *(f"{key}={_write(value)}" for key, value in self.options)]
+        if self.keep_alive is not None:
+            parts.append(f"keep_alive={self.keep_alive:g}")
+        if self.insecure:
+            parts.append("insecure=true")
+        return ",".join(parts)
+
+    def given(self, options: Mapping[str, object], source: str) -> ModelSpec:
+        """Return this spec with *options* (as a mark gives them) added.
+
+        Raises:
+            BadSpec: an unknown key, a bad value, or another value than the spec itself has.
+        """
+        spec = self
+        for key, value in options.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            token = f"{key}={text}"
+            if dict(spec.options).get(key, value) != value:
+                raise BadSpec(token, source, f"{spec} says otherwise; give it once")
+            spec = _with_option(spec, str(key), text, token, source)
+        return spec
+
+
+def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...]:
+    """Read a list of specs, split at white space and commas; equal ones are one.
+
+    A ``key=value`` belongs to the model before it. ``model?num_ctx=8192&keepalive=30m`` is
+    accepted too.
+
+    Raises:
+        BadSpec: names the token, *source*, and what is allowed.
+    """
+    specs: list[ModelSpec] = []
+    for text in [texts] if isinstance(texts, str) else texts:
+        before: ModelSpec | None = None
+        for token in re.split(r"[\s,]+", text.strip()):
+            if not token:
+                continue
+            name, asked, query = token.partition("?")
+            if "=" in name:
+                if before is None:
+                    raise BadSpec(
+                        token, source, "no model before it; quote the whole spec in YAML lists"
+                    )
+                before = specs[-1] = _with_option(before, *_split(token, source), token, source)
+                continue
+            if not name or (asked and not query):
+                raise BadSpec(token, source, "a model name is needed, like llama3.2:1b")
+            spec = ModelSpec(_check_name(name, source))
+            for pair in query.split("&") if query else ():
+                key, value = _split(pair, source)
+                key = {"keepalive": "keep_alive"}.get(key, key)
+                spec = _with_option(spec, key, value, token, source)
+            specs.append(spec)
+            before = spec
+    return _distinct(specs, source)
+
+
+def parse_duration(text: str, source: str) -> float:
+    """Read a lease in seconds: a number of seconds, or Go's form ``1h30m``; negative is for ever.
+
+    The API refuses a string without unit and takes numbers above about 292 years as zero
+    (tried on v0.33.0), so a lease of more than a year becomes -1, for ever.
+
+    Raises:
+        BadSpec: no duration, or zero, which would unload the model at once.
+    """
+    value = text.strip()
+    negative, digits = value.startswith("-"), value.lstrip("+-")
+    try:
+        amount = float(digits)
+    except ValueError:
+        parts = _DURATION.findall(digits)
+        if not parts or "".join(number + unit for number, unit in parts) != digits:
+            raise BadSpec(value, source, _DURATION_FORMS) from None
+        amount = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not amount >= 0 or (amount < 1 and not negative):
+        raise BadSpec(value, source, _DURATION_FORMS)
+    return FOREVER if negative or amount > _YEAR_S else amount
+
+
+_DURATION_FORMS = "a duration is needed: seconds (600), 10m, 1h30m, or -1 for ever; at least 1 s"
+
+
+def _split(pair: str, source: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not (key and equals and value):
+        raise BadSpec(pair, source, f"key=value is needed; keys: {', '.join(KEYS)}")
+    return key, value
+
+
+def _check_name(name: str, source: str) -> str:
+    try:
+        ModelName.parse(name)
+    except ValueError as exc:
+        raise BadSpec(name, source, f"{exc}; a model name is needed, like llama3.2:1b") from None
+    return name
+
+
+def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str) -> ModelSpec:
+    if key == "keep_alive":
+        return replace(spec, keep_alive=parse_duration(value, source))
+    if key == "insecure":
+        return replace(spec, insecure=_read_bool(value, token, source))
+    if key not in _LEAST:
+        raise BadSpec(token, source, f"unknown key {key!r}; keys: {', '.join(KEYS)}")
+    least = _LEAST[key]
+    read = (
+        _read_bool(value, token, source)
+        if least is None
+        else _read_int(value, least, token, source)
+    )
+    if key in dict(spec.options) and dict(spec.options)[key] != read:
+        raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
+    return replace(spec, options=tuple(sorted({**dict(spec.options), key: read}.items())))
+
+
+def _read_bool(value: str, token: str, source: str) -> bool:
+    if value.lower() not in _BOOLS:
+        raise BadSpec(token, source, "true or false is needed")
+    return _BOOLS[value.lower()]
+
+
+def _read_int(value: str, least: int, token: str, source: str) -> int:
+    if not re.fullmatch(r"[+-]?\d{1,9}", value) or int(value) < least:
+        raise BadSpec(token, source, f"a whole number of at least {least} is needed")
+    return int(value)
+
+
+def _write(value: OptionValue) -> str:
+    return str(value).lower()
+
+
+def _distinct(specs: list[ModelSpec], source: str) -> tuple[ModelSpec, ...]:
+    seen: dict[str, ModelSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.model_key, spec)
+        if replace(other, name=spec.name) != spec:
+            raise BadSpec(str(spec), source, f"{other.name} is listed twice with different options")
+    return tuple(seen.values())
