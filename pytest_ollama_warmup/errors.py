@@ -157,6 +157,7 @@ class AccessDenied(ServerError):
         advice = {
             "sent": "The server does not accept the key in OLLAMA_API_KEY.",
             "withheld": "OLLAMA_API_KEY was not sent: it goes to https and loopback only.",
+            "unusable": "OLLAMA_API_KEY was not sent: it is not plain ASCII text on one line.",
             "none": "Set OLLAMA_API_KEY if it wants a key.",
         }[self.key]
         if self.status == 403 and not self.words:

@@ -192,20 +192,16 @@ class Controller(Run):
         because = f"from {setting.source}" if setting.value != "auto" else "CI is set"
         server = len(keys) > 1 or SERVER in keys or self.server().error
         parts = []
-        if failing := counts["fail"]:
-            subject = (
-                f"Failed: {count(failing, 'test')} that need it"
-                if server
-                else (f"Its {count(failing, 'test')} {'fails' if failing == 1 else 'fail'}")
-            )
-            parts.append(f"{subject} ({because}).")
-        if skipped := counts["skip"]:
-            subject = (
-                f"Skipped: {count(skipped, 'test')} that need it"
-                if server
-                else (f"Its {count(skipped, 'test')} {'is' if skipped == 1 else 'are'} skipped")
-            )
-            parts.append(f"{subject}; --ollama-on-missing=fail makes them fail.")
+        for fate, number in counts.items():
+            need, be, them = ("needs", "is", "it") if number == 1 else ("need", "are", "them")
+            tests = count(number, "test")
+            if fate == "skip":
+                told = f"Skipped: {tests} that {need} it" if server else f"Its {tests} {be} skipped"
+                parts.append(f"{told}; --ollama-on-missing=fail makes {them} fail.")
+            else:
+                fail = "fails" if number == 1 else "fail"
+                told = f"Failed: {tests} that {need} it" if server else f"Its {tests} {fail}"
+                parts.append(f"{told} ({because}).")
         return " ".join(parts)
 
     @contextmanager

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import ssl
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -75,11 +76,16 @@ class Client:
         secure = host.url.startswith("https:")
         self._key_state = "none" if not api_key else "withheld"
         headers = {"User-Agent": "pytest-ollama-warmup"}
+        if not (api_key.isascii() and api_key.isprintable()):
+            # No header can hold it, and the error that says so would show it.
+            self._key_state = "unusable"
         # A key sent to a plain-http address elsewhere would cross the network in the clear.
-        if api_key and (secure or host.loopback):
+        elif api_key and (secure or host.loopback):
             self._key_state = "sent"
             headers["Authorization"] = f"Bearer {api_key}"
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        # A set must not grow while abort() goes through it.
+        self._sockets_lock = threading.Lock()
         self._http = httpx.Client(
             base_url=host.url,
             headers=headers,
@@ -100,7 +106,9 @@ class Client:
 
         The server ends a pull or a load when its client has gone.
         """
-        for sock in list(self._sockets):
+        with self._sockets_lock:
+            sockets = list(self._sockets)
+        for sock in sockets:
             try:
                 # close() alone would not wake a thread that waits in recv().
                 sock.shutdown(socket.SHUT_RDWR)
@@ -132,12 +140,12 @@ class Client:
             except ServerUnreachable as exc:
                 waited = clock() - begin
                 on_wait(exc.cause, waited)
-                if waited + pause >= limit_s:
-                    sleep(max(0.0, limit_s - waited))
+                if waited >= limit_s:
                     raise ServerUnreachable(
-                        self.host.url, self.host.source, exc.cause, max(waited, limit_s)
+                        self.host.url, self.host.source, exc.cause, waited
                     ) from exc
-            sleep(pause)
+            # The last attempt is made when the time is over: it may be just then that it answers.
+            sleep(min(pause, limit_s - waited))
             pause = min(0.5, pause * 1.5)
 
     def version(self, timeout_s: float = 5.0) -> str:
@@ -153,15 +161,15 @@ class Client:
             raise self._unreachable(f"HTTP {response.status_code}")
         data = _json(response.content)
         if response.status_code == 200 and isinstance(data, dict) and "version" in data:
-            return clean(data["version"], 40)
+            return self._clean(data["version"], 40)
         text = response.text
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.S | re.I)
-        excerpt = clean(title.group(1) if title else text, 60)
+        excerpt = self._clean(title.group(1) if title else text, 60)
         seen = " ".join(part for part in (str(response.status_code), clean(kind, 60)) if part)
         raise NotOllama(
             self.host.url,
             self.host.source,
-            f'{seen} "{self._hide(excerpt)}"' if excerpt else seen,
+            f'{seen} "{excerpt}"' if excerpt else seen,
             self.host.note,
         )
 
@@ -210,14 +218,14 @@ class Client:
                     continue
                 data = _json(line)
                 if not isinstance(data, dict):
-                    raise ApiError("POST /api/pull", 200, f"not JSON: {self._hide(clean(line))}")
+                    raise ApiError("POST /api/pull", 200, f"not JSON: {self._clean(line)}")
                 if "error" in data:
-                    raise ApiError("POST /api/pull", 200, self._hide(clean(data["error"])))
+                    raise ApiError("POST /api/pull", 200, self._clean(data["error"]))
                 yield PullProgress(
                     clean(data.get("status", ""), 100),
-                    str(data.get("digest", "")),
-                    int(data.get("total") or 0),
-                    int(data.get("completed") or 0),
+                    clean(data.get("digest", ""), 100),
+                    _whole(data.get("total")),
+                    _whole(data.get("completed")),
                 )
 
     def load(
@@ -260,12 +268,13 @@ class Client:
         return [
             Resident(
                 clean(one.get("name") or one.get("model") or "", 500),
-                str(one.get("digest") or ""),
-                int(one.get("size") or 0),
-                int(one.get("context_length") or 0),
+                clean(one.get("digest") or "", 100),
+                _whole(one.get("size")),
+                _whole(one.get("context_length")),
                 _seconds_until(one.get("expires_at"), now),
             )
             for one in (models if isinstance(models, list) else [])
+            if isinstance(one, dict)
         ]
 
     def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
@@ -295,11 +304,13 @@ class Client:
         text = (
             data.get("error", data) if isinstance(data, dict) else content.decode(errors="replace")
         )
-        return self._hide(clean(text))
+        return self._clean(text)
 
-    def _hide(self, text: str) -> str:
-        # Some gateways echo the key that they refuse.
-        return text.replace(self._secret, "***") if self._secret else text
+    def _clean(self, text: object, limit: int = 500) -> str:
+        # Some gateways echo the key that they refuse. It is hidden before the text is cut, which
+        # would leave a part of it.
+        shown = str(text).replace(self._secret, "***") if self._secret else text
+        return clean(shown, limit)
 
     def _denied(self, status: int, words: str) -> AccessDenied:
         return AccessDenied(self.host.url, self.host.source, status, words, self._key_state)
@@ -315,10 +326,11 @@ class Client:
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         # TLS wraps the first socket in a second one, and leaves nothing in the first.
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             sock = info["return_value"].get_extra_info("socket")
             if isinstance(sock, socket.socket):
-                self._sockets.add(sock)
+                with self._sockets_lock:
+                    self._sockets.add(sock)
 
 
 class _Translation:
@@ -334,28 +346,32 @@ class _Translation:
         pass
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, httpx.TransportError):
+        if isinstance(exc, httpx.RequestError):
             raise self._as_server_error(exc) from exc
 
-    def _as_server_error(self, exc: httpx.TransportError) -> ServerError:
+    def _as_server_error(self, exc: httpx.RequestError) -> ServerError:
         host = self._client.host
         causes = list(_chain(exc))
         tls = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
         if tls is not None:
             return TlsFailed(host.url, host.source, _tls_words(tls))
-        if isinstance(exc, httpx.RemoteProtocolError) and "without sending" not in str(exc):
+        garbled = isinstance(exc, httpx.RemoteProtocolError | httpx.DecodingError)
+        if garbled and "without sending" not in str(exc):
             return NotOllama(host.url, host.source, f"no HTTP: {clean(exc, 100)}", host.note)
         return self._client._unreachable(_cause(exc, causes))
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
     one: BaseException | None = exc
-    while one is not None:
+    # What a mocking library raises again may be its own cause.
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
         yield one
         one = one.__cause__ or one.__context__
 
 
-def _cause(exc: httpx.TransportError, causes: list[BaseException]) -> str:
+def _cause(exc: httpx.RequestError, causes: list[BaseException]) -> str:
     for one in causes:
         if isinstance(one, socket.gaierror):
             return "host name not found"
@@ -383,8 +399,12 @@ def _tls_words(exc: ssl.SSLError) -> str:
 def _json(content: bytes | str) -> Any:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _server_time(date: str | None) -> datetime:

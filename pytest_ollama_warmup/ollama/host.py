@@ -12,8 +12,9 @@ from pytest_ollama_warmup.text import clean
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-# Python raises UnicodeError, no OSError, for a name with an empty or a long label.
-_HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+# Python raises UnicodeError, no OSError, for a name with an empty or a long label. Digits alone are
+# an address with a mistake in it, or a port.
+_HOST_NAME = re.compile(rf"(?![0-9.]+\Z){_LABEL}(?:\.{_LABEL})*\.?")
 _PATH = re.compile(r"[A-Za-z0-9._~!$&()*+;=:%/-]*")
 
 
@@ -79,6 +80,7 @@ def parse_host(text: str, source: str) -> Host:
 
 
 def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:
+    port: str | None
     name, port = netloc, None
     if netloc.count(":") < 2 or netloc.startswith("["):
         head, colon, tail = netloc.rpartition(":")
@@ -88,11 +90,15 @@ def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:
     if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536):
         raise BadHost(shown, source, f"port {clean(port)!r}, not a number from 1 to 65535")
     name = _UNSPECIFIED.get(name, name)
-    try:
-        # The zone of an IPv6 address, like fe80::1%eth0, may hold anything for ipaddress.
-        named = getattr(ipaddress.ip_address(name), "scope_id", None) or "localhost"
-    except ValueError:
-        named = name
-    if not _HOST_NAME.fullmatch(named):
+    if not (_is_address(name) or _HOST_NAME.fullmatch(name)):
         raise BadHost(shown, source, f"host {clean(name)!r}")
     return name, None if port is None else int(port)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        zone = getattr(ipaddress.ip_address(name), "scope_id", None)
+    except ValueError:
+        return False
+    # ipaddress takes anything for the zone of fe80::1%eth0.
+    return zone is None or _HOST_NAME.fullmatch(zone) is not None

@@ -162,6 +162,8 @@ class Screen:
                 self.say(f"{name} pulling", least=-1)
             elif event.phase == "present" and before == "pulling":
                 self.say(f"{name} pulled in {seconds(now - one.begin)}, loading", least=-1)
+            elif event.phase == "waiting":
+                self.say(f"{name} waits: another run is pulling it", least=-1)
             elif event.phase == "busy":
                 self.say(f"{name} waits: the server's queue is full", least=-1)
             elif event.outcome is not None and event.outcome.ready:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.errors import (
+    AccessDenied,
     ApiError,
     LoadFailed,
     ModelError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, Resident
     from pytest_ollama_warmup.warmup.plan import Target
 
-Phase = Literal["checking", "queued", "pulling", "present", "loading", "busy", "done"]
+Phase = Literal["checking", "queued", "waiting", "pulling", "present", "loading", "busy", "done"]
 PULLS_SIDE_BY_SIDE = 4
 WARM_UP_PROMPT = "Hi"
 
@@ -78,12 +79,15 @@ class _Bringing:
     pulls: threading.Semaphore
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    waited: bool = False
+    """Whether another run was pulling the model."""
 
     @property
     def name(self) -> str:
         return self.target.spec.name
 
     def enter(self, phase: Phase, completed: int = 0, total: int = 0) -> None:
+        self.waited = self.waited or phase == "waiting"
         self.beat()
         self.say(Event(self.target, phase, completed, total))
 
@@ -201,9 +205,9 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
     name, target = work.name, work.target
     work.enter("checking")
     info = _show(work)
-    if is_cloud(name):
-        if info is None:
-            raise NotPulled(name, target.origin, True)
+    if is_cloud(name) and info is None:
+        raise NotPulled(name, target.origin, True)
+    if info is not None and _in_cloud(work, info):
         return info
     if info is not None and (work.terms.pull != "always" or not work.terms.may_pull(target)):
         return info
@@ -216,10 +220,12 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
             pull_lock_path(work.client.host.url, target.spec.model_key),
             f"pull of {name}",
             work.terms.load_timeout_s,
+            lambda: work.enter("waiting"),
         ) as beat,
     ):
-        if info is None and (pulled_by_another := _show(work)) is not None:
+        if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
+        work.enter("pulling")
         try:
             _pull(work, beat)
         except (UnknownModel, PullFailed) as exc:
@@ -238,9 +244,21 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
 _RUN_AGAIN = "Run again: a pull goes on where it stopped."
 
 
+_CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
+
+
+def _in_cloud(work: _Bringing, info: ModelInfo) -> bool:
+    return is_cloud(work.name) or bool(info.remote_host)
+
+
 def _show(work: _Bringing) -> ModelInfo | None:
     try:
         return work.client.show(work.name)
+    except AccessDenied as exc:
+        if not is_cloud(work.name):
+            raise
+        # Of ollama.com, passed on by the server: no key of ours would help.
+        raise LoadFailed(work.name, work.target.origin, exc.words, _CLOUD_ACCESS) from exc
     except ApiError as exc:
         raise LoadFailed(
             work.name, work.target.origin, exc.words, _advice_on_load(work, exc)
@@ -300,7 +318,8 @@ def _advice_on_pull(name: str, words: str) -> str:
         ),
         (("unauthorized", "access denied", "realm host"), "The registry wants a login."),
         (("no space left",), "Free some space where the server keeps its models."),
-        (("newer version", "412"), "Update Ollama."),
+        # Not a bare 412, which digests and ports hold too.
+        (("newer version", "manifest: 412:"), "Update Ollama."),
         (
             ("no such host", "connection refused", "timeout", "unreachable", "eof"),
             "The server cannot reach the registry: pull while online, or see its proxy settings.",
@@ -315,7 +334,7 @@ def _advice_on_pull(name: str, words: str) -> str:
 
 def _ensure_loaded(work: _Bringing, info: ModelInfo) -> Resident | None:
     spec, terms = work.target.spec, work.terms
-    if info.remote_host or is_cloud(work.name):
+    if _in_cloud(work, info):
         work.notes.append("runs in the cloud, not warmed")
         return None
     if terms.warm == "off":
@@ -370,7 +389,11 @@ def _ensure_lease(work: _Bringing, kind: LoadKind) -> Resident | None:
     """Ask for the lease where the server gives a shorter one by itself."""
     spec = work.target.spec
     wanted = work.terms.keep_alive_s if spec.keep_alive is None else spec.keep_alive
-    resident = _find(work.client.resident(), spec.model_key)
+    try:
+        resident = _find(work.client.resident(), spec.model_key)
+    except ApiError:
+        # Servers before v0.32.4 fail here now and then; the model is loaded all the same.
+        return None
     # Two tags that share weights share a runner, listed under the other name: its lease is not
     # known, and a lease must never be sent over a longer one.
     if resident is None or resident.lease_s is None:

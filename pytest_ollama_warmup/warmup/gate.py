@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_ollama_warmup.errors import WaitedTooLong
@@ -72,8 +73,12 @@ class Gate:
 
 
 @contextmanager
-def held(path: Path, what: str, limit_s: float) -> Iterator[Beat]:
+def held(
+    path: Path, what: str, limit_s: float, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Beat]:
     """Hold the lock file *path*; yields a function to call at each sign of progress.
+
+    *on_wait* is called once, when another process holds it.
 
     Raises:
         WaitedTooLong: the holder has not called it for *limit_s* seconds.
@@ -83,12 +88,15 @@ def held(path: Path, what: str, limit_s: float) -> Iterator[Beat]:
 
     # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
     pulse = path.with_suffix(".beat")
-    lock, since = FileLock(path), time.time()
+    lock, since, patience_s = FileLock(path), time.time(), 0.0
     while True:
         try:
-            lock.acquire(timeout=0.5, poll_interval=0.02)
+            lock.acquire(timeout=patience_s, poll_interval=0.02)
             break
         except Timeout:
+            if not patience_s:
+                on_wait()
+                patience_s = 0.5
             quiet_s = time.time() - max(since, _modified(pulse))
             if quiet_s > limit_s:
                 raise WaitedTooLong(what, quiet_s) from None
@@ -106,12 +114,22 @@ def pull_lock_path(url: str, model_key: str) -> Path:
     """
     owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(tempfile.gettempdir()) / f"pytest-ollama-warmup-{owner}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not _private(folder):
         # Somebody else made it: what lies there cannot be trusted, so lock for this run only.
         folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
     name = hashlib.sha256(f"{url} {model_key}".encode()).hexdigest()[:16]
     return folder / f"pull-{name}.lock"
+
+
+def _private(folder: Path) -> bool:
+    # Not what a symbolic link leads to.
+    info = folder.lstat()
+    if not hasattr(os, "getuid"):
+        return stat.S_ISDIR(info.st_mode)
+    others_may = info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not others_may
 
 
 def _modified(path: Path) -> float:

@@ -56,7 +56,8 @@ class ModelSpec:
     def __str__(self) -> str:
         parts = [self.name, *(f"{key}={_write(value)}" for key, value in self.options)]
         if self.keep_alive is not None:
-            parts.append(f"keep_alive={self.keep_alive:g}")
+            # Not :g, which rounds to six digits.
+            parts.append(f"keep_alive={str(self.keep_alive).removesuffix('.0')}")
         if self.insecure:
             parts.append("insecure=true")
         return ",".join(parts)
@@ -130,7 +131,7 @@ def parse_duration(text: str, source: str) -> float:
         if not parts or "".join(number + unit for number, unit in parts) != digits:
             raise BadSpec(value, source, _DURATION_FORMS) from None
         amount = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not amount >= 0 or (amount < 1 and not negative):
+    if not amount > 0 or (amount < 1 and not negative):
         raise BadSpec(value, source, _DURATION_FORMS)
     return FOREVER if negative or amount > _YEAR_S else amount
 
@@ -155,7 +156,10 @@ def _check_name(name: str, source: str) -> str:
 
 def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str) -> ModelSpec:
     if key == "keep_alive":
-        return replace(spec, keep_alive=parse_duration(value, source))
+        seconds = parse_duration(value, source)
+        if spec.keep_alive not in (None, seconds):
+            raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
+        return replace(spec, keep_alive=seconds)
     if key == "insecure":
         return replace(spec, insecure=_read_bool(value, token, source))
     if key not in _LEAST:

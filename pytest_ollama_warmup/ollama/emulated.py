@@ -1,0 +1,432 @@
+"""What an emulated Ollama holds: scripted models, downloads, loaded models and their leases.
+
+All behaviour is that of Ollama v0.33.0; where its source was not clear, a real server was asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+import time
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ollama_warmup.ollama.names import ModelName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+
+RunnerOptions = dict[str, int | bool | None]
+
+# Go's longest duration, 292 years: what the server makes of a negative keep_alive.
+FOREVER_S = (2**63 - 1) / 1e9
+_TICK_S = 0.06
+_POLL_S = 0.01
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_OTHER_TYPES: dict[type, str] = {
+    bool: "bool",
+    list: "[]interface {}",
+    dict: "map[string]interface {}",
+}
+# main_gpu and use_mmap are pointers in the server: main_gpu 0 is not the same as none at all.
+_DEFAULTS: RunnerOptions = {
+    "num_ctx": None,
+    "num_batch": 512,
+    "num_gpu": -1,
+    "main_gpu": None,
+    "use_mmap": None,
+    "num_thread": 0,
+}
+
+
+class Refusal(Exception):
+    """An answer ``{"error": text}`` with an HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+
+class ClientGone(Exception):
+    """The client has closed its connection: nobody waits for this work any more."""
+
+
+@dataclass(slots=True)
+class ScriptedModel:
+    """A model as the emulator plays it: times in seconds, sizes in bytes.
+
+    *pull_rate* is in bytes a second, None is at once. *digest* is bare hex and made from the name
+    where it is empty; models with equal *weights* (empty: the digest) share one runner.
+    """
+
+    name: str
+    size: int = 1_000_000
+    present: bool = False
+    in_registry: bool = True
+    pull_rate: float | None = None
+    load_s: float = 0.0
+    eval_s: float = 0.0
+    capabilities: Collection[str] = ("completion",)
+    digest: str = ""
+    weights: str = ""
+    context_length: int = 32768
+    remote_host: str | None = None
+    pull_error: str | None = None
+    """What each pull ends with, as an error line inside HTTP 200."""
+    pull_cut: bool = False
+    """Whether each pull ends half-way, without a word."""
+    load_error: str | None = None
+    """What each load ends with, as HTTP 500."""
+    damaged: bool = False
+    """Whether it cannot generate, although ``/api/show`` says so."""
+    busy: int = 0
+    """How many load requests are turned away with 503 first."""
+
+
+class Load(NamedTuple):
+    """A load that succeeded: the model's short name and the options it now runs with."""
+
+    model: str
+    options: RunnerOptions
+
+
+@dataclass(slots=True)
+class _Download:
+    """The weights of one model on their way; all clients that pull it watch the same bytes."""
+
+    kept: int = 0
+    clients: int = 0
+    since: float = 0.0
+
+    def completed(self, model: ScriptedModel) -> int:
+        reach = _reach(model)
+        if model.pull_rate is None:
+            return reach
+        fresh = (time.monotonic() - self.since) * model.pull_rate if self.clients else 0
+        return min(reach, self.kept + int(fresh))
+
+
+def _reach(model: ScriptedModel) -> int:
+    return model.size // 2 if model.pull_cut else model.size
+
+
+class Store:
+    """The models on disk and in the registry."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: dict[str, ScriptedModel] = {}
+        self._downloads: dict[str, _Download] = {}
+
+    def add(self, model: ScriptedModel) -> None:
+        """Add a copy of *model*, or change the one of its name; work under way goes on by it."""
+        name = ModelName.parse(model.name)
+        digest = model.digest or hashlib.sha256(name.key.encode()).hexdigest()
+        new = replace(model, name=name.short, digest=digest, weights=model.weights or digest)
+        with self._lock:
+            known = self._models.setdefault(name.key, new)
+            for each in fields(ScriptedModel):
+                setattr(known, each.name, getattr(new, each.name))
+
+    def find(self, name: str) -> ScriptedModel | None:
+        """Return the model that *name* means, pulled or not.
+
+        Raises:
+            Refusal: 400, no valid name.
+        """
+        key = parse_name(name).key
+        with self._lock:
+            return self._models.get(key)
+
+    def present(self) -> list[ScriptedModel]:
+        """Return the models on disk."""
+        with self._lock:
+            return [model for model in self._models.values() if model.present]
+
+    def pulling(self) -> list[str]:
+        """Return the names of the models that are on their way."""
+        with self._lock:
+            under_way = {weights for weights, one in self._downloads.items() if one.clients}
+            return [model.name for model in self._models.values() if model.weights in under_way]
+
+    def pull(
+        self, model: ScriptedModel | None, pause: Callable[[float], None]
+    ) -> Generator[dict[str, object], None, None]:
+        """Play a pull of *model*, None is unknown to the registry; yields the lines of its stream.
+
+        *pause* sleeps, and raises when the client has gone.
+
+        Raises:
+            Refusal: the error line that ends the stream.
+        """
+        yield {"status": "pulling manifest"}
+        if model is None or not model.in_registry:
+            raise Refusal(500, "pull model manifest: file does not exist")
+        if model.pull_error is not None:
+            raise Refusal(500, model.pull_error)
+        line: dict[str, object] = {
+            "status": f"pulling {model.weights[:12]}",
+            "digest": f"sha256:{model.weights}",
+            "total": model.size,
+        }
+        if model.present:
+            yield {**line, "completed": model.size}
+        else:
+            with self._joined(model) as download:
+                while (done := download.completed(model)) < _reach(model):
+                    # Go leaves out fields that are zero.
+                    yield {**line, "completed": done} if done else line
+                    pause(_TICK_S)
+                yield {**line, "completed": done}
+        if model.pull_cut:
+            return
+        yield {"status": "verifying sha256 digest"}
+        yield {"status": "writing manifest"}
+        with self._lock:
+            model.present = True
+            self._downloads.pop(model.weights, None)
+        yield {"status": "success"}
+
+    @contextlib.contextmanager
+    def _joined(self, model: ScriptedModel) -> Iterator[_Download]:
+        with self._lock:
+            download = self._downloads.setdefault(model.weights, _Download())
+            if not download.clients:
+                download.since = time.monotonic()
+            download.clients += 1
+        try:
+            yield download
+        finally:
+            with self._lock:
+                # The last client that leaves stops the download; its bytes are kept.
+                if download.clients == 1:
+                    download.kept = download.completed(model)
+                download.clients -= 1
+
+
+@dataclass(slots=True, eq=False)
+class Runner:
+    """A loaded model; *model* is the one whose request loaded the weights."""
+
+    model: ScriptedModel
+    options: RunnerOptions
+    lease_s: float
+    users: int = 0
+    deadline: float = 0.0
+    slot: threading.Lock = field(default_factory=threading.Lock)
+    """Held while generating: one at a time, as OLLAMA_NUM_PARALLEL=1 has it."""
+
+    def left_s(self) -> float:
+        """Return the rest of its lease; that of a runner at work has not begun."""
+        return self.lease_s if self.users else self.deadline - time.monotonic()
+
+    def is_idle(self) -> bool:
+        """Whether no request uses it."""
+        return self.users == 0
+
+    def fits(self, asked: RunnerOptions) -> bool:
+        """Whether a request with the options *asked* needs no reload (``sched.needsReload``)."""
+        return all(
+            self.options[key] == value
+            # No request is too good for a runner that some other one has put on the CPU.
+            or (key == "num_gpu" and value == -1)
+            # Left to itself, a CPU runner does not map the file.
+            or (key == "use_mmap" and self.options[key] is None and value is False)
+            for key, value in asked.items()
+        )
+
+
+class Scheduler:
+    """Which models are in memory; loads one at a time, in the order of the requests."""
+
+    def __init__(self, max_loaded: int, lease_s: float) -> None:
+        self.loads: list[Load] = []
+        self.loading: str | None = None
+        self.queue: list[object] = []
+        self._max_loaded, self._lease_s = max_loaded, lease_s
+        self._changed = threading.Condition()
+        self._runners: dict[str, Runner] = {}
+
+    def resident(self) -> list[Runner]:
+        """Return the loaded models, the latest to expire first; one that still loads is none."""
+        with self._changed:
+            self._expire()
+            return sorted(self._runners.values(), key=Runner.left_s, reverse=True)
+
+    @contextlib.contextmanager
+    def runner(
+        self,
+        model: ScriptedModel,
+        options: RunnerOptions,
+        lease_s: float | None,
+        gone: Callable[[], bool],
+    ) -> Iterator[Runner]:
+        """Lend the runner of *model*, after loading it where none fits; None keeps its lease.
+
+        Raises:
+            Refusal: the load fails, or is turned away.
+            ClientGone: *gone* said so during the wait; the load is given up.
+        """
+        with self._changed:
+            runner = self._fitting(model, options) or self._load(model, options, gone)
+            runner.users += 1
+            if lease_s is not None:
+                runner.lease_s = lease_s
+        try:
+            yield runner
+        finally:
+            with self._changed:
+                runner.users -= 1
+                runner.deadline = time.monotonic() + runner.lease_s
+                self._changed.notify_all()
+
+    def unload(self, model: ScriptedModel) -> None:
+        """End the lease of *model*; a load under way is not touched."""
+        with self._changed:
+            if runner := self._runners.get(model.weights):
+                self._end_lease(runner)
+
+    def clear(self) -> None:
+        """Forget all runners, as when the server's process ends."""
+        with self._changed:
+            self._runners.clear()
+
+    def _fitting(self, model: ScriptedModel, options: RunnerOptions) -> Runner | None:
+        self._expire()
+        runner = self._runners.get(model.weights)
+        return runner if runner is not None and runner.fits(options) else None
+
+    def _load(
+        self, model: ScriptedModel, options: RunnerOptions, gone: Callable[[], bool]
+    ) -> Runner:
+        if model.busy > 0:
+            model.busy -= 1
+            raise Refusal(503, "server busy, please try again.  maximum pending requests exceeded")
+        ticket = object()
+        self.queue.append(ticket)
+        try:
+            self._wait(lambda: self.queue[0] is ticket, gone)
+            # The request in front may have loaded just this.
+            if runner := self._fitting(model, options):
+                return runner
+            self._make_room(model, gone)
+            self.loading = model.name
+            began = time.monotonic()
+            self._wait(lambda: time.monotonic() - began >= model.load_s, gone)
+            if model.load_error is not None:
+                raise Refusal(500, model.load_error)
+            runner = self._runners[model.weights] = Runner(model, options, self._lease_s)
+            self.loads.append(Load(model.name, dict(options)))
+            return runner
+        finally:
+            if self.queue[0] is ticket:
+                self.loading = None
+            self.queue.remove(ticket)
+            self._changed.notify_all()
+
+    def _make_room(self, model: ScriptedModel, gone: Callable[[], bool]) -> None:
+        while (victim := self._in_the_way(model)) is not None:
+            self._end_lease(victim)
+            self._wait(victim.is_idle, gone)
+
+    def _in_the_way(self, model: ScriptedModel) -> Runner | None:
+        self._expire()
+        misfit = self._runners.get(model.weights)
+        if misfit is not None or len(self._runners) < self._max_loaded:
+            return misfit
+        # Idle before busy, then the shortest lease, then the path of the weights: how long ago a
+        # model was used does not count.
+        return min(
+            self._runners.values(),
+            key=lambda runner: (runner.users > 0, runner.lease_s, runner.model.weights),
+        )
+
+    def _wait(self, ready: Callable[[], bool], gone: Callable[[], bool]) -> None:
+        # Asked at least once: one that left the queue must not load when its turn comes.
+        while not gone():
+            if ready():
+                return
+            self._changed.wait(_POLL_S)
+        raise ClientGone
+
+    def _end_lease(self, runner: Runner) -> None:
+        runner.lease_s = runner.deadline = 0.0
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for key, runner in list(self._runners.items()):
+            if not runner.users and runner.deadline <= now:
+                del self._runners[key]
+
+
+def parse_name(text: str) -> ModelName:
+    """Read a model's name.
+
+    Raises:
+        Refusal: 400, no valid name.
+    """
+    try:
+        return ModelName.parse(text)
+    except ValueError:
+        raise Refusal(400, "invalid model name") from None
+
+
+def runner_options(
+    sent: Mapping[str, object], model: ScriptedModel, default_num_ctx: int
+) -> RunnerOptions:
+    """Return all runner options of a request that sent *sent*; null and unknown keys count as not.
+
+    Raises:
+        Refusal: 500, a value of the wrong type.
+    """
+    options = {**_DEFAULTS, "num_ctx": default_num_ctx}
+    for key, value in sent.items():
+        if key not in options or value is None:
+            continue
+        kind = "boolean" if key == "use_mmap" else "integer"
+        if not isinstance(value, int | float) or isinstance(value, bool) != (kind == "boolean"):
+            raise Refusal(500, f'option "{key}" must be of type {kind}')
+        options[key] = value if isinstance(value, bool) else int(value)
+    options["num_ctx"] = min(max(4, options["num_ctx"] or 0), model.context_length)
+    # Any negative number of layers means: as many as fit.
+    options["num_gpu"] = max(-1, options["num_gpu"] or 0)
+    return options
+
+
+def lease_of(keep_alive: object) -> float | None:
+    """Return the seconds that a request's ``keep_alive`` asks for; None where it says nothing.
+
+    Raises:
+        Refusal: 400, in the words of Go's JSON and duration readers.
+    """
+    if keep_alive is None:
+        return None
+    if isinstance(keep_alive, str):
+        seconds = _go_duration(keep_alive)
+    elif isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool):
+        seconds = float(keep_alive)
+        if seconds > FOREVER_S:
+            # Overflows in the server: the lease has ended before it begins.
+            return -1.0
+    else:
+        raise Refusal(400, f"Unsupported type: '{_OTHER_TYPES[type(keep_alive)]}'")
+    return FOREVER_S if seconds < 0 else seconds
+
+
+def _go_duration(text: str) -> float:
+    sign, rest = ("-", text[1:]) if text[:1] == "-" else ("", text.removeprefix("+"))
+    seconds = 0.0
+    parts = [] if rest == "0" else re.split(r"(?<=[^\d.])(?=[\d.])", rest)
+    for part in parts:
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([^\d.]*)", part)
+        if found is None:
+            raise Refusal(400, f'time: invalid duration "{text}"')
+        number, unit = found.groups()
+        if not unit:
+            raise Refusal(400, f'time: missing unit in duration "{text}"')
+        if unit not in _UNITS:
+            raise Refusal(400, f'time: unknown unit "{unit}" in duration "{text}"')
+        seconds += float(number) * _UNITS[unit]
+    return -seconds if sign else seconds

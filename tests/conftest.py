@@ -1,0 +1,149 @@
+"""A suite of a user, run for real: files and arguments in, outcomes and output out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LLAMA = ScriptedModel("llama3.2:1b", size=1_300_000, capabilities=("completion",))
+ONE_TEST = {
+    "test_chat.py": """
+        import pytest
+
+        @pytest.mark.requires_model("llama3.2:1b")
+        def test_tone():
+            pass
+    """
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, and what it printed."""
+
+    ret: int
+    out: str
+    err: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The outcomes of pytest's last line: ``{"passed": 2}``."""
+        last = [line for line in self.out.splitlines() if re.search(r" in \d+\.\d+s", line)]
+        found = re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed)", last[-1])
+        return {name.removesuffix("s") if "error" in name else name: int(n) for n, name in found}
+
+    @property
+    def ours(self) -> list[str]:
+        """The lines that begin with ``ollama:``, without it."""
+        lines = [line.strip() for line in self.out.splitlines()]
+        return [line.removeprefix("ollama: ") for line in lines if line.startswith("ollama: ")]
+
+    @property
+    def table(self) -> list[str]:
+        """The lines of the summary."""
+        lines = self.out.splitlines()
+        starts = [i for i, line in enumerate(lines) if " ollama models " in line]
+        if not starts:
+            return []
+        rest = lines[starts[0] + 1 :]
+        end = next((i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |tests waited", line)), None)
+        return rest[:end]
+
+
+class UserSuite:
+    """A user's suite in an empty folder."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+
+    def write(self, files: dict[str, str]) -> None:
+        """Write *files*, by name; sources may be indented."""
+        for name, text in files.items():
+            path = self.pytester.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
+
+    def command(self, *args: str) -> list[str]:
+        """Return the command that runs pytest; xdist takes part where *args* distribute."""
+        distributed = any(arg.startswith(("-n", "--tx", "--dist")) for arg in args)
+        plugins = ["-p", "ollama_warmup", *(["-p", "xdist"] if distributed else [])]
+        return [sys.executable, "-m", "pytest", *plugins, *args]
+
+    def run(self, *args: str) -> Result:
+        """Run pytest as a process of its own."""
+        done = subprocess.run(
+            self.command(*args),
+            cwd=self.pytester.path,
+            capture_output=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            timeout=100,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        """Start pytest in a process group of its own, so that what it leaves can be counted."""
+        return subprocess.Popen(
+            self.command(*args),
+            cwd=self.pytester.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
+
+class Suite(UserSuite):
+    """A user's suite, and an emulator that it can talk to."""
+
+    def __init__(self, pytester: pytest.Pytester, ollama: Emulator) -> None:
+        super().__init__(pytester)
+        self.ollama = ollama
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own Ollama, CI or proxies reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("OLLAMA_", "PYTEST_OLLAMA_", "PYTEST_XDIST_")) or name in (
+            "CI",
+            "PYTEST_ADDOPTS",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "http_proxy",
+            "https_proxy",
+            "NO_COLOR",
+            "FORCE_COLOR",
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+
+
+@pytest.fixture
+def ollama() -> Iterator[Emulator]:
+    """An emulator with llama3.2:1b in its registry, not pulled."""
+    with Emulator([LLAMA]) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def suite(
+    pytester: pytest.Pytester, ollama: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> Suite:
+    """An empty suite whose OLLAMA_HOST is the emulator."""
+    monkeypatch.setenv("OLLAMA_HOST", ollama.url)
+    return Suite(pytester, ollama)

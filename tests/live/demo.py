@@ -1,0 +1,173 @@
+"""The main job, shown: the first test cold and warm, in one process and with two workers.
+
+Runs on a reachable Ollama, else on a private one from ``ollama`` on PATH, else on one that is built
+once; only where that cannot be had on the emulator, and then says so in every line with a figure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a script, the top of the checkout is not on the path.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from pytest_ollama_warmup.errors import WarmupError
+from pytest_ollama_warmup.ollama.client import Client
+from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.ollama.host import parse_host
+from tests.live.provide import Missing, provide
+from tests.live.registry import Registry
+from tests.live.server import RealServer
+
+SUITE = """
+    import json, os, time, urllib.request
+    import pytest
+
+    @pytest.mark.requires_model("MODEL")
+    @pytest.mark.parametrize("question", ["Hello", "Who are you", "What now", "Good bye"])
+    def test_answers(question, ollama_host, ollama_model):
+        body = {"model": ollama_model, "prompt": question, "stream": False,
+                "options": {"num_predict": 16}}
+        request = urllib.request.Request(ollama_host + "/api/generate", json.dumps(body).encode())
+        begin = time.perf_counter()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            assert json.load(answer)["done"]
+        print(f"ANSWERED {time.perf_counter() - begin:.3f}")
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A server to show the main job on; *cool* makes the model cold, and if it can, absent."""
+
+    url: str
+    model: str
+    preload: str
+    cool: Callable[[], None]
+    label: str = ""
+
+
+def main() -> int:
+    """Show the main job; the exit code is 0 when all tests passed."""
+    with ExitStack() as stack:
+        stage = reachable() or private(stack) or emulated(stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
+        suite = textwrap.dedent(SUITE).replace("MODEL", stage.model)
+        (folder / "test_demo.py").write_text(suite, encoding="utf-8")
+        preload = ["--ollama-preload", stage.preload]
+        shows = [
+            ("without the plugin's work, cold", ["--ollama-off"], True),
+            ("with it, cold", preload, True),
+            ("with it and two workers, cold", [*preload, "-n", "2"], True),
+            ("with it, warm", preload, False),
+        ]
+        firsts, failed = [], False
+        for title, args, cold in shows:
+            if cold:
+                stage.cool()
+            code, out = show(stage, folder, title, args)
+            failed = failed or code != 0
+            if (first := re.search(r"ANSWERED ([\d.]+)", out)) is not None:
+                firsts.append((title, float(first[1])))
+        say(stage, "", "The first test's answer took:")
+        for title, first_s in firsts:
+            say(stage, f"  {title:34} {first_s:.3f} s   {firsts[0][1] / first_s:6.1f} × faster")
+    return int(failed)
+
+
+def show(stage: Stage, folder: Path, title: str, args: list[str]) -> tuple[int, str]:
+    """Run the suite, print what a user would see, and return the exit code and all output."""
+    shown = " ".join(f'"{arg}"' if " " in arg else arg for arg in args)
+    say(stage, "", f"── {title}", f"$ pytest {shown}")
+    command = [sys.executable, "-m", "pytest", "-rP", "-p", "ollama_warmup"]
+    if "-n" in args:
+        command += ["-p", "xdist"]
+    environ = {key: value for key, value in os.environ.items() if key != "OLLAMA_PRELOAD_MODELS"}
+    environ |= {"OLLAMA_HOST": stage.url, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environ["PYTHONIOENCODING"] = "utf-8"
+    done = subprocess.run(
+        [*command, *args], cwd=folder, env=environ, capture_output=True, encoding="utf-8", check=False
+    )
+    # Not the captured answers, which -rP adds for us to read.
+    seen = re.sub(r"(?s)=+ PASSES =+\n.*?(?=^=+ .*(?:passed|failed))", "", done.stdout, flags=re.M)
+    say(stage, *seen.splitlines(), *done.stderr.splitlines())
+    return done.returncode, done.stdout
+
+
+def say(stage: Stage, *lines: str) -> None:
+    """Print *lines*, each with the stage's label where it holds a figure."""
+    for line in lines:
+        print(f"[{stage.label}] {line}" if stage.label and re.search(r"\d", line) else line, flush=True)
+
+
+def reachable() -> Stage | None:
+    """Return the user's own Ollama, if it runs and has a model to show; nothing is downloaded."""
+    host = parse_host(os.environ.get("OLLAMA_HOST", "127.0.0.1:11434"), "OLLAMA_HOST")
+    client = Client(host, os.environ.get("OLLAMA_API_KEY", ""))
+    try:
+        version = client.version(timeout_s=2.0)
+        names = [
+            name
+            for name in client.smallest_first()
+            if (info := client.show(name)) is not None
+            and not info.remote_host
+            and "completion" in (info.capabilities or ())
+        ]
+    except WarmupError:
+        return None
+    finally:
+        client.close()
+    if not names:
+        print(f"Ollama {version} at {host.url} has no model that completes text; not used.")
+        return None
+    print(f"Using Ollama {version} at {host.url} and its smallest model, {names[0]}.")
+
+    def cool() -> None:
+        unload(host.url, names[0])
+
+    return Stage(host.url, names[0], names[0], cool)
+
+
+def private(stack: ExitStack) -> Stage | None:
+    """Return a private server with a registry of tiny models, built first if need be."""
+    try:
+        parts = provide()
+    except Missing as exc:
+        print(f"No real Ollama can be had: {exc}")
+        return None
+    installed = shutil.which("ollama")
+    ollama = Path(installed) if installed else parts.ollama
+    print(f"Using a private server from {'ollama on PATH' if installed else 'the one just provided'}.")
+    server = stack.enter_context(RealServer(ollama))
+    registry = stack.enter_context(Registry(parts.models))
+    model = registry.name("completion")
+
+    def cool() -> None:
+        if any(one["name"] == model for one in server.get("/api/tags")["models"]):
+            server.unload(model)
+
+    return Stage(server.url, model, f"{model},insecure=true", cool)
+
+
+def emulated(stack: ExitStack) -> Stage:
+    """Return the emulator, which plays a model of 1.3 MB that takes 2 s to load."""
+    print("Showing the emulator, which only plays a server: its figures are not real.")
+    model = ScriptedModel("llama3.2:1b", size=1_300_000, pull_rate=1_000_000, load_s=2.0)
+    emulator = stack.enter_context(Emulator([model]))
+    return Stage(
+        emulator.url, "llama3.2:1b", "llama3.2:1b", lambda: emulator.unload("llama3.2:1b"), "emulator"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,232 @@
+"""The main job on a real server: one pull, one load, every test warm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import UserSuite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.live.conftest import StartServer
+    from tests.live.registry import Registry
+    from tests.live.server import RealServer
+
+WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"], ["-n4"]], ids=["n0", "n2", "n4"])
+BOUND_S = 30.0
+# What a user's test does: a real generation, by the address in the environment.
+CHAT = """
+    import json, os, urllib.request, pytest
+
+    def generate(model, **options):
+        body = {"model": model, "prompt": "Say hello.", "stream": False, "options": options}
+        request = urllib.request.Request(
+            os.environ["OLLAMA_HOST"] + "/api/generate", json.dumps(body).encode()
+        )
+        # A load takes 0.27 s here: a client this impatient would abort it.
+        with urllib.request.urlopen(request, timeout=0.2) as answer:
+            return json.load(answer)["response"]
+
+    @pytest.mark.requires_model("MODEL")
+    @pytest.mark.parametrize("n", range(8))
+    def test_chat(ollama_model, n):
+        assert generate(ollama_model, seed=n)
+"""
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Iterator[RealServer]:
+    """A cold server without models, for one test."""
+    return start_server()
+
+
+@pytest.fixture
+def suite(
+    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> UserSuite:
+    """An empty suite whose OLLAMA_HOST is the server."""
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    return UserSuite(pytester)
+
+
+def until(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + BOUND_S
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def loads(server: RealServer) -> int:
+    return server.log_text().count('msg="loading model via llama-server"')
+
+
+def calls(server: RealServer, path: str) -> int:
+    return server.log_text().count(f'"{path}"\n')
+
+
+def bring(server: RealServer, registry: Registry, model: str, name: str) -> None:
+    """Put a tiny model on the server under a short name, cold."""
+    server.pull(registry.name(model))
+    # An empty body answers: urllib's JSON reader would stumble.
+    server.post("/api/copy", {"source": registry.name(model), "destination": name})
+
+
+@WORKERS
+def test_a_missing_model_is_pulled_and_loaded_once_and_every_test_is_warm(
+    suite: UserSuite, server: RealServer, own_registry: Registry, workers: list[str]
+) -> None:
+    model = own_registry.name("completion")
+    suite.write({"test_chat.py": CHAT.replace("MODEL", model)})
+    run = suite.run(f"--ollama-preload={model},insecure=true", *workers)
+    assert run.counts == {"passed": 8}
+    assert len([one for one in own_registry.requests if "/manifests/" in one.path]) == 1
+    assert (calls(server, "/api/pull"), loads(server), calls(server, "/api/show")) == (1, 1, 2)
+
+
+@WORKERS
+def test_a_marked_model_that_is_there_is_loaded_once(
+    suite: UserSuite, server: RealServer, registry: Registry, workers: list[str]
+) -> None:
+    bring(server, registry, "completion", "llama3.2:1b")
+    suite.write({"test_chat.py": CHAT.replace("MODEL", "llama3.2:1b")})
+    run = suite.run(*workers)
+    assert run.counts == {"passed": 8}
+    assert loads(server) == 1
+    assert calls(server, "/api/pull") == 1  # ours
+
+
+def test_the_client_of_this_suite_is_too_impatient_for_a_cold_model(
+    suite: UserSuite, server: RealServer, registry: Registry
+) -> None:
+    # The reference: the same suite without the plugin's work. Its time-outs abort the load.
+    bring(server, registry, "completion", "llama3.2:1b")
+    suite.write({"test_chat.py": CHAT.replace("MODEL", "llama3.2:1b")})
+    run = suite.run("--ollama-off", "-x")
+    assert run.counts == {"failed": 1}
+    assert "timed out" in run.out
+
+
+def test_options_of_the_spec_reach_the_server(
+    suite: UserSuite, server: RealServer, registry: Registry
+) -> None:
+    bring(server, registry, "completion", "llama3.2:1b")
+    suite.write(
+        {
+            "test_chat.py": CHAT.replace("MODEL", "llama3.2:1b,num_ctx=2048").replace(
+                "seed=n", "num_ctx=2048"
+            )
+        }
+    )
+    assert suite.run().counts == {"passed": 8}
+    assert [one["context_length"] for one in server.get("/api/ps")["models"]] == [2048]
+    assert loads(server) == 1
+
+
+def test_an_embedding_model_is_warmed_by_embedding(
+    suite: UserSuite, server: RealServer, registry: Registry
+) -> None:
+    bring(server, registry, "embed", "embed:a")
+    suite.write({"test_it.py": "def test_it(ollama_model): assert 'embed:a' == ollama_model\n"})
+    run = suite.run("--ollama-preload=embed:a")
+    assert run.counts == {"passed": 1}
+    assert server.loaded() == ["embed:a"]
+
+
+def test_the_lease_is_as_asked_and_never_shortened(
+    suite: UserSuite, server: RealServer, registry: Registry
+) -> None:
+    bring(server, registry, "completion", "llama3.2:1b")
+    suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
+    suite.run("--ollama-preload=llama3.2:1b", "--ollama-keep-alive=-1")
+    assert server.get("/api/ps")["models"][0]["expires_at"].startswith("23")
+    suite.run("--ollama-preload=llama3.2:1b", "--ollama-keep-alive=10m")
+    assert server.get("/api/ps")["models"][0]["expires_at"].startswith("23")
+
+
+def test_damaged_weights_are_named_with_their_cure(
+    suite: UserSuite, server: RealServer, registry: Registry
+) -> None:
+    bring(server, registry, "broken", "broken:a")
+    suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
+    run = suite.run("--ollama-preload=broken:a")
+    assert run.ret == 2
+    assert 'broken:a does not load: "llama-server process has terminated' in run.err
+    assert "Its weights look damaged: 'ollama rm broken:a' and pull it again." in run.err
+
+
+def test_a_model_unknown_to_the_registry_is_named(suite: UserSuite, own_registry: Registry) -> None:
+    model = own_registry.name("nope")
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    run = suite.run(f"--ollama-preload={model},insecure=true")
+    assert run.ret == 2
+    assert "the registry has no such model (pull model manifest: file does not exist)" in run.err
+
+
+def test_a_registry_without_tls_is_named_with_the_flag(
+    suite: UserSuite, own_registry: Registry
+) -> None:
+    model = own_registry.name("completion")
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    run = suite.run(f"--ollama-preload={model}")
+    assert run.ret == 2
+    assert f"For a registry without TLS write {model},insecure=true." in run.err
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+def test_ctrl_c_during_a_pull_makes_the_server_stop_it(
+    suite: UserSuite, own_registry: Registry, workers: list[str]
+) -> None:
+    own_registry.rate = 1e6
+    model = own_registry.name("big")
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    process = suite.start(f"--ollama-preload={model},insecure=true", *workers)
+    until(lambda: any(one.sent > 1e5 for one in own_registry.requests))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=BOUND_S)
+    assert process.returncode == 2
+    assert f"interrupted: {model} pulling" in out
+    # The download ended with its last client, long before its 35 MB.
+    sent = sum(one.sent for one in own_registry.requests)
+    time.sleep(1.0)
+    assert sent + 1e6 > sum(one.sent for one in own_registry.requests)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+def test_a_server_killed_during_a_pull_ends_the_run(
+    suite: UserSuite, server: RealServer, own_registry: Registry, workers: list[str]
+) -> None:
+    own_registry.rate = 1e6
+    model = own_registry.name("big")
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    process = suite.start(f"--ollama-preload={model},insecure=true", *workers)
+    until(lambda: any(one.sent > 1e5 for one in own_registry.requests))
+    server.kill()
+    out, _ = process.communicate(timeout=BOUND_S)
+    assert process.returncode == 2
+    assert f"{model} could not be pulled (from --ollama-preload): connection lost" in out
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+def test_ctrl_c_during_a_load_makes_the_server_give_it_up(
+    suite: UserSuite, server: RealServer, registry: Registry, workers: list[str]
+) -> None:
+    bring(server, registry, "completion", "llama3.2:1b")
+    suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
+    process = suite.start(*workers)
+    until(lambda: len(server.processes()) > 1)
+    # A load takes 0.27 s here: held on, it cannot be over before the signal comes.
+    for runner in server.processes():
+        if runner != server.pid:
+            os.kill(runner, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=BOUND_S)
+    assert 2 == process.returncode
+    assert "interrupted: llama3.2:1b loading" in out
+    until(lambda: [server.pid] == server.processes())
+    assert [] == server.loaded()

@@ -1,0 +1,158 @@
+"""Killed processes and Ctrl-C: no hung process, and a message that says what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import LLAMA, ONE_TEST, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BOUND_S = 30.0
+
+
+def until(check: Callable[[], object]) -> None:
+    """Wait for *check*, within a bound that no sound run comes near."""
+    deadline = time.monotonic() + BOUND_S
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read the output up to a line with *text*."""
+    assert process.stdout is not None
+    assert any(text in line for line in process.stdout), "the output ended without it"
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=BOUND_S)
+    until(lambda: not group_is_alive(process.pid))
+    return process.returncode, out
+
+
+def group_is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+
+
+@WORKERS
+def test_ctrl_c_in_step_1_ends_the_pull_and_says_so(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
+    suite.write(ONE_TEST)
+    process = suite.start("--ollama-preload=llama3.2:1b", *workers)
+    wait_for(process, "llama3.2:1b pulling")
+    until(lambda: suite.ollama.calls("pull"))
+    process.send_signal(signal.SIGINT)
+    code, out = end(process)
+    assert 2 == code
+    assert "ollama: interrupted: llama3.2:1b pulling. A pull goes on where it stopped." in out
+    assert "KeyboardInterrupt" in out
+    assert [] == suite.ollama.loads
+
+
+@WORKERS
+def test_ctrl_c_while_waiting_for_the_server_says_so(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.stop()
+    suite.write(ONE_TEST)
+    process = suite.start("--ollama-preload=llama3.2:1b", "--ollama-wait=600", *workers)
+    wait_for(process, "waiting for http")
+    process.send_signal(signal.SIGINT)
+    code, out = end(process)
+    assert 2 == code
+    assert f"ollama: interrupted: waiting for {suite.ollama.url}" in out
+
+
+@WORKERS
+def test_ctrl_c_in_step_2_ends_the_load_and_says_so(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, present=True, load_s=600))
+    suite.write(ONE_TEST)
+    process = suite.start(*workers)
+    until(lambda: suite.ollama.calls("generate"))
+    # Under xdist the workers need a moment to reach the state in which they wait for tests.
+    process.send_signal(signal.SIGINT)
+    code, out = end(process)
+    assert 2 == code
+    assert "ollama: interrupted: llama3.2:1b loading." in out
+    assert [] == suite.ollama.loads
+
+
+@WORKERS
+def test_a_server_that_dies_during_a_load_fails_the_model(
+    suite: Suite, workers: list[str]
+) -> None:
+    suite.ollama.add(replace(LLAMA, present=True, load_s=600))
+    suite.write(ONE_TEST)
+    process = suite.start("-rs", *workers)
+    until(lambda: suite.ollama.calls("generate"))
+    suite.ollama.stop()
+    code, out = end(process)
+    assert 0 == code
+    assert 'llama3.2:1b does not load: "connection lost while loading' in out
+    assert "The server went away; its log says why." in out
+    assert "1 skipped" in out
+
+
+@WORKERS
+def test_a_server_that_dies_during_a_pull_ends_the_run(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
+    suite.write(ONE_TEST)
+    process = suite.start("--ollama-preload=llama3.2:1b", *workers)
+    until(lambda: suite.ollama.calls("pull"))
+    suite.ollama.stop()
+    code, out = end(process)
+    assert 2 == code
+    assert "llama3.2:1b could not be pulled (from --ollama-preload): connection lost" in out
+
+
+def test_a_killed_controller_leaves_no_worker(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True, load_s=600))
+    suite.write(ONE_TEST)
+    process = suite.start("-n2")
+    until(lambda: suite.ollama.calls("generate"))
+    process.kill()
+    code, _ = end(process)
+    assert -signal.SIGKILL == code
+    until(lambda: suite.ollama.scheduler.loading is None)
+
+
+def test_a_killed_worker_is_replaced_and_its_successor_brings_the_model(suite: Suite) -> None:
+    # The model is asked for at run time, so a worker leads; it is killed in the midst of the load.
+    suite.ollama.add(replace(LLAMA, present=True, load_s=1.5))
+    suite.write(
+        {
+            "test_late.py": """
+                import os, pathlib, pytest
+
+                PIDS = pathlib.Path(__file__).parent / "pids"
+
+                @pytest.mark.parametrize("n", range(4))
+                def test_late(ollama_models, n):
+                    with PIDS.open("a") as file:
+                        file.write(f"{os.getpid()}\\n")
+                    assert ollama_models["llama3.2:1b"].name
+            """
+        }
+    )
+    process = suite.start("-n2", "-rA")
+    until(lambda: suite.ollama.calls("generate"))
+    leader = [int(line) for line in (suite.pytester.path / "pids").read_text().split()]
+    # Both wait for the model, one as the leader: kill them in turn, the load must be done anew.
+    os.kill(leader[0], signal.SIGKILL)
+    _, out = end(process)
+    assert "3 passed" in out
+    assert 1 == len(suite.ollama.loads)

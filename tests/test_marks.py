@@ -1,0 +1,236 @@
+"""The mark and the fixtures: which test needs which model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from tests.conftest import Suite
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.emulator import Emulator
+
+
+@pytest.fixture(autouse=True)
+def _models(ollama: Emulator) -> None:
+    for name in ("a:1", "b:1", "c:1", "d:1"):
+        ollama.add(ScriptedModel(name, size=1000, present=True))
+    ollama.add(ScriptedModel("embed:1", size=1000, present=True, capabilities=("embedding",)))
+
+
+def loads(suite: Suite) -> list[str]:
+    return sorted(name for name, _ in suite.ollama.loads)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("@pytest.mark.requires_model('a:1')\ndef test(): pass", ["a:1"]),
+        ("@pytest.mark.requires_model('a:1', 'b:1')\ndef test(): pass", ["a:1", "b:1"]),
+        ("@pytest.mark.requires_model('a:1 b:1')\ndef test(): pass", ["a:1", "b:1"]),
+        ("@pytest.mark.requires_model('a:1')\nclass TestIt:\n    def test(self): pass", ["a:1"]),
+        ("pytestmark = pytest.mark.requires_model('a:1')\ndef test(): pass", ["a:1"]),
+        (
+            "pytestmark = pytest.mark.requires_model('a:1')\n"
+            "@pytest.mark.requires_model('b:1')\ndef test(ollama_model): assert ollama_model == 'b:1'",
+            ["a:1", "b:1"],
+        ),
+        (
+            "@pytest.mark.parametrize('n', [pytest.param(1, marks=pytest.mark.requires_model('a:1')), 2])\n"
+            "def test(n): pass",
+            ["a:1"],
+        ),
+        ("import unittest\n@pytest.mark.requires_model('a:1')\nclass T(unittest.TestCase):\n    def test(self): pass", ["a:1"]),
+        ("@pytest.mark.requires_model('A:1')\ndef test(ollama_model): assert ollama_model == 'A:1'", ["a:1"]),
+    ],
+    ids=["function", "two", "text list", "class", "module", "module and function", "param", "unittest", "case"],
+)  # fmt: skip
+def test_the_mark_may_stand_wherever_marks_stand(
+    suite: Suite, source: str, names: list[str]
+) -> None:
+    suite.write({"test_it.py": f"import pytest\n{source}\n"})
+    run = suite.run("--strict-markers", "-rA")
+    assert 0 == run.ret
+    assert names == loads(suite)
+
+
+@pytest.mark.parametrize("bare", ["requires_model", "requires_model()"])
+def test_a_bare_mark_means_the_only_listed_model_with_its_options(suite: Suite, bare: str) -> None:
+    suite.write(
+        {
+            "pytest.ini": "[pytest]\nollama_preload = a:1,num_ctx=2048\n",
+            "test_it.py": f"""
+                import pytest
+
+                @pytest.mark.{bare}
+                def test_it(ollama_model, ollama_options):
+                    assert ("a:1", {{"num_ctx": 2048}}) == (ollama_model, ollama_options)
+            """,
+        }
+    )
+    assert {"passed": 1} == suite.run("--strict-markers").counts
+    assert [2048] == [options["num_ctx"] for _, options in suite.ollama.loads]
+
+
+def test_a_bare_mark_with_several_listed_needs_the_server_only(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model
+                def test_it(): pass
+            """
+        }
+    )
+    suite.ollama.stop()
+    assert {"skipped": 1} == suite.run("--ollama-wait=0").counts
+    suite.ollama.start()
+    assert {"passed": 1} == suite.run().counts
+    assert [] == loads(suite)
+
+
+def test_a_mark_without_options_gets_the_listed_ones_and_one_with_options_its_own(
+    suite: Suite,
+) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model("a:1")
+                def test_listed(ollama_options):
+                    assert {"num_ctx": 2048} == ollama_options
+
+                @pytest.mark.requires_model("a:1", options={"num_ctx": 512, "num_gpu": 0})
+                def test_own(ollama_options):
+                    assert {"num_ctx": 512, "num_gpu": 0} == ollama_options
+
+                @pytest.mark.requires_model("b:1,num_ctx=1024")
+                def test_in_the_spec(ollama_options):
+                    assert {"num_ctx": 1024} == ollama_options
+            """
+        }
+    )
+    assert {"passed": 3} == suite.run("--ollama-preload=a:1,num_ctx=2048").counts
+
+
+@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
+def test_the_mark_can_be_deselected_also_on_users_of_the_fixtures(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model("a:1")
+                def test_marked(): pass
+
+                def test_by_fixture(ollama_model): pass
+
+                @pytest.fixture
+                def chat(ollama_models): return ollama_models["a:1"]
+
+                def test_by_its_own_fixture(chat): pass
+
+                def test_address(ollama_host): assert ollama_host
+            """
+        }
+    )
+    run = suite.run("-m", "not requires_model", *args)
+    assert {"passed": 1} == {key: n for key, n in run.counts.items() if key == "passed"}
+    assert [] == suite.ollama.requests
+
+
+def test_fixtures_of_our_names_in_other_suites_are_left_alone(suite: Suite) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+                import pytest
+
+                @pytest.fixture
+                def ollama_model(): return "their own"
+
+                @pytest.fixture(scope="session")
+                def ollama_models(): return ["their", "own"]
+            """,
+            "test_it.py": """
+                def test_theirs(ollama_model, ollama_models):
+                    assert ("their own", ["their", "own"]) == (ollama_model, ollama_models)
+            """,
+        }
+    )
+    assert {"passed": 1} == suite.run().counts
+    assert [] == suite.ollama.requests
+
+
+@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
+def test_models_looked_up_in_session_fixtures_are_made_ready_once(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.fixture(scope="session")
+                def chat(ollama_models):
+                    return ollama_models["a:1"]
+
+                @pytest.mark.parametrize("n", range(8))
+                def test_it(chat, n):
+                    assert ("a:1", {}, ("completion",)) == (chat.name, chat.options, chat.capabilities)
+                    assert chat.digest
+            """
+        }
+    )
+    assert {"passed": 8} == suite.run(*args).counts
+    assert ["a:1"] == loads(suite)
+
+
+def test_a_model_that_cannot_be_looked_up_skips_or_fails_the_test(suite: Suite) -> None:
+    suite.write({"test_it.py": "def test_it(ollama_models): ollama_models['nope']\n"})
+    assert {"skipped": 1} == suite.run().counts
+    assert {"failed": 1} == suite.run("--ollama-on-missing=fail").counts
+
+
+def test_a_model_named_at_run_time_only_is_made_ready(suite: Suite) -> None:
+    suite.write(
+        {
+            "pytest.ini": "[pytest]\nollama_preload = a:1\n",
+            "test_it.py": "def test_it(request): assert 'a:1' == request.getfixturevalue('ollama_model')\n",
+        }
+    )
+    assert {"passed": 1} == suite.run().counts
+    assert ["a:1"] == loads(suite)
+
+
+def test_an_embedding_model_is_loaded_by_embedding(suite: Suite) -> None:
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    assert {"passed": 1} == suite.run("--ollama-preload=embed:1").counts
+    assert ["Hi"] == [one.body["input"] for one in suite.ollama.calls("embed") if one.body["input"]]
+    assert [] == suite.ollama.calls("generate")
+
+
+def test_doctests_and_plain_items_pass_through(suite: Suite) -> None:
+    suite.write({"doc.py": 'def f():\n    """\n    >>> 1 + 1\n    2\n    """\n'})
+    assert {"passed": 1} == suite.run("--doctest-modules", "doc.py").counts
+
+
+def test_fixtures_explain_themselves(suite: Suite) -> None:
+    out = suite.run("--fixtures").out
+    for text in (
+        "URL of the Ollama server of this run",
+        "Base URL for OpenAI clients",
+        "Name of the test's model",
+        "Runner options of the test's model",
+        "Models by name or spec",
+    ):
+        assert text in out
+
+
+def test_the_mark_explains_itself(suite: Suite) -> None:
+    assert "@pytest.mark.requires_model(*specs, options=None, on_missing=None): " in suite.run("--markers").out

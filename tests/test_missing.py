@@ -1,0 +1,441 @@
+"""A model that is not ready: what the run does, and the message that says so."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from tests.conftest import LLAMA, ONE_TEST, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ABSENT = ScriptedModel("phi9", in_registry=False)
+PROCESSES = pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
+TWO_TESTS = {
+    "test_two.py": """
+        import pytest
+
+        @pytest.mark.requires_model("phi9")
+        def test_phi(): pass
+
+        def test_plain(): pass
+    """
+}
+NO_SUCH = (
+    "phi9: the registry has no such model (pull model manifest: file does not exist), {origin}. "
+    "Check name and tag."
+)
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a port on which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+@PROCESSES
+@pytest.mark.parametrize(
+    ("on_missing", "ci", "counts"),
+    [
+        ("auto", "", {"passed": 1, "skipped": 1}),
+        ("auto", "true", {"passed": 1, "error": 1}),
+        ("auto", "false", {"passed": 1, "skipped": 1}),
+        ("auto", "0", {"passed": 1, "skipped": 1}),
+        ("skip", "true", {"passed": 1, "skipped": 1}),
+        ("fail", "", {"passed": 1, "error": 1}),
+    ],
+)
+def test_a_marked_model_that_is_missing_skips_or_fails_its_tests(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    on_missing: str,
+    ci: str,
+    counts: dict[str, int],
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    suite.write(TWO_TESTS)
+    run = suite.run(f"--ollama-on-missing={on_missing}", "--ollama-pull=never", *args)
+    assert counts == run.counts
+
+
+@PROCESSES
+def test_exit_ends_the_run_before_the_first_test(suite: Suite, args: list[str]) -> None:
+    suite.write(TWO_TESTS)
+    run = suite.run("--ollama-on-missing=exit", "-rA", *args)
+    assert 2 == run.ret
+    assert "PASSED" not in run.out
+    assert "phi9 is not pulled (wanted by test_two.py::test_phi)." in run.out
+    assert ["✗ phi9   failed   not pulled   test_two.py::test_phi"] == run.table[:1]
+
+
+@PROCESSES
+@pytest.mark.parametrize("on_missing", ["auto", "exit"])
+def test_what_the_command_line_lists_ends_the_run_at_session_start(
+    suite: Suite, args: list[str], on_missing: str
+) -> None:
+    suite.write(TWO_TESTS)
+    run = suite.run("--ollama-preload=phi9", f"--ollama-on-missing={on_missing}", *args)
+    assert 2 == run.ret
+    assert "test session starts" not in run.out
+    assert ["✗ phi9   failed   pull model manifest: file does not exist"] == run.table[:1]
+    assert NO_SUCH.format(origin="from --ollama-preload") in run.err
+    assert "Traceback" not in run.out + run.err
+
+
+@PROCESSES
+def test_what_the_environment_lists_skips_its_tests(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi9")
+    suite.write(TWO_TESTS)
+    run = suite.run(*args)
+    assert {"passed": 1, "skipped": 1} == run.counts
+    message = NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS")
+    tail = "Its 1 test is skipped; --ollama-on-missing=fail makes it fail."
+    assert f"{message} {tail}" in run.ours
+
+
+@PROCESSES
+@pytest.mark.parametrize(("ci", "ret"), [("", 0), ("1", 2)])
+def test_an_unmarked_suite_without_its_model_warns_or_ends_in_ci(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, args: list[str], ci: str, ret: int
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi9")
+    monkeypatch.setenv("CI", ci)
+    suite.write({"test_plain.py": "def test_plain(): pass\n"})
+    run = suite.run(*args)
+    assert ret == run.ret
+    assert ("OllamaWarmupWarning" in run.out) == (ret == 0)
+    assert NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS") in run.out
+
+
+def test_warnings_as_errors_end_an_unmarked_suite_without_a_traceback(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi9")
+    suite.write({"test_plain.py": "def test_plain(): pass\n"})
+    run = suite.run("-W", "error")
+    assert 2 == run.ret
+    assert "Traceback" not in run.out + run.err
+
+
+def test_the_marks_own_policy_wins(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_own.py": """
+                import pytest
+
+                @pytest.mark.requires_model("phi9", on_missing="fail")
+                def test_fails(): pass
+
+                @pytest.mark.requires_model("phi9", on_missing="skip")
+                def test_skips(): pass
+            """
+        }
+    )
+    assert {"skipped": 1, "error": 1} == suite.run("--ollama-on-missing=skip").counts
+    assert {"skipped": 1, "error": 1} == suite.run("--ollama-on-missing=fail").counts
+
+
+def test_a_skip_is_reported_where_the_test_is(suite: Suite) -> None:
+    suite.write(TWO_TESTS)
+    run = suite.run("-rs")
+    assert "SKIPPED [1] test_two.py:3: phi9 is not pulled" in run.out
+
+
+@PROCESSES
+def test_an_expected_failure_is_an_error_when_its_model_is_missing(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "test_x.py": """
+                import pytest
+
+                @pytest.mark.xfail
+                @pytest.mark.requires_model("phi9")
+                def test_expected(): assert False
+            """
+        }
+    )
+    run = suite.run("--ollama-on-missing=fail", *args)
+    assert {"error": 1} == run.counts
+    assert 1 == run.ret
+    assert "Traceback" not in run.out
+
+
+def test_pytests_own_skips_and_the_suites_setup_come_first(suite: Suite) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+                import pytest
+
+                def pytest_runtest_setup(item):
+                    if item.name == "test_conftest":
+                        pytest.skip("the conftest's own reason")
+            """,
+            "test_order.py": """
+                import pytest
+
+                @pytest.mark.skipif("True", reason="the text's own reason")
+                @pytest.mark.requires_model("phi9")
+                def test_text(): pass
+
+                @pytest.mark.requires_model("phi9")
+                def test_conftest(): pass
+            """,
+        }
+    )
+    run = suite.run("--ollama-on-missing=fail", "-rs")
+    assert {"skipped": 2} == run.counts
+    assert "the text's own reason" in run.out
+    assert "the conftest's own reason" in run.out
+
+
+# The messages of a user's first week.
+
+
+def test_message_1_no_server(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, nobody: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", nobody)
+    suite.write(
+        {
+            "test_many.py": """
+                import pytest
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                @pytest.mark.parametrize("n", range(60))
+                def test_one(n): pass
+            """
+        }
+    )
+    run = suite.run("--ollama-wait=0.3")
+    assert {"skipped": 60} == run.counts
+    assert (
+        f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s. "
+        "Start it with 'ollama serve', or set --ollama-host. "
+        "Skipped: 60 tests that need it; --ollama-on-missing=fail makes them fail."
+    ) in run.ours
+
+
+def test_message_2_not_pulled(suite: Suite) -> None:
+    suite.write(
+        {
+            "tests/test_chat.py": """
+                import pytest
+                pytestmark = pytest.mark.requires_model("llama3.2:1b")
+
+                def test_tone(): pass
+
+                @pytest.mark.parametrize("n", range(11))
+                def test_more(n): pass
+            """
+        }
+    )
+    run = suite.run()
+    assert (
+        "llama3.2:1b is not pulled (wanted by tests/test_chat.py::test_tone and 11 more). "
+        "Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing. "
+        "Its 12 tests are skipped; --ollama-on-missing=fail makes them fail."
+    ) in run.ours
+
+
+@PROCESSES
+def test_message_3_a_list_without_quotes(suite: Suite, args: list[str]) -> None:
+    suite.write(ONE_TEST)
+    run = suite.run("--ollama-preload", "llama3.2:1b", "nomic-embed-text", *args)
+    assert 4 == run.ret
+    assert (
+        "ERROR: file or directory not found: nomic-embed-text\n"
+        "looks like a model: --ollama-preload takes one value, quote the list: "
+        '--ollama-preload "llama3.2:1b nomic-embed-text".\n'
+    ) in run.err + "\n"
+    assert [] == suite.ollama.requests
+
+
+def test_message_4_unknown_to_the_registry(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    suite.write(
+        {**TWO_TESTS, "pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = ["phi9"]\n'}
+    )
+    run = suite.run()
+    message = NO_SUCH.format(origin="from ollama_preload in pyproject.toml")
+    assert f"{message} Its 1 test fails (CI is set)." in run.ours
+
+
+def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:
+    for name in ("chat", "embed", "vision"):
+        suite.ollama.add(ScriptedModel(name, present=True))
+    suite.write({"test_rag.py": "def test_rag(ollama_model): pass\n"})
+    run = suite.run("--ollama-preload", "chat embed vision")
+    message = (
+        "test_rag uses ollama_model without a mark, and 3 models are listed (chat, embed, vision). "
+        'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name.'
+    )
+    assert {"error": 1} == run.counts
+    assert message in run.ours
+    assert f"\n{message}\n" in run.out
+
+
+def test_message_7_out_of_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    words = "model requires more system memory (41 GiB) than is available (15 GiB)"
+    suite.ollama.add(ScriptedModel("llama3.1:70b", present=True, load_error=words))
+    suite.ollama.add(ScriptedModel("qwen3:4b", present=True))
+    suite.write(
+        {
+            "test_big.py": """
+                import pytest
+
+                @pytest.mark.requires_model("qwen3:4b")
+                def test_small(): pass
+
+                @pytest.mark.requires_model("llama3.1:70b")
+                @pytest.mark.parametrize("n", range(4))
+                def test_big(n): pass
+            """
+        }
+    )
+    suite.run("-k", "small")
+    run = suite.run()
+    assert (
+        f'llama3.1:70b does not load: "{words}". Try a smaller tag or num_ctx; '
+        "resident now: qwen3:4b. Its 4 tests fail (CI is set)."
+    ) in run.ours
+
+
+def test_message_8_another_service(suite: Suite) -> None:
+    page = b"<html><head><title>Sign in</title></head><body>please</body></html>"
+    suite.ollama.answer_all_with(200, "text/html", page)
+    suite.write(ONE_TEST)
+    run = suite.run()
+    url = suite.ollama.url
+    assert (
+        f"{url} (from OLLAMA_HOST) answers, but is not Ollama "
+        '(GET /api/version: 200 text/html "Sign in"). Another service? Set --ollama-host. '
+        "Skipped: 1 test that needs it; --ollama-on-missing=fail makes it fail."
+    ) in run.ours
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "message"),
+    [
+        (200, "application/json", b'{"hello": 1}', 'not Ollama (GET /api/version: 200 application/json "{"hello": 1}")'),
+        (401, "application/json", b'{"error": "no key"}', 'refuses access (HTTP 401 "no key"). Set OLLAMA_API_KEY'),
+        (403, "text/plain", b"", "refuses access (HTTP 403). An Ollama bound to loopback answers so"),
+        (404, "text/plain", b"404 page not found", 'not Ollama (GET /api/version: 404 text/plain "404 page not found")'),
+    ],
+    ids=["json", "401", "403", "404"],
+)
+def test_a_service_that_does_not_serve_is_told_apart_at_once(
+    suite: Suite, status: int, kind: str, body: bytes, message: str
+) -> None:
+    suite.ollama.answer_all_with(status, kind, body)
+    suite.write(ONE_TEST)
+    # Waiting would not help: with a limit of an hour, this test would not end.
+    run = suite.run("--ollama-preload=llama3.2:1b", "--ollama-wait=3600")
+    assert 2 == run.ret
+    assert message in run.err
+    assert 1 == len(suite.ollama.requests)
+
+
+def test_a_server_that_fails_to_answer_is_asked_until_the_limit(suite: Suite) -> None:
+    suite.ollama.answer_all_with(503, "text/plain", b"starting")
+    suite.write(ONE_TEST)
+    run = suite.run("--ollama-wait=0.4")
+    assert f"no Ollama at {suite.ollama.url} (from OLLAMA_HOST): HTTP 503 for 0.4 s." in run.out
+    assert len(suite.ollama.requests) > 1
+
+
+@pytest.fixture
+def plain_text_server() -> Iterator[str]:
+    """A service that speaks, but neither HTTP nor TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"-ERR unknown command\r\n\r\n")
+                    connection.recv(1024)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [("http", "answers, but is not Ollama (GET /api/version: no HTTP:"), ("https", "no secure connection to https://")],
+)
+def test_a_service_of_another_protocol_is_named(
+    suite: Suite, plain_text_server: str, scheme: str, message: str
+) -> None:
+    suite.write(ONE_TEST)
+    run = suite.run(f"--ollama-host={scheme}://{plain_text_server}")
+    assert {"skipped": 1} == run.counts
+    assert message in run.out
+    assert "Traceback" not in run.out + run.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pull_cut": True}, "llama3.2:1b could not be pulled (from --ollama-preload): the server ended the stream before 'success'. Run again: a pull goes on where it stopped."),
+        ({"pull_error": "unauthorized: access denied"}, "could not be pulled (from --ollama-preload): unauthorized: access denied. The registry wants a login."),
+        ({"damaged": True}, 'does not load: ""llama3.2:1b" does not support generate". The server calls it a completion model, so its weights are damaged'),
+    ],
+    ids=["cut", "unauthorized", "damaged"],
+)  # fmt: skip
+def test_what_goes_wrong_at_the_server_is_said_with_its_cure(
+    suite: Suite, changes: dict[str, object], message: str
+) -> None:
+    suite.ollama.add(replace(LLAMA, **changes))  # type: ignore[arg-type]
+    suite.write(ONE_TEST)
+    run = suite.run("--ollama-preload=llama3.2:1b")
+    assert 2 == run.ret
+    assert message in run.out
+
+
+def test_a_busy_server_is_asked_again(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True, busy=2))
+    suite.write(ONE_TEST)
+    run = suite.run()
+    assert {"passed": 1} == run.counts
+    assert "llama3.2:1b waits: the server's queue is full" in run.ours
+
+
+def test_escapes_in_a_servers_words_do_not_reach_the_terminal(suite: Suite) -> None:
+    words = "\x1b[2J\x1b]0;owned\x07bad\r\nnews\x9b31m"
+    suite.ollama.add(replace(LLAMA, present=True, load_error=words))
+    suite.write(ONE_TEST)
+    run = suite.run("-rs")
+    assert '"bad news' in run.out
+    assert not {"\x1b", "\x07", "\x9b"} & set(run.out)
+
+
+def test_keys_are_never_shown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", "sk-very-secret")
+    suite.ollama.answer_all_with(401, "application/json", b'{"error": "bad key sk-very-secret"}')
+    suite.write(ONE_TEST)
+    run = suite.run("--ollama-preload=llama3.2:1b", "-vv")
+    assert "Bearer sk-very-secret" == suite.ollama.requests[0].headers["authorization"]
+    assert "sk-very-secret" not in run.out + run.err
+    assert 'HTTP 401 "bad key ***"' in run.err

@@ -1,0 +1,272 @@
+"""Options, configuration keys and environment: who wins, who is named, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.options import OPTIONS
+from tests.conftest import LLAMA, ONE_TEST, Suite
+
+HEADER_TEST = {"test_plain.py": "def test_plain(): pass\n"}
+
+
+def present(suite: Suite, *names: str) -> None:
+    for name in names:
+        suite.ollama.add(ScriptedModel(name, size=1000, present=True))
+
+
+@pytest.mark.parametrize(
+    ("files", "args"),
+    [
+        ({"pyproject.toml": '[tool.pytest]\nollama_preload = ["a:1", "b:1,num_ctx=2048"]\n'}, []),
+        ({"pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = ["a:1", "b:1,num_ctx=2048"]\n'}, []),
+        ({"pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = "a:1 b:1,num_ctx=2048"\n'}, []),
+        ({"pytest.ini": "[pytest]\nollama_preload = a:1\n    b:1,num_ctx=2048\n"}, []),
+        ({}, ["-o", "ollama_preload=a:1 b:1,num_ctx=2048"]),
+    ],
+    ids=["native", "ini_options list", "ini_options text", "pytest.ini", "-o"],
+)  # fmt: skip
+def test_every_kind_of_configuration_file_lists_models(
+    suite: Suite, files: dict[str, str], args: list[str]
+) -> None:
+    if "[tool.pytest]" in files.get("pyproject.toml", "") and pytest.version_tuple < (9,):
+        pytest.skip("pytest 8 ignores [tool.pytest]")
+    present(suite, "a:1", "b:1")
+    suite.write({**files, "test_all.py": "def test_all(ollama_models): assert len(ollama_models) == 2\n"})
+    run = suite.run(*args)
+    assert {"passed": 1} == run.counts
+    assert ["a:1", "b:1"] == sorted(name for name, _ in suite.ollama.loads)
+    source = "-o ollama_preload" if args else f"ollama_preload in {next(iter(files))}"
+    assert f"preload a:1 b:1,num_ctx=2048 (from {source})" in run.ours[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "ini", "names", "source"),
+    [
+        (["--ollama-preload=o:1"], "e:1", "i:1", ["o:1"], "--ollama-preload"),
+        (["--ollama-preload=o:1", "--ollama-preload=p:1 q:1"], "e:1", "i:1", ["o:1", "p:1", "q:1"], "--ollama-preload"),
+        ([], "e:1", "i:1", ["e:1"], "OLLAMA_PRELOAD_MODELS"),
+        ([], "", "i:1", ["i:1"], "ollama_preload in pytest.ini"),
+        (["--ollama-preload="], "e:1", "i:1", [], ""),
+        (["--ollama-preload=o:1", "--ollama-preload=", "--ollama-preload=p:1"], "", "", ["p:1"], "--ollama-preload"),
+    ],
+)  # fmt: skip
+def test_the_command_line_wins_over_environment_over_file(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    option: list[str],
+    environ: str,
+    ini: str,
+    names: list[str],
+    source: str,
+) -> None:
+    present(suite, "o:1", "p:1", "q:1", "e:1", "i:1")
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", environ)
+    suite.write(
+        {
+            "pytest.ini": f"[pytest]\nollama_preload = {ini}\n",
+            "test_all.py": "def test_all(ollama_models): print('listed', *ollama_models)\n",
+        }
+    )
+    run = suite.run("-rP", *option)
+    assert {"passed": 1} == run.counts
+    assert f"listed {' '.join(names)}".rstrip() in [line.rstrip() for line in run.out.splitlines()]
+    assert names == sorted(name for name, _ in suite.ollama.loads)
+    assert source in run.ours[0]
+
+
+def test_an_empty_list_on_the_command_line_overrides_addopts(suite: Suite) -> None:
+    present(suite, "a:1")
+    suite.write({**HEADER_TEST, "pytest.ini": "[pytest]\naddopts = --ollama-preload=a:1\n"})
+    assert 1 == len((suite.run(), suite.ollama.loads)[1])
+    suite.ollama.forget()
+    assert [] == (suite.run("--ollama-preload="), suite.ollama.requests)[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "files", "message"),
+    [
+        (["--ollama-pull=soon"], {}, "'soon' is not a valid --ollama-pull. Valid values: auto, missing, always, never."),
+        (["--ollama-on-missing=cry"], {}, "'cry' is not a valid --ollama-on-missing. Valid values: auto, exit, fail, skip."),
+        (["--ollama-warm=hot"], {}, "'hot' is not a valid --ollama-warm. Valid values: prompt, load, off."),
+        (["--ollama-wait=long"], {}, "'long' is not a valid --ollama-wait. A number of seconds is needed, at least 0."),
+        (["--ollama-wait=-1"], {}, "'-1' is not a valid --ollama-wait."),
+        (["--ollama-wait=inf"], {}, "'inf' is not a valid --ollama-wait."),
+        (["--ollama-keep-alive=1d"], {}, "'1d' (from --ollama-keep-alive): a duration is needed"),
+        (["--ollama-keep-alive=0"], {}, "'0' (from --ollama-keep-alive): a duration is needed"),
+        (["--ollama-preload=num_ctx=1"], {}, "'num_ctx=1' (from --ollama-preload): no model before it"),
+        (["--ollama-preload=a,num_ctx=1"], {}, "'num_ctx=1' (from --ollama-preload): a whole number of at least 16 is needed"),
+        (["--ollama-preload=a,heat=1"], {}, "'heat=1' (from --ollama-preload): unknown key 'heat'; keys: num_ctx,"),
+        (["--ollama-preload=a,num_ctx=512 a"], {}, "a is listed twice with different options"),
+        (["--ollama-host=http://u:hunter2@h"], {}, "'http://***@h' (from --ollama-host) is not an address of an Ollama server"),
+        (["--ollama-host=ftp://h"], {}, "scheme ftp"),
+        ([], {"pytest.ini": "[pytest]\nollama_pull = soon\n"}, "'soon' is not a valid ollama_pull in pytest.ini. Valid values:"),
+        ([], {"pytest.ini": "[pytest]\nollama_wait = long\n"}, "is not a valid ollama_wait in pytest.ini. A number of seconds is needed."),
+        ([], {"pytest.ini": "[pytest]\nollama_off = perhaps\n"}, "is not a valid ollama_off in pytest.ini. true or false is needed."),
+        ([], {"pytest.ini": "[pytest]\nollama_host = h:99999\n"}, "(from ollama_host in pytest.ini) is not an address of an Ollama server: port"),
+        ([], {"pyproject.toml": "[tool.pytest]\nollama_keep_alive = 600\n"}, "is not a valid ollama_keep_alive in pyproject.toml. A text is needed; in TOML write it in quotes"),
+        ([], {"pyproject.toml": '[tool.pytest]\nollama_preload = "a"\n'}, "is not a valid ollama_preload in pyproject.toml. A list of texts is needed"),
+        (["-o", "ollama_load_timeout=never"], {}, "is not a valid -o ollama_load_timeout. A number of seconds is needed."),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+def test_what_cannot_be_used_is_refused_by_name(
+    suite: Suite, args: list[str], files: dict[str, str], message: str, workers: list[str]
+) -> None:
+    if "[tool.pytest]" in files.get("pyproject.toml", "") and pytest.version_tuple < (9,):
+        pytest.skip("pytest 8 ignores [tool.pytest]")
+    suite.write({**HEADER_TEST, **files})
+    run = suite.run(*args, *workers)
+    assert 4 == run.ret
+    assert message in run.err
+    assert "hunter2" not in run.out + run.err
+    assert "Traceback" not in run.out + run.err
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ("requires_model('a', colour=1)", "got an unexpected keyword argument 'colour'"),
+        ("requires_model(7)", "a model is named by a text, not by 7"),
+        ("requires_model('')", "a model name is empty"),
+        ("requires_model('a b c=1')", "unknown key 'c'"),
+        ("requires_model('a', options=3)", "options is a dict of runner options, not 3"),
+        ("requires_model(options={'num_ctx': 512})", "it names none"),
+        ("requires_model('a', options={'num_ctx': 1})", "a whole number of at least 16 is needed"),
+        ("requires_model('a,num_ctx=512', options={'num_ctx': 1024})", "a,num_ctx=512 says otherwise"),
+        ("requires_model('a', on_missing='cry')", "'cry' is not a valid on_missing; valid values: auto, exit, fail, skip"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+def test_a_bad_mark_is_refused_by_name(
+    suite: Suite, mark: str, message: str, workers: list[str]
+) -> None:
+    suite.write(
+        {"test_bad.py": f"import pytest\n@pytest.mark.{mark}\ndef test_bad(): pass\n"}
+    )
+    run = suite.run(*workers)
+    assert 4 == run.ret
+    assert "test_bad.py::test_bad: " in run.err
+    assert message in run.err
+    assert "The mark is requires_model(*specs, options=None, on_missing=None)." in run.err
+    assert "Traceback" not in run.out + run.err
+
+
+def test_a_bad_address_in_the_environment_matters_only_when_a_model_is_wanted(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "localhost:port")
+    suite.write(HEADER_TEST)
+    assert {"passed": 1} == suite.run().counts
+    suite.write(ONE_TEST)
+    for args in ([], ["-n2"], ["--ollama-preload=llama3.2:1b"]):
+        run = suite.run(*args)
+        assert 4 == run.ret
+        assert "'localhost:port' (from OLLAMA_HOST) is not an address" in run.err
+
+
+SHOW_HOST = """
+    import os
+    AT_IMPORT = os.environ.get("OLLAMA_HOST")
+
+    def test_host(ollama_host):
+        print("host", AT_IMPORT, os.environ.get("OLLAMA_HOST"), ollama_host)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["single", "n1"])
+def test_the_address_is_in_the_environment_before_conftests_are_imported(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "http://elsewhere:1")
+    suite.write(
+        {
+            "conftest.py": "import os\nHOST = os.environ['OLLAMA_HOST']\n",
+            "test_host.py": """
+                import os, conftest
+
+                def test_host(ollama_host, ollama_openai_url):
+                    print("host", conftest.HOST, os.environ["OLLAMA_HOST"], ollama_openai_url)
+            """,
+        }
+    )
+    run = suite.run("--ollama-host=0.0.0.0:5000", "-rP", *workers)
+    url = "http://127.0.0.1:5000"
+    assert f"host {url} {url} {url}/v1" in run.out
+
+
+def test_the_address_in_the_environment_comes_back_after_the_run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    monkeypatch.setenv("OLLAMA_HOST", "http://before:1")
+    pytester.makepyfile("import os\ndef test(): assert 'http://now:1' == os.environ['OLLAMA_HOST']")
+    result = pytester.runpytest_inprocess("-p", "ollama_warmup", "--ollama-host=http://now:1")
+    result.assert_outcomes(passed=1)
+    assert "http://before:1" == os.environ["OLLAMA_HOST"]
+
+
+def test_an_address_that_nobody_set_stays_unset_in_a_run_that_uses_nothing_of_ours(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST")
+    suite.write({"test_host.py": "import os\ndef test(): assert 'OLLAMA_HOST' not in os.environ\n"})
+    assert {"passed": 1} == suite.run().counts
+
+
+def test_the_lease_is_asked_for_where_it_is_longer(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    suite.run("--ollama-keep-alive=30m")
+    sent = [request.body.get("keep_alive") for request in suite.ollama.calls("generate")]
+    assert [None, 1800] == sent
+    suite.ollama.forget()
+    suite.run("--ollama-keep-alive=20m")
+    assert [None] == [one.body.get("keep_alive") for one in suite.ollama.calls("generate")]
+
+
+@pytest.mark.parametrize(
+    ("warm", "bodies"),
+    [
+        ("prompt", [{"prompt": "Hi", "options": {"num_predict": 5, "temperature": 0.1}}]),
+        ("load", [{"prompt": ""}]),
+        ("off", []),
+    ],
+)
+def test_how_models_are_warmed(suite: Suite, warm: str, bodies: list[dict[str, object]]) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    suite.run(f"--ollama-warm={warm}", "--ollama-keep-alive=1s")
+    common = {"model": "llama3.2:1b", "stream": False}
+    assert [common | body for body in bodies] == [one.body for one in suite.ollama.calls("generate")]
+
+
+def test_pull_always_refreshes_and_never_pulls_not(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    assert 1 == len((suite.run("--ollama-pull=always"), suite.ollama.pulls)[1])
+    suite.ollama.forget()
+    suite.run("--ollama-pull=never", "--ollama-preload=llama3.2:1b")
+    assert [] == suite.ollama.pulls
+
+
+def test_ci_allows_the_download_of_what_a_mark_wants(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.write(ONE_TEST)
+    assert [] == (suite.run(), suite.ollama.pulls)[1]
+    monkeypatch.setenv("CI", "true")
+    assert 1 == len((suite.run(), suite.ollama.pulls)[1])
+
+
+def test_help_shows_every_option_in_its_group(suite: Suite) -> None:
+    run = suite.run("--help")
+    for option in OPTIONS:
+        assert f"  {option.flag}" in run.out or option.ini_only
+        assert f"  {option.ini} (" in run.out
+    for title in ("which models, and what if", "when and how models", "the server"):
+        assert f"Ollama: {title}" in run.out

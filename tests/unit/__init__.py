@@ -1,0 +1,1 @@
+"""Each module alone: no server, no pytest run inside."""

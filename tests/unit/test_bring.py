@@ -1,0 +1,852 @@
+"""Pull, check and load one model; all models side by side."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from pytest_ollama_warmup.errors import (
+    AccessDenied,
+    ApiError,
+    PullFailed,
+    ServerUnreachable,
+    UnknownModel,
+    WaitedTooLong,
+)
+from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, PullProgress, Resident
+from pytest_ollama_warmup.ollama.host import Host
+from pytest_ollama_warmup.warmup import bring as bring_module
+from pytest_ollama_warmup.warmup.bring import (
+    PULLS_SIDE_BY_SIDE,
+    Event,
+    Preparation,
+    Say,
+    Terms,
+    bring,
+)
+from pytest_ollama_warmup.warmup.gate import held, pull_lock_path
+from pytest_ollama_warmup.warmup.plan import GivenBy, Target
+from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.spec import parse_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+HOST = Host("http://h:1", "--ollama-host")
+CHAT = ModelInfo(("completion", "tools"), "")
+EMBED = ModelInfo(("embedding",), "")
+UNKNOWN = ModelInfo(None, "")
+SUCCESS = PullProgress("success")
+BUSY = ApiError("/api/generate", 503, "server busy, please try again.")
+NO_TEXT = ApiError("/api/generate", 400, '"m" does not support generate')
+CENTURIES = 292 * 365 * 86400.0
+
+
+class Server:
+    """A client of a scripted server: each list holds its next answers, the last one stays.
+
+    An exception in a list is raised. All requests are kept in *asked*.
+    """
+
+    host = HOST
+
+    def __init__(
+        self,
+        *,
+        show: Sequence[ModelInfo | Exception | None] = (CHAT,),
+        pull: Sequence[Sequence[PullProgress | Exception]] = (),
+        load: Sequence[Exception | None] = (None,),
+        resident: Sequence[list[Resident] | Exception] = ([],),
+    ) -> None:
+        self._show, self._pull = list(show), list(pull)
+        self._load, self._resident = list(load), list(resident)
+        self.asked: list[str] = []
+        self.loads: list[dict[str, Any]] = []
+        self.pulls: list[tuple[str, bool, float]] = []
+
+    def show(self, name: str) -> ModelInfo | None:
+        self.asked.append("show")
+        return self._next(self._show)
+
+    def pull(self, name: str, *, insecure: bool, silence_s: float) -> Iterator[PullProgress]:
+        self.asked.append("pull")
+        self.pulls.append((name, insecure, silence_s))
+        for line in self._next(self._pull):
+            if isinstance(line, Exception):
+                raise line
+            yield line
+
+    def load(self, name: str, kind: LoadKind, **arguments: Any) -> None:
+        self.asked.append(kind)
+        self.loads.append({"name": name, "kind": kind, **arguments})
+        self._next(self._load)
+
+    def resident(self) -> list[Resident]:
+        self.asked.append("ps")
+        return self._next(self._resident)
+
+    @staticmethod
+    def _next(answers: list[Any]) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def as_client(server: Server) -> Client:
+    return cast("Client", server)
+
+
+def target(text: str = "m", given_by: GivenBy = "option") -> Target:
+    (spec,) = parse_specs(text, "x")
+    return Target(spec, "from --ollama-preload", given_by)
+
+
+def brought(server: Server, text: str = "m", *, given_by: GivenBy = "option", **terms: Any) -> Outcome:
+    return bring(as_client(server), target(text, given_by), Terms(**terms), by="main")
+
+
+def lease(seconds: float | None, name: str = "m:latest") -> list[Resident]:
+    return [Resident("other:1b", "00", 1, 1, 5.0), Resident(name, "ab", 7, 4096, seconds)]
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the locks of pulls are.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+class Clock:
+    """The time that bringing reads; passes only in ``sleep``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(bring_module, "time", made)
+    return made
+
+
+# Present or not, and what may be downloaded
+
+
+def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
+    server = Server(resident=[lease(600)])
+    outcome = brought(server, "m,num_ctx=64")
+    assert ["show", "generate", "ps"] == server.asked
+    assert outcome.ready
+    assert ("main", "m", (("num_ctx", 64),)) == (outcome.by, outcome.model, outcome.options)
+    assert ("ab", 7, 4096) == (outcome.digest, outcome.size, outcome.context_length)
+    assert ("completion", "tools") == outcome.capabilities
+    assert ["load"] == [step.kind for step in outcome.steps]
+    assert target("m,num_ctx=64").key == outcome.key
+
+
+@pytest.mark.parametrize(
+    ("pull", "given_by", "ci", "allowed"),
+    [
+        ("auto", "option", False, True),
+        ("auto", "environment", False, True),
+        ("auto", "configuration", False, False),
+        ("auto", "default", False, False),
+        ("auto", "configuration", True, True),
+        ("auto", "default", True, True),
+        ("missing", "default", False, True),
+        ("missing", "option", False, True),
+        ("always", "default", False, True),
+        ("never", "option", True, False),
+        ("never", "default", True, False),
+    ],
+)
+def test_nothing_is_downloaded_by_surprise(
+    pull: str, given_by: GivenBy, ci: bool, allowed: bool
+) -> None:
+    server = Server(show=[None, CHAT], pull=[[SUCCESS]])
+    outcome = brought(server, given_by=given_by, pull=pull, ci=ci)
+    assert allowed is ("pull" in server.asked)
+    assert allowed is outcome.ready
+    if not allowed:
+        assert (
+            "m is not pulled (from --ollama-preload). Run 'ollama pull m', "
+            "or pytest with --ollama-pull=missing."
+        ) == outcome.error
+        assert "not pulled" == outcome.brief
+        assert ["show"] == server.asked
+
+
+def test_a_pull_is_looked_at_again_before_the_load() -> None:
+    server = Server(show=[None, CHAT], pull=[[SUCCESS]])
+    assert brought(server, "m,insecure=true", load_timeout_s=70).ready
+    assert ["show", "pull", "show", "generate", "ps"] == server.asked
+    assert [("m", True, 70)] == server.pulls
+
+
+def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> None:
+    server, waiting, told = Server(show=[None, CHAT]), threading.Event(), list[str]()
+
+    def say(event: Event) -> None:
+        told.append(event.phase)
+        if event.phase == "waiting":
+            waiting.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with held(pull_lock_path(HOST.url, target().spec.model_key), "the other run", 60):
+            outcome = pool.submit(
+                bring, as_client(server), target(), Terms(), by="main", say=say
+            )
+            assert waiting.wait(30)
+        assert outcome.result(30).ready
+    assert ["show", "show", "generate", "ps"] == server.asked
+    assert ["checking", "queued", "waiting", "present", "loading"] == told
+
+
+def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
+    server = Server(show=[None], pull=[[SUCCESS]])
+    outcome = brought(server)
+    assert (
+        "m could not be pulled (from --ollama-preload): pulled, but the server does not show it. "
+        "Run again: a pull goes on where it stopped."
+    ) == outcome.error
+    assert ["show", "pull", "show"] == server.asked
+
+
+def test_always_refreshes_what_is_there() -> None:
+    server = Server(pull=[[SUCCESS]])
+    assert brought(server, pull="always").ready
+    assert ["show", "pull", "show", "generate", "ps"] == server.asked
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ApiError("/api/pull", 200, 'Get "https://registry": dial tcp: no such host'),
+        ApiError("/api/pull", 200, "pull model manifest: file does not exist"),
+    ],
+)
+def test_always_keeps_the_old_one_where_the_registry_is_away(failure: ApiError) -> None:
+    outcome = brought(Server(pull=[[failure]]), pull="always")
+    assert outcome.ready
+    assert (f"not refreshed, using what is there: {failure.words}",) == outcome.notes
+
+
+def test_a_pull_is_measured_and_told(clock: Clock) -> None:
+    def stream() -> list[PullProgress | Exception]:
+        return [
+            PullProgress("pulling manifest"),
+            PullProgress("pulling a", "a", 100, 10),
+            PullProgress("pulling a", "a", 100, 100),
+            PullProgress("pulling b", "b", 50),
+            # Rolled back, and told without its total.
+            PullProgress("pulling a", "a", 0, 60),
+            PullProgress("pulling b", "b", 50, 50),
+            SUCCESS,
+        ]
+
+    told: list[Event] = []
+    server = Server(show=[None, CHAT], pull=[stream()])
+    outcome = bring(as_client(server), target(), Terms(), by="main", say=told.append)
+    assert [
+        ("checking", 0, 0),
+        ("queued", 0, 0),
+        ("pulling", 0, 0),
+        ("pulling", 0, 0),
+        ("pulling", 10, 100),
+        ("pulling", 100, 100),
+        ("pulling", 100, 150),
+        ("pulling", 100, 150),
+        ("pulling", 150, 150),
+        ("pulling", 150, 150),
+        ("present", 0, 0),
+        ("loading", 0, 0),
+    ] == [(one.phase, one.completed, one.total) for one in told]
+    assert {target()} == {one.target for one in told}
+    pulled = outcome.step("pull")
+    assert pulled is not None
+    assert (1000.0, 150) == (pulled.start, pulled.size)
+    assert ["pull", "load"] == [step.kind for step in outcome.steps]
+
+
+def test_every_step_is_a_sign_of_progress() -> None:
+    beats: list[str] = []
+    phases: list[str] = []
+    server = Server(show=[None, CHAT], pull=[[SUCCESS]])
+    bring(
+        as_client(server),
+        target(),
+        Terms(),
+        by="x",
+        say=lambda event: phases.append(event.phase),
+        beat=lambda: beats.append("beat"),
+    )
+    assert ["checking", "queued", "pulling", "pulling", "present", "loading"] == phases
+    assert len(phases) == len(beats)
+
+
+# Pulls that fail
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (
+            'Get "https://h": http: server gave HTTP response to HTTPS client',
+            "For a registry without TLS write m,insecure=true.",
+        ),
+        (
+            "tls: first record does not look like a TLS handshake",
+            "For a registry without TLS write m,insecure=true.",
+        ),
+        ("unauthorized: access denied", "The registry wants a login."),
+        ('realm host "" does not match original host "h"', "The registry wants a login."),
+        (
+            "write /m/blobs/sha256-x-partial: no space left on device",
+            "Free some space where the server keeps its models.",
+        ),
+        (
+            "pull model manifest: 412: The model you are attempting to pull requires a newer "
+            "version of Ollama.",
+            "Update Ollama.",
+        ),
+        ("pull model manifest: 412: ", "Update Ollama."),
+        (
+            'Get "https://registry.ollama.ai/v2/": dial tcp: lookup: no such host',
+            "The server cannot reach the registry: pull while online, or see its proxy settings.",
+        ),
+        (
+            "max retries exceeded: EOF",
+            "The server cannot reach the registry: pull while online, or see its proxy settings.",
+        ),
+        (
+            'Get "http://h:5412/blobs/sha256:a412b": dial tcp 1.2.3.4:5412: connect: connection refused',
+            "The server cannot reach the registry: pull while online, or see its proxy settings.",
+        ),
+        (
+            "digest mismatch, file must be downloaded again: want sha256:a412, got sha256:412b",
+            "The server has thrown the damaged part away: run again.",
+        ),
+        ("invalid model name", "Names are [HOST/][NAMESPACE/]MODEL[:TAG]."),
+        ("something new", "Run 'ollama pull m' to see more."),
+    ],
+)
+def test_a_pull_that_fails_says_what_to_do(words: str, advice: str) -> None:
+    failure = ApiError("/api/pull", 200, words)
+    server = Server(show=[None], pull=[[PullProgress("pulling manifest"), failure]])
+    outcome = brought(server)
+    assert "failed" == outcome.status
+    assert f"m could not be pulled (from --ollama-preload): {words}. {advice}" == outcome.error
+    assert words == outcome.brief
+    assert () == outcome.steps
+
+
+def test_a_model_that_the_registry_does_not_have_is_told_so() -> None:
+    failure = ApiError("/api/pull", 200, "pull model manifest: file does not exist")
+    outcome = brought(Server(show=[None], pull=[[failure]]))
+    expected = UnknownModel("m", "from --ollama-preload", failure.words)
+    assert (str(expected), failure.words) == (outcome.error, outcome.brief)
+
+
+def test_a_stream_that_ends_without_success_is_a_failure() -> None:
+    lines = [PullProgress("pulling manifest"), PullProgress("verifying sha256 digest")]
+    outcome = brought(Server(show=[None, CHAT], pull=[lines]))
+    assert not outcome.ready
+    assert "the server ended the stream before 'success'" == outcome.brief
+    assert "Run again: a pull goes on where it stopped." in outcome.error
+
+
+def test_an_empty_stream_is_a_failure() -> None:
+    assert "failed" == brought(Server(show=[None, CHAT], pull=[[]])).status
+
+
+@pytest.mark.parametrize(
+    ("cause", "brief"),
+    [
+        ("connection lost", "connection lost at 10 B of 100 B"),
+        ("no answer", "no word from the server for 90 s (ollama_load_timeout)"),
+    ],
+)
+def test_a_server_that_goes_away_in_a_pull_is_told_so(cause: str, brief: str) -> None:
+    gone = ServerUnreachable(HOST.url, HOST.source, cause, 0.0)
+    server = Server(show=[None], pull=[[PullProgress("pulling a", "a", 100, 10), gone]])
+    outcome = brought(server, load_timeout_s=90)
+    assert brief == outcome.brief
+    assert outcome.error.endswith(
+        "Is the server still running? Run again: a pull goes on where it stopped."
+    )
+
+
+def _stalled(clock: Clock, lines: list[PullProgress], step_s: float) -> Server:
+    server = Server(show=[None, CHAT])
+
+    def pull(name: str, **arguments: Any) -> Iterator[PullProgress]:
+        for line in lines:
+            clock.now += step_s
+            yield line
+
+    server.pull = pull  # type: ignore[method-assign]
+    return server
+
+
+def test_a_pull_whose_bytes_stand_still_fails(clock: Clock) -> None:
+    # The server tells a dead part for ever, and rolls it back.
+    dead = [PullProgress("pulling a", "a", 100, 50), PullProgress("pulling a", "a", 100, 20)] * 50
+    outcome = brought(_stalled(clock, dead, 10), load_timeout_s=90)
+    assert "no new byte for 90 s (ollama_load_timeout)" == outcome.brief
+    assert 1110.0 == clock.now
+
+
+def test_a_slow_pull_that_moves_is_waited_for(clock: Clock) -> None:
+    slow = [PullProgress("pulling a", "a", 100, done) for done in range(100)]
+    outcome = brought(_stalled(clock, [*slow, SUCCESS], 80), load_timeout_s=90)
+    assert outcome.ready
+    step = outcome.step("pull")
+    assert step is not None
+    assert 101 * 80.0 == step.seconds
+
+
+def test_another_pull_without_progress_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def give_up(path: object, what: str, limit_s: float, on_wait: object) -> None:
+        raise WaitedTooLong(what, limit_s + 1)
+
+    monkeypatch.setattr(bring_module, "held", give_up)
+    outcome = brought(Server(show=[None]), load_timeout_s=90)
+    assert outcome.error.startswith("pull of m: another process works on it")
+
+
+# Cloud
+
+
+@pytest.mark.parametrize("text", ["m:cloud", "m:480b-cloud", "M:Cloud"])
+@pytest.mark.parametrize("pull", ["auto", "always"])
+def test_a_cloud_model_is_neither_pulled_nor_loaded(text: str, pull: str) -> None:
+    server = Server()
+    outcome = brought(server, text, pull=pull)
+    assert outcome.ready
+    assert ["show"] == server.asked
+    assert ("runs in the cloud, not warmed",) == outcome.notes
+
+
+@pytest.mark.parametrize("pull", ["auto", "always"])
+def test_a_stub_of_a_cloud_model_is_neither_pulled_nor_loaded(pull: str) -> None:
+    server = Server(show=[ModelInfo(("completion",), "https://ollama.com:443")])
+    outcome = brought(server, pull=pull)
+    assert outcome.ready
+    assert ["show"] == server.asked
+    assert ("runs in the cloud, not warmed",) == outcome.notes
+
+
+def test_a_missing_cloud_model_is_not_pulled() -> None:
+    server = Server(show=[None])
+    outcome = brought(server, "m:cloud", pull="always")
+    assert "m:cloud: the server does not offer this cloud model" in outcome.error
+    assert ["show"] == server.asked
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "unauthorized"), (403, "ollama cloud is disabled: remote model details are unavailable")],
+)
+def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: str) -> None:
+    denied = AccessDenied(HOST.url, HOST.source, status, words, "none")
+    outcome = brought(Server(show=[denied]), "m:cloud")
+    assert words == outcome.brief
+    assert "ollama signin" in outcome.error
+    assert "OLLAMA_API_KEY" not in outcome.error
+
+
+def test_a_server_that_denies_access_is_told_as_such() -> None:
+    denied = AccessDenied(HOST.url, HOST.source, 401, "unauthorized", "none")
+    outcome = brought(Server(show=[denied]))
+    assert (str(denied), "access refused: HTTP 401") == (outcome.error, outcome.brief)
+
+
+# Loading
+
+
+def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
+    server = Server(resident=[lease(600)])
+    brought(server, "m,num_ctx=64", load_timeout_s=900)
+    (load,) = server.loads
+    limit_s = load.pop("limit_s")
+    assert {"name": "m", "kind": "generate", "prompt": "Hi", "options": {"num_ctx": 64}} == load
+    assert 890 < limit_s <= 900
+
+
+def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
+    server = Server(show=[EMBED], resident=[lease(60)])
+    assert brought(server).ready
+    assert ["embed", "embed"] == [one["kind"] for one in server.loads]
+    assert ["Hi", ""] == [one["prompt"] for one in server.loads]
+
+
+def test_where_capabilities_are_unknown_generation_comes_first_and_then_embedding() -> None:
+    server = Server(show=[UNKNOWN], load=[NO_TEXT, None], resident=[lease(60)])
+    outcome = brought(server)
+    assert outcome.ready
+    assert ["generate", "embed", "embed"] == [one["kind"] for one in server.loads]
+    assert None is outcome.capabilities
+
+
+def test_an_embedding_that_fails_too_is_the_failure() -> None:
+    failure = ApiError("/api/embed", 400, '"m" does not support generate')
+    server = Server(show=[UNKNOWN], load=[NO_TEXT, failure])
+    assert "failed" == brought(server).status
+    assert ["generate", "embed"] == [one["kind"] for one in server.loads]
+
+
+def test_load_only_sends_no_prompt() -> None:
+    server = Server(resident=[lease(600)])
+    assert brought(server, warm="load").ready
+    assert [""] == [one["prompt"] for one in server.loads]
+
+
+def test_without_warming_presence_is_enough() -> None:
+    server = Server()
+    outcome = brought(server, warm="off")
+    assert outcome.ready
+    assert ["show"] == server.asked
+    assert () == outcome.steps
+
+
+def test_a_busy_server_is_asked_again_and_again(clock: Clock) -> None:
+    told: list[Event] = []
+    server = Server(load=[*[BUSY] * 7, None], resident=[lease(600)])
+    outcome = bring(as_client(server), target(), Terms(), by="x", say=told.append)
+    assert outcome.ready
+    assert [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0] == clock.slept
+    assert 7 == [one.phase for one in told].count("busy")
+    load = outcome.step("load")
+    assert load is not None
+    assert 17.75 == load.seconds
+
+
+def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
+    server = Server(load=[BUSY])
+    outcome = brought(server, load_timeout_s=30)
+    assert sum(clock.slept) <= 30
+    assert (
+        'm does not load: "server busy, please try again.". The server stayed busy for 30 s; '
+        "see its OLLAMA_MAX_QUEUE."
+    ) == outcome.error
+    assert [30.0, 29.75, 29.25] == [one["limit_s"] for one in server.loads][:3]
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        (
+            ApiError("/api/generate", 500, "model requires more system memory (41 GiB)"),
+            "Try a smaller tag or num_ctx; resident now: other:1b, m:latest.",
+        ),
+        (
+            ApiError("/api/generate", 500, "cudaMalloc failed: out of memory"),
+            "Try a smaller tag or num_ctx; resident now: other:1b, m:latest.",
+        ),
+        (
+            NO_TEXT,
+            "The server calls it a completion model, so its weights are damaged: "
+            "'ollama rm m' and pull it again.",
+        ),
+        (
+            ApiError("/api/generate", 500, 'tensor "x" offset+size (9) exceeds file size (8)'),
+            "Its weights look damaged: 'ollama rm m' and pull it again.",
+        ),
+        (
+            ApiError("/api/generate", 500, "this model needs a newer version of Ollama"),
+            "Update Ollama, or 'ollama rm m' and pull it again.",
+        ),
+        (
+            ApiError("/api/generate", 500, "llama runner process has terminated"),
+            "The server's log says more.",
+        ),
+        (
+            ServerUnreachable(HOST.url, HOST.source, "connection lost", 0.0),
+            "The server went away; its log says why.",
+        ),
+        (
+            ServerUnreachable(HOST.url, HOST.source, "no answer", 0.0),
+            "ollama_load_timeout is 15 min; raise it if the load needs more.",
+        ),
+    ],
+)
+def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> None:
+    outcome = brought(Server(load=[failure], resident=[lease(600)]))
+    assert "failed" == outcome.status
+    assert outcome.error.startswith('m does not load: "')
+    assert outcome.error.endswith(f'". {advice}')
+
+
+@pytest.mark.parametrize(
+    ("resident", "named"),
+    [
+        ([], "none"),
+        (ApiError("/api/ps", 500, "nil"), "unknown"),
+        (ServerUnreachable(HOST.url, HOST.source, "connection lost", 0.0), "unknown"),
+    ],
+)
+def test_what_is_resident_is_said_as_far_as_known(
+    resident: list[Resident] | Exception, named: str
+) -> None:
+    failure = ApiError("/api/generate", 500, "out of memory")
+    outcome = brought(Server(load=[failure], resident=[resident]))
+    assert outcome.error.endswith(f"resident now: {named}.")
+
+
+def test_weights_that_show_cannot_read_are_called_damaged() -> None:
+    outcome = brought(Server(show=[ApiError("/api/show", 500, "invalid file magic")]))
+    assert (
+        'm does not load: "invalid file magic". Its weights look damaged: '
+        "'ollama rm m' and pull it again."
+    ) == outcome.error
+
+
+def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
+    gone = ServerUnreachable(HOST.url, HOST.source, "connection refused", 0.0)
+    outcome = brought(Server(show=[gone]))
+    assert (str(gone), gone.brief) == (outcome.error, outcome.brief)
+
+
+def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
+    failure = ApiError("/api/generate", 500, "out of memory")
+    server = Server(show=[None, CHAT], pull=[[SUCCESS]], load=[failure])
+    assert ["pull"] == [step.kind for step in brought(server).steps]
+
+
+# The lease
+
+
+@pytest.mark.parametrize(
+    ("text", "keep_alive_s", "given_s", "asked"),
+    [
+        ("m", 600.0, 300.0, 600.0),
+        ("m", 600.0, 597.0, 600.0),
+        # Measured to the second, and some time has passed since the load.
+        ("m", 600.0, 598.5, None),
+        ("m", 600.0, 600.0, None),
+        ("m", 600.0, 1800.0, None),
+        ("m", 600.0, CENTURIES, None),
+        ("m", -1.0, 86400.0, -1.0),
+        ("m", -1.0, CENTURIES, None),
+        ("m,keep_alive=1h", 600.0, 300.0, 3600.0),
+        ("m,keep_alive=1m", 600.0, 300.0, None),
+        ("m,keep_alive=-1", 600.0, 300.0, -1.0),
+        ("M", 600.0, 300.0, 600.0),
+        # Under another name: its lease is not known.
+        ("n", 600.0, 300.0, None),
+        ("m", 600.0, None, None),
+    ],
+)
+def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
+    text: str, keep_alive_s: float, given_s: float | None, asked: float | None
+) -> None:
+    server = Server(resident=[lease(given_s)])
+    assert brought(server, f"{text},num_ctx=64", keep_alive_s=keep_alive_s).ready
+    first, *rest = server.loads
+    assert None is first.get("keep_alive")
+    assert ([] if asked is None else [asked]) == [one["keep_alive"] for one in rest]
+    # Another prompt would generate again, other options would load again.
+    assert all(("", {"num_ctx": 64}) == (one["prompt"], one["options"]) for one in rest)
+
+
+def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_resident() -> None:
+    outcome = brought(Server(resident=[ApiError("/api/ps", 500, "nil")]))
+    assert outcome.ready
+    assert ["load"] == [step.kind for step in outcome.steps]
+
+
+def test_a_resident_name_that_nobody_can_read_is_passed_over() -> None:
+    server = Server(resident=[[Resident("a/b/c/d", "", 0, 0, 1.0), *lease(300)]])
+    assert 4096 == brought(server).context_length
+
+
+# All models side by side
+
+
+def ready(one: Target) -> Outcome:
+    return Outcome(key=one.key, model=one.spec.name, status="ready")
+
+
+def targets(text: str) -> list[Target]:
+    return [Target(spec, "x") for spec in parse_specs(text, "x")]
+
+
+def drain(preparation: Preparation, until: Any) -> list[Event]:
+    return [event for event in preparation.events(until) if event is not None]
+
+
+def test_all_models_become_outcomes() -> None:
+    preparation = Preparation(lambda one, say: ready(one))
+    preparation.start(targets("a b c"))
+    events = drain(preparation, "done")
+    assert {one.key: ready(one) for one in targets("a b c")} == preparation.outcomes
+    assert ["done"] * 3 == [event.phase for event in events]
+    assert [] == preparation.pending
+
+
+def test_nothing_to_prepare_ends_at_once() -> None:
+    assert [] == list(Preparation(lambda one, say: ready(one)).events("done"))
+
+
+def test_models_are_worked_on_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=30)
+
+    def work(one: Target, say: Say) -> Outcome:
+        together.wait()
+        return ready(one)
+
+    preparation = Preparation(work)
+    preparation.start(targets("a b c"))
+    drain(preparation, "done")
+    assert all(outcome.ready for outcome in preparation.outcomes.values())
+
+
+def test_a_model_is_begun_once() -> None:
+    begun: list[str] = []
+
+    def work(one: Target, say: Say) -> Outcome:
+        begun.append(one.spec.name)
+        return ready(one)
+
+    preparation = Preparation(work)
+    preparation.start(targets("a"))
+    preparation.start(targets("A:latest b"))
+    drain(preparation, "done")
+    preparation.start(targets("a b"))
+    assert [] == drain(preparation, "done")
+    assert ["a", "b"] == sorted(begun)
+
+
+def test_presence_is_waited_for_without_the_load() -> None:
+    may_load, over = threading.Event(), threading.Event()
+
+    def work(one: Target, say: Say) -> Outcome:
+        say(Event(one, "pulling", 1, 2))
+        say(Event(one, "present"))
+        assert may_load.wait(30)
+        over.set()
+        return ready(one)
+
+    preparation = Preparation(work)
+    preparation.start(targets("a b"))
+    phases = [event.phase for event in drain(preparation, "present")]
+    assert ({}, False) == (preparation.outcomes, over.is_set())
+    assert (2, 2) == (phases.count("pulling"), phases.count("present"))
+    assert targets("a b") == preparation.pending
+    may_load.set()
+    assert ["done", "done"] == [event.phase for event in drain(preparation, "done")]
+
+
+def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
+    def work(one: Target, say: Say) -> Outcome:
+        raise PullFailed("a", "x", "words", "advice")
+
+    preparation = Preparation(work)
+    preparation.start(targets("a"))
+    (event,) = drain(preparation, "present")
+    assert event.outcome is not None
+    assert ("failed", "a could not be pulled (x): words. advice", "words") == (
+        event.outcome.status,
+        event.outcome.error,
+        event.outcome.brief,
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError("boom\n"), KeyboardInterrupt("boom"), SystemExit("boom")])
+def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
+    def work(one: Target, say: Say) -> Outcome:
+        raise error
+
+    preparation = Preparation(work)
+    preparation.start(targets("a,num_ctx=64"))
+    drain(preparation, "done")
+    (outcome,) = preparation.outcomes.values()
+    assert ("failed", "a", (("num_ctx", 64),)) == (outcome.status, outcome.model, outcome.options)
+    assert (
+        f'a does not load: "{type(error).__name__}: boom". '
+        "This is an error in pytest-ollama-warmup; please report it."
+    ) == outcome.error
+
+
+def test_while_nothing_happens_the_display_gets_its_turn() -> None:
+    may_end = threading.Event()
+
+    def work(one: Target, say: Say) -> Outcome:
+        assert may_end.wait(30)
+        return ready(one)
+
+    preparation = Preparation(work)
+    preparation.start(targets("a"))
+    events = preparation.events("done")
+    assert [None, None] == [next(events), next(events)]
+    may_end.set()
+    assert all(outcome.ready for outcome in preparation.outcomes.values())
+    assert "done" in [event.phase for event in events if event is not None]
+
+
+def test_the_threads_do_not_keep_a_run_from_ending() -> None:
+    seen: list[bool] = []
+
+    def work(one: Target, say: Say) -> Outcome:
+        seen.append(threading.current_thread().daemon)
+        return ready(one)
+
+    preparation = Preparation(work)
+    preparation.start(targets("a"))
+    drain(preparation, "done")
+    assert [True] == seen
+
+
+def test_no_more_than_four_models_are_pulled_at_once() -> None:
+    class Counting(Server):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock, self.at_once, self.most = threading.Lock(), 0, 0
+            self.pulled: set[str] = set()
+            self.full = threading.Barrier(PULLS_SIDE_BY_SIDE, timeout=30)
+
+        def show(self, name: str) -> ModelInfo | None:
+            return CHAT if name in self.pulled else None
+
+        def pull(self, name: str, *, insecure: bool, silence_s: float) -> Iterator[PullProgress]:
+            with self.lock:
+                self.at_once += 1
+                self.most = max(self.most, self.at_once)
+            # Two rounds of four: fewer at once would wait here for ever.
+            self.full.wait()
+            time.sleep(0.01)
+            with self.lock:
+                self.pulled.add(name)
+                self.at_once -= 1
+            yield SUCCESS
+
+    server, pulls = Counting(), threading.Semaphore(PULLS_SIDE_BY_SIDE)
+    preparation = Preparation(
+        lambda one, say: bring(
+            as_client(server), one, Terms(pull="missing"), by="main", say=say, pulls=pulls
+        )
+    )
+    preparation.start(targets("a b c d e f g h"))
+    drain(preparation, "done")
+    assert [True] * 8 == [outcome.ready for outcome in preparation.outcomes.values()]
+    assert 4 == PULLS_SIDE_BY_SIDE == server.most

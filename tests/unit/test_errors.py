@@ -1,0 +1,188 @@
+"""Each error: what, where, why; then what to do."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup import errors
+from pytest_ollama_warmup.errors import (
+    AccessDenied,
+    ApiError,
+    BadHost,
+    BadMark,
+    BadSetting,
+    BadSpec,
+    LoadFailed,
+    ModelError,
+    NoModelNamed,
+    NotOllama,
+    NotPulled,
+    PullFailed,
+    ServerError,
+    ServerUnreachable,
+    TlsFailed,
+    UnknownModel,
+    WaitedTooLong,
+    WarmupError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+URL = "http://127.0.0.1:11434"
+EACH = [
+    BadSetting("soon", "--ollama-pull", "Valid values: auto, missing, always, never."),
+    BadHost("h:abc", "OLLAMA_HOST", "port 'abc', not a number from 1 to 65535"),
+    BadSpec("num_ctx=1", "--ollama-preload", "a whole number of at least 16 is needed"),
+    BadMark("options is a dict", "a.py::test_b", "requires_model(*specs)"),
+    NoModelNamed("a.py::test_b", "ollama_model", ("chat", "embed")),
+    ServerUnreachable(URL, "default", "connection refused", 2.0),
+    NotOllama(URL, "OLLAMA_HOST", "404 text/plain", ""),
+    AccessDenied(URL, "OLLAMA_HOST", 401, "unauthorized", "sent"),
+    TlsFailed("https://h:443", "--ollama-host", "certificate refused (self-signed)"),
+    NotPulled("llama3.2:1b", "from --ollama-preload", True),
+    UnknownModel("phi9", "from x", "pull model manifest: file does not exist"),
+    PullFailed("m", "from x", "max retries exceeded: EOF", "Run again."),
+    LoadFailed("m", "from x", "out of memory", "Try a smaller tag."),
+    ApiError("POST /api/show", 500, "invalid file magic"),
+    WaitedTooLong("m", 900.0),
+]
+
+
+def _concrete(kind: type[WarmupError]) -> Iterator[type[WarmupError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _concrete(one)
+
+
+def test_every_error_has_an_example_here() -> None:
+    bases: set[type[WarmupError]] = {ServerError, ModelError}
+    ours = {kind for kind in _concrete(WarmupError) if kind.__module__ == errors.__name__}
+    assert ours - bases == {type(one) for one in EACH}
+
+
+@pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+def test_an_error_survives_a_process_border(error: WarmupError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(error) is type(copy)
+    assert str(error) == str(copy)
+    assert error.brief == copy.brief
+    assert vars(error) == vars(copy)
+
+
+@pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+def test_an_error_names_all_that_it_was_given(error: WarmupError) -> None:
+    texts = [one for one in error.args if isinstance(one, str) and one not in ("sent", "from x")]
+    assert texts or isinstance(error, WaitedTooLong)
+    for text in texts:
+        # Of a test only its name is said.
+        assert text.rpartition("::")[2] in str(error) or text in str(error)
+
+
+@pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+def test_the_tree_is_drawn_at_the_top_of_the_module(error: WarmupError) -> None:
+    assert type(error).__name__ in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize("kind", [BadSetting, BadHost, BadSpec, BadMark])
+def test_what_a_user_gave_wrong_is_a_value_error(kind: type[BadSetting]) -> None:
+    assert issubclass(kind, ValueError)
+    assert issubclass(kind, WarmupError)
+
+
+# The messages that users meet in the first week, word for word.
+
+
+def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
+    assert (
+        "no Ollama at http://127.0.0.1:11434 (from default): connection refused for 2 s. "
+        "Start it with 'ollama serve', or set --ollama-host."
+    ) == str(ServerUnreachable(URL, "default", "connection refused", 2.0))
+    assert (
+        "no Ollama at http://127.0.0.1:11434 (from default): connection lost. "
+        "Start it with 'ollama serve', or set --ollama-host."
+    ) == str(ServerUnreachable(URL, "default", "connection lost", 0.0))
+
+
+def test_a_missing_model_says_who_wants_it_and_how_to_pull_it() -> None:
+    origin = "wanted by tests/test_chat.py::test_tone and 11 more"
+    assert (
+        "llama3.2:1b is not pulled (wanted by tests/test_chat.py::test_tone and 11 more). "
+        "Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing."
+    ) == str(NotPulled("llama3.2:1b", origin))
+
+
+def test_a_missing_cloud_model_is_never_to_be_pulled() -> None:
+    said = str(NotPulled("m:cloud", "from --ollama-preload", True))
+    assert "'ollama signin'" in said
+    assert "never pulled" in said
+    assert "ollama pull" not in said
+
+
+def test_a_model_that_does_not_exist_says_who_named_it() -> None:
+    words, origin = "pull model manifest: file does not exist", "from ollama_preload in pyproject.toml"
+    assert (
+        "phi9: the registry has no such model (pull model manifest: file does not exist), "
+        "from ollama_preload in pyproject.toml. Check name and tag."
+    ) == str(UnknownModel("phi9", origin, words))
+
+
+def test_a_test_that_names_no_model_is_told_how() -> None:
+    assert (
+        "test_rag uses ollama_model without a mark, and 3 models are listed (chat, embed, vision). "
+        'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name.'
+    ) == str(NoModelNamed("tests/a.py::C::test_rag", "ollama_model", ("chat", "embed", "vision")))
+    assert (
+        "test_rag uses ollama_model without naming a model, and no model is listed. "
+        'Add @pytest.mark.requires_model("MODEL"), or run with --ollama-preload MODEL.'
+    ) == str(NoModelNamed("a.py::test_rag", "ollama_model", ()))
+
+
+def test_a_model_that_does_not_load_repeats_the_servers_words() -> None:
+    words = "model requires more system memory (41 GiB) than is available (15 GiB)"
+    advice = "Try a smaller tag or num_ctx; resident now: qwen3:4b."
+    assert (
+        'llama3.1:70b does not load: "model requires more system memory (41 GiB) than is available '
+        '(15 GiB)". Try a smaller tag or num_ctx; resident now: qwen3:4b.'
+    ) == str(LoadFailed("llama3.1:70b", "from x", words, advice))
+
+
+def test_another_service_at_the_address_is_described() -> None:
+    seen, note = '200 text/html "Sign in"', "http:// without a port means port 80"
+    assert (
+        "http://127.0.0.1:11434 (from OLLAMA_HOST) answers, but is not Ollama "
+        '(GET /api/version: 200 text/html "Sign in"). Another service? '
+        "Note: http:// without a port means port 80."
+    ) == str(NotOllama(URL, "OLLAMA_HOST", seen, note))
+    assert str(NotOllama(URL, "OLLAMA_HOST", seen, "")).endswith(
+        "Another service? Set --ollama-host."
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "key", "said"),
+    [
+        (401, "no", "sent", '(HTTP 401 "no"). The server does not accept the key in OLLAMA_API_KEY.'),
+        (403, "no", "sent", '(HTTP 403 "no"). The server does not accept the key'),
+        (401, "", "withheld", "(HTTP 401). OLLAMA_API_KEY was not sent: it goes to https and"),
+        (401, "", "unusable", "(HTTP 401). OLLAMA_API_KEY was not sent: it is not plain ASCII"),
+        (401, "", "none", "(HTTP 401). Set OLLAMA_API_KEY if it wants a key."),
+        (403, "", "none", "(HTTP 403). An Ollama bound to loopback answers so to a host name"),
+        (403, "", "sent", "(HTTP 403). An Ollama bound to loopback answers so to a host name"),
+    ],
+)
+def test_refused_access_says_what_became_of_the_key(
+    status: int, words: str, key: str, said: str
+) -> None:
+    assert f"http://h:1 (from OLLAMA_HOST) refuses access {said}" in str(
+        AccessDenied("http://h:1", "OLLAMA_HOST", status, words, key)
+    )
+
+
+def test_a_bad_value_is_quoted_without_what_could_repaint_a_terminal() -> None:
+    assert str(BadSetting("\x1b[31msoon\n", "--ollama-pull", "x")).startswith(
+        "'soon' is not a valid --ollama-pull."
+    )

@@ -1,0 +1,207 @@
+"""Addresses, read as Ollama reads OLLAMA_HOST."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pytest_ollama_warmup.errors import BadHost
+from pytest_ollama_warmup.ollama.host import Host, parse_host
+
+
+def url_of(text: str) -> str:
+    return parse_host(text, "OLLAMA_HOST").url
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        ("example.com", "http://example.com:11434"),
+        ("example.com:1234", "http://example.com:1234"),
+        (":1234", "http://127.0.0.1:1234"),
+        ("[::1]", "http://[::1]:11434"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:1234", "http://[::1]:1234"),
+        ("http://[::1]:1234", "http://[::1]:1234"),
+        ("fe80::1%eth0", "http://[fe80::1%eth0]:11434"),
+        ("http://1.2.3.4", "http://1.2.3.4:80"),
+        ("http://1.2.3.4:5", "http://1.2.3.4:5"),
+        ("https://h", "https://h:443"),
+        ("https://h:8443", "https://h:8443"),
+        ("https://example.com/ollama", "https://example.com:443/ollama"),
+        ("https://example.com/ollama/", "https://example.com:443/ollama"),
+        ("example.com/a/b", "http://example.com:11434/a/b"),
+        ("http://h:1/", "http://h:1"),
+        ("ollama.com", "https://ollama.com:443"),
+        ("http://ollama.com", "http://ollama.com:80"),
+        (' " 1.2.3.4 " ', "http://1.2.3.4:11434"),
+        ("'1.2.3.4:9'", "http://1.2.3.4:9"),
+        ("  localhost\n", "http://localhost:11434"),
+        ("my_box.local.", "http://my_box.local.:11434"),
+    ],
+)
+def test_an_address_is_read_as_ollama_reads_it(text: str, url: str) -> None:
+    assert url == url_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        ("http://0.0.0.0:8080/x", "http://127.0.0.1:8080/x"),
+        ("::", "http://[::1]:11434"),
+        ("[::]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_an_address_to_listen_on_becomes_one_to_connect_to(text: str, url: str) -> None:
+    assert url == url_of(text)
+
+
+def test_case_means_nothing_in_scheme_and_host_and_something_in_the_path() -> None:
+    assert "https://example.com:443/Ollama" == url_of("HTTPS://Example.COM/Ollama")
+
+
+@pytest.mark.parametrize("text", ["http://h", "http://HOST/path", "http://0.0.0.0", "http://[::1]"])
+def test_http_without_a_port_notes_that_it_means_port_80(text: str) -> None:
+    assert "http:// without a port means port 80" == parse_host(text, "").note
+
+
+@pytest.mark.parametrize("text", ["", "h", "http://h:80", "https://h", "http://h:11434", "[::1]:80"])
+def test_no_other_address_notes_that(text: str) -> None:
+    assert "" == parse_host(text, "").note
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("", True),
+        ("localhost", True),
+        ("LOCALHOST:1", True),
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("0.0.0.0", True),
+        ("https://localhost/path", True),
+        ("example.com", False),
+        ("127.example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("localhost.example.com", False),
+        ("192.168.0.2", False),
+        ("[fe80::1]", False),
+    ],
+)
+def test_loopback_is_this_machine_and_nothing_else(text: str, loopback: bool) -> None:
+    assert loopback is parse_host(text, "").loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("http://h:1/p", "h"), ("[::1]:5", "::1"), ("", "127.0.0.1"), ("https://a.b", "a.b")],
+)
+def test_the_name_is_bare(text: str, name: str) -> None:
+    assert name == parse_host(text, "").name
+
+
+def test_an_address_keeps_who_gave_it() -> None:
+    assert Host("http://h:1", "--ollama-host") == parse_host("h:1", "--ollama-host")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ftp://h", "scheme ftp"),
+        ("h:66000", "port '66000', not a number from 1 to 65535"),
+        ("h:65536", "port '65536'"),
+        ("h:0", "port '0'"),
+        ("h:-1", "port '-1'"),
+        ("h:+1", "port '+1'"),
+        ("h:abc", "port 'abc'"),
+        ("h:", "port ''"),
+        (f"h:{'9' * 5000}", "port '999"),
+        ("h:٣", "port '٣'"),
+        ("a b", "host 'a b'"),
+        ("a\tb", "host 'a b'"),
+        ("-h", "host '-h'"),
+        ("1.2.3.456", "host '1.2.3.456'"),
+        ("11434", "host '11434'"),
+        ("a..b", "host 'a..b'"),
+        (f"{'a' * 64}.com", "host 'aaa"),
+        ("1:2:3", "host '1:2:3'"),
+        ("1.2.3.4%x", "host '1.2.3.4%x'"),
+        ("::1%a b", "host '::1%a b'"),
+        ("höst", "host 'höst'"),
+        ("http://h/a b", "after the host"),
+        ("http://h/?q=1", "after the host"),
+        ("http://h/#f", "after the host"),
+        ('http://h/a"/', "after the host"),
+        ("http://h/\x1b[31m", "after the host"),
+        ("a,b", "more than one host"),
+        ("http://a:1,http://b:2", "more than one host"),
+        ("http://a:1/x,http://b:2", "after the host"),
+    ],
+)
+def test_an_impossible_address_is_refused_by_name_and_reason(text: str, why: str) -> None:
+    with pytest.raises(BadHost) as caught:
+        parse_host(text, "--ollama-host")
+    assert why in caught.value.allowed
+    assert "(from --ollama-host) is not an address of an Ollama server" in str(caught.value)
+    assert "Valid: HOST, HOST:PORT, http://HOST:PORT, https://HOST[:PORT][/PATH]." in str(
+        caught.value
+    )
+
+
+def test_the_refusal_is_one_line_that_a_terminal_can_show() -> None:
+    with pytest.raises(BadHost) as caught:
+        parse_host("a\x1b]0;title\x07\nb", "OLLAMA_HOST")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://user:hunter2@h:1",
+        "user:hunter2@h",
+        "https://user:hunter2@h/path",
+        "http://user:hunter2/hunter2@h",
+        "http://user:hunter2@hunter2@h",
+        "user:hunter2://hunter2@h",
+        "ftp://user:hunter2@h",
+        "http://user:hunter2@h:66000",
+        "http://user:hunter2@h?x",
+        "http://hunter2@h",
+    ],
+)
+def test_user_information_is_refused_and_the_password_never_shown(text: str) -> None:
+    with pytest.raises(BadHost, match="OLLAMA_API_KEY") as caught:
+        parse_host(text, "OLLAMA_HOST")
+    assert "***@h" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in repr(caught.value)
+
+
+_PIECES = st.lists(
+    st.sampled_from(
+        ["http://", "https://", "h", "a.b", "1.2.3.4", "::1", "[", "]", ":", "/", "80", "99999"]
+        + ['"', "'", " ", "%", "@", ",", "?", "0.0.0.0", "ollama.com", ".", "-", "é", "\x00", "\n"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@given(st.one_of(_PIECES, st.text()))
+@example("http://h/a'b\"/")
+@example("::1%\x00")
+@example("//")
+def test_what_is_accepted_reads_again_to_the_same_and_can_be_asked(text: str) -> None:
+    try:
+        host = parse_host(text, "x")
+    except BadHost:
+        return
+    assert host.url == parse_host(host.url, "x").url
+    assert host.name
+    assert httpx.URL(host.url).raw_host

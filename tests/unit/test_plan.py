@@ -1,0 +1,264 @@
+"""Which models a run needs, wanted by whom, and what follows when one cannot be had."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_ollama_warmup.errors import NoModelNamed
+from pytest_ollama_warmup.warmup.plan import (
+    SERVER,
+    GivenBy,
+    Listed,
+    Plan,
+    Target,
+    Want,
+    decide,
+    decisions,
+    make_plan,
+    resolve,
+)
+from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
+
+GIVEN_BY: list[GivenBy] = ["option", "environment", "configuration", "default"]
+
+
+def listed(text: str = "", given_by: GivenBy = "option", source: str = "--ollama-preload") -> Listed:
+    return Listed(parse_specs(text, source), source, given_by)
+
+
+def want(text: str = "", test: str = "t.py::test_a", *, fixture: str = "", on_missing: str = "") -> Want:
+    return Want(test=test, specs=parse_specs(text, "mark"), fixture=fixture, on_missing=on_missing)
+
+
+def resolved(asked: Want, models: Listed) -> list[str]:
+    return [str(spec) for spec in resolve(asked, models)]
+
+
+def key(text: str) -> str:
+    (spec,) = parse_specs(text, "x")
+    return spec.key
+
+
+@pytest.mark.parametrize(
+    ("given_by", "up_front"),
+    [("option", True), ("environment", True), ("configuration", False), ("default", False)],
+)
+def test_command_line_and_environment_are_brought_up_front(given_by: GivenBy, up_front: bool) -> None:
+    assert up_front is Listed((), "x", given_by).up_front
+
+
+def test_a_listed_model_is_found_whatever_its_spelling_and_options() -> None:
+    models = listed("a llama3.2:latest,num_ctx=64")
+    assert models.specs[1] is models.find(ModelSpec("LLAMA3.2", (("num_ctx", 32),)))
+    assert None is models.find(ModelSpec("llama3.2:1b"))
+
+
+def test_a_want_survives_a_trip_through_json() -> None:
+    asked = want(
+        "a,num_ctx=64,use_mmap=true b,keep_alive=1234567.5,insecure=true",
+        fixture="ollama_model",
+        on_missing="skip",
+    )
+    assert asked == Want.from_dict(json.loads(json.dumps(asked.to_dict())))
+    assert want() == Want.from_dict(json.loads(json.dumps(want().to_dict())))
+
+
+@pytest.mark.parametrize(
+    ("asked", "models", "expected"),
+    [
+        ("m", "", ["m"]),
+        ("m,num_ctx=64", "", ["m,num_ctx=64"]),
+        ("m", "other", ["m"]),
+        # Without options a mark means the listed one, options included.
+        ("m", "m,num_ctx=64", ["m,num_ctx=64"]),
+        ("M:latest", "m,num_ctx=64,num_gpu=0", ["M:latest,num_ctx=64,num_gpu=0"]),
+        # With options it makes a variant, with its own options alone.
+        ("m,num_ctx=32", "m,num_ctx=64", ["m,num_ctx=32"]),
+        ("m,num_gpu=0", "m,num_ctx=64", ["m,num_gpu=0"]),
+        # A lease, or how to pull, makes no variant.
+        ("m,keep_alive=1h", "m,num_ctx=64", ["m,num_ctx=64,keep_alive=3600"]),
+        ("m", "m,keep_alive=1h,insecure=true", ["m,keep_alive=3600,insecure=true"]),
+        ("m,keep_alive=2h", "m,keep_alive=1h", ["m,keep_alive=7200"]),
+        ("m,num_ctx=32", "m,insecure=true", ["m,num_ctx=32,insecure=true"]),
+        ("b a", "a,num_ctx=64 b c", ["b", "a,num_ctx=64"]),
+        # Without a name: the only listed one, else the server only.
+        ("", "m,num_ctx=64", ["m,num_ctx=64"]),
+        ("", "a b", []),
+        ("", "", []),
+    ],
+)
+def test_a_test_needs_what_its_mark_and_the_list_say(
+    asked: str, models: str, expected: list[str]
+) -> None:
+    assert expected == resolved(want(asked), listed(models))
+
+
+def test_a_fixture_takes_the_only_listed_model() -> None:
+    assert ["m"] == resolved(want(fixture="ollama_model"), listed("m"))
+
+
+@pytest.mark.parametrize("models", ["", "a b"])
+def test_a_fixture_that_cannot_know_its_model_says_so(models: str) -> None:
+    with pytest.raises(NoModelNamed) as caught:
+        resolve(want(test="t.py::test_x", fixture="ollama_model"), listed(models))
+    assert ("t.py::test_x", "ollama_model", tuple(models.split())) == caught.value.args
+
+
+def test_a_name_in_the_mark_is_enough_for_a_fixture() -> None:
+    assert ["b"] == resolved(want("b", fixture="ollama_model"), listed("a b"))
+
+
+@pytest.mark.parametrize("up_front", [True, False])
+def test_listed_models_come_without_a_test_only_up_front(up_front: bool) -> None:
+    plan = make_plan(listed("a b"), [], up_front=up_front)
+    assert ([key("a"), key("b")] if up_front else []) == list(plan.targets)
+    assert not plan.marked
+
+
+def test_models_keep_the_order_of_the_list_and_then_of_the_tests() -> None:
+    wants = [want("z", "1"), want("b", "2"), want("y a", "3"), want("z", "4")]
+    plan = make_plan(listed("b a"), wants, up_front=True)
+    assert [key(name) for name in "bazy"] == list(plan.targets)
+    assert {key("z"): ["1", "4"], key("b"): ["2"], key("y"): ["3"], key("a"): ["3"]} == plan.tests
+    assert plan.marked
+
+
+def test_a_configured_model_comes_when_a_test_names_it() -> None:
+    models = listed("a,num_ctx=64 b", "configuration", "ollama_preload in pyproject.toml")
+    plan = make_plan(models, [want("A")], up_front=False)
+    assert [key("a,num_ctx=64")] == list(plan.targets)
+    (target,) = plan.targets.values()
+    assert "from ollama_preload in pyproject.toml" == target.origin
+    assert "configuration" == target.given_by
+
+
+def test_a_variant_stands_beside_the_listed_model_and_is_listed_too() -> None:
+    plan = make_plan(listed("m"), [want("m,num_ctx=64", "t")], up_front=True)
+    assert [key("m"), key("m,num_ctx=64")] == list(plan.targets)
+    assert {key("m,num_ctx=64"): ["t"]} == plan.tests
+    assert ["option", "option"] == [one.given_by for one in plan.targets.values()]
+
+
+def test_a_model_that_only_tests_want_says_which() -> None:
+    wants = [want("m", "tests/test_chat.py::test_tone"), want("m", "2"), want("m", "3")]
+    plan = make_plan(listed("other", "option"), wants, up_front=False)
+    origin = "wanted by tests/test_chat.py::test_tone and 2 more"
+    assert {key("m"): Target(ModelSpec("m"), origin, "default")} == plan.targets
+
+
+def test_a_test_that_needs_only_the_server_may_use_any_listed_model() -> None:
+    models = listed("a b", "configuration")
+    plan = make_plan(models, [want("c", "1"), want(test="2")], up_front=False)
+    assert [key("a"), key("b"), key("c")] == list(plan.targets)
+    assert {key("c"): ["1"], SERVER: ["2"]} == plan.tests
+    assert plan.marked
+
+
+def test_a_test_needs_only_the_server_where_nothing_is_listed() -> None:
+    plan = make_plan(listed(), [want(test="2")], up_front=False)
+    assert ({}, {SERVER: ["2"]}) == (plan.targets, plan.tests)
+
+
+def test_a_test_whose_model_nobody_names_is_a_problem_of_that_test_alone() -> None:
+    wants = [want(test="t.py::test_x", fixture="ollama_model"), want("c", "2")]
+    plan = make_plan(listed("a b", "configuration"), wants, up_front=False)
+    assert ["t.py::test_x"] == list(plan.problems)
+    assert plan.problems["t.py::test_x"].startswith("test_x uses ollama_model without a mark")
+    assert [key("c")] == list(plan.targets)
+    assert make_plan(listed(), wants[:1], up_front=False).marked
+
+
+# --ollama-on-missing: what a model that cannot be made ready does.
+
+
+@pytest.mark.parametrize(
+    ("given_by", "ci", "policy"),
+    [
+        ("option", False, "exit"),
+        ("option", True, "exit"),
+        ("environment", False, "skip"),
+        ("environment", True, "fail"),
+        ("configuration", False, "skip"),
+        ("configuration", True, "fail"),
+        ("default", False, "skip"),
+        ("default", True, "fail"),
+    ],
+)
+def test_by_default_the_source_and_ci_decide(given_by: GivenBy, ci: bool, policy: str) -> None:
+    assert policy == decide("auto", "", given_by, ci)
+    assert policy == decide("auto", "auto", given_by, ci)
+
+
+@pytest.mark.parametrize("ci", [False, True])
+@pytest.mark.parametrize("given_by", GIVEN_BY)
+@pytest.mark.parametrize("policy", ["exit", "fail", "skip"])
+def test_a_named_policy_holds_everywhere(policy: str, given_by: GivenBy, ci: bool) -> None:
+    assert policy == decide(policy, "", given_by, ci)
+    assert policy == decide("auto", policy, given_by, ci)
+
+
+@pytest.mark.parametrize("on_missing", ["auto", "exit", "fail", "skip"])
+def test_a_mark_wins_over_the_option(on_missing: str) -> None:
+    assert "skip" == decide(on_missing, "skip", "option", True)
+    assert "fail" == decide(on_missing, "fail", "option", False)
+
+
+def test_auto_in_a_mark_leaves_it_to_the_option() -> None:
+    assert "fail" == decide("fail", "auto", "option", False)
+
+
+def _plan(given_by: GivenBy, *wants: Want) -> Plan:
+    models = listed("m", given_by)
+    return make_plan(models, wants, up_front=models.up_front)
+
+
+def test_each_test_has_its_own_answer() -> None:
+    plan = _plan(
+        "environment",
+        want("m", "1"),
+        want("m", "2", on_missing="fail"),
+        want("m", "3", on_missing="exit"),
+        want("other", "4"),
+    )
+    assert ["skip", "fail", "exit"] == decisions(plan, key("m"), "auto", False)
+    assert ["fail", "fail", "exit"] == decisions(plan, key("m"), "auto", True)
+    assert ["skip"] == decisions(plan, key("other"), "auto", False)
+
+
+def test_a_variant_of_a_model_on_the_command_line_ends_the_run_too() -> None:
+    plan = _plan("option", want("m,num_ctx=64", "1"))
+    assert ["exit"] == decisions(plan, key("m,num_ctx=64"), "auto", False)
+
+
+def test_tests_that_need_only_the_server_skip_or_fail() -> None:
+    plan = make_plan(listed("", "default"), [want(test="1"), want(test="2")], up_front=False)
+    assert ["skip", "skip"] == decisions(plan, SERVER, "auto", False)
+    assert ["fail", "fail"] == decisions(plan, SERVER, "auto", True)
+
+
+@pytest.mark.parametrize(
+    ("given_by", "on_missing", "ci", "policy"),
+    [
+        ("option", "auto", False, "exit"),
+        ("option", "auto", True, "exit"),
+        # An unmarked suite: the run ends in CI, and warns (nothing is skipped) elsewhere.
+        ("environment", "auto", True, "exit"),
+        ("environment", "auto", False, "skip"),
+        ("environment", "fail", False, "exit"),
+        ("environment", "skip", True, "skip"),
+        ("option", "skip", True, "skip"),
+        ("environment", "exit", False, "exit"),
+    ],
+)
+def test_in_an_unmarked_suite_there_is_one_answer_for_the_run(
+    given_by: GivenBy, on_missing: str, ci: bool, policy: str
+) -> None:
+    assert [policy] == decisions(_plan(given_by), key("m"), on_missing, ci)
+
+
+def test_a_listed_model_that_no_marked_test_needs_does_not_end_the_run() -> None:
+    plan = _plan("environment", want("other", "1"))
+    assert ["fail"] == decisions(plan, key("m"), "auto", True)
+    assert ["skip"] == decisions(plan, key("m"), "auto", False)

@@ -1,0 +1,350 @@
+"""One model with its options, in its one text form."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_ollama_warmup.errors import BadSpec
+from pytest_ollama_warmup.warmup.spec import (
+    FOREVER,
+    KEYS,
+    ModelSpec,
+    parse_duration,
+    parse_specs,
+)
+
+ALL_KEYS = "num_ctx, num_batch, num_gpu, main_gpu, use_mmap, num_thread, keep_alive, insecure"
+
+
+def names(text: str) -> list[str]:
+    return [spec.name for spec in parse_specs(text, "x")]
+
+
+def only(text: str) -> ModelSpec:
+    (spec,) = parse_specs(text, "x")
+    return spec
+
+
+def refusal(text: str, source: str = "--ollama-preload") -> str:
+    with pytest.raises(BadSpec) as caught:
+        parse_specs(text, source)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a b:1 c", "a,b:1,c", " a ,, b:1\n\tc ,", "a\nb:1\r\nc"],
+)
+def test_a_list_is_split_at_white_space_and_commas(text: str) -> None:
+    assert ["a", "b:1", "c"] == names(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "\n, ,\t"])
+def test_nothing_lists_nothing(text: str) -> None:
+    assert () == parse_specs(text, "x")
+
+
+def test_several_texts_add_up() -> None:
+    specs = parse_specs(["a", "b c,num_ctx=32"], "x")
+    assert ["a", "b", "c,num_ctx=32"] == [str(spec) for spec in specs]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama3.2:1b",
+        "hf.co/org/repo:Q4_K_M",
+        "localhost:5000/team/model:tag",
+        "qwen3:480b-cloud",
+        "http://localhost:5000/team/model",
+    ],
+)
+def test_a_name_stays_as_it_was_typed(name: str) -> None:
+    assert ModelSpec(name) == only(name)
+
+
+@pytest.mark.parametrize("text", ["a b,num_ctx=32 num_gpu=1 c", "a,b,num_gpu=1,num_ctx=32,c"])
+def test_a_key_belongs_to_the_model_before_it(text: str) -> None:
+    expected = (
+        ModelSpec("a"),
+        ModelSpec("b", (("num_ctx", 32), ("num_gpu", 1))),
+        ModelSpec("c"),
+    )
+    assert expected == parse_specs(text, "x")
+
+
+def test_every_key_is_read_to_its_type() -> None:
+    spec = only(
+        "m,num_ctx=16,num_batch=1,num_gpu=-1,main_gpu=0,use_mmap=false,num_thread=1,"
+        "keep_alive=5m,insecure=true"
+    )
+    options = (
+        ("main_gpu", 0),
+        ("num_batch", 1),
+        ("num_ctx", 16),
+        ("num_gpu", -1),
+        ("num_thread", 1),
+        ("use_mmap", False),
+    )
+    assert ModelSpec("m", options, 300.0, True) == spec
+    assert isinstance(dict(spec.options)["use_mmap"], bool)
+
+
+def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
+    expected = (ModelSpec("m", (("num_ctx", 8192),), 1800.0), ModelSpec("n"))
+    assert expected == parse_specs("m?num_ctx=8192&keepalive=30m n", "x")
+    assert expected == parse_specs("m?keep_alive=30m&num_ctx=8192,n", "x")
+    assert expected == parse_specs("m?num_ctx=8192 keep_alive=30m n", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "num_ctx=8192",
+            "'num_ctx=8192' (from --ollama-preload): no model before it; "
+            "quote the whole spec in YAML lists",
+        ),
+        (
+            "m,num_ctxx=1",
+            f"'num_ctxx=1' (from --ollama-preload): unknown key 'num_ctxx'; keys: {ALL_KEYS}",
+        ),
+        (
+            "m,NUM_CTX=64",
+            f"'NUM_CTX=64' (from --ollama-preload): unknown key 'NUM_CTX'; keys: {ALL_KEYS}",
+        ),
+        ("m,temperature=1", f"unknown key 'temperature'; keys: {ALL_KEYS}"),
+        ("m,keepalive=1m", f"unknown key 'keepalive'; keys: {ALL_KEYS}"),
+        ("m,num_ctx=", f"'num_ctx=' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        ("m,=8", f"'=8' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        ("m?num_ctx", f"'num_ctx' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        ("m?num_ctx=64&", f"'' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        (
+            "m?",
+            "'m?' (from --ollama-preload): a model name is needed, like llama3.2:1b",
+        ),
+        ("?num_ctx=64", "'?num_ctx=64' (from --ollama-preload): a model name is needed"),
+        ("a/b/c/d", "'a/b/c/d' (from --ollama-preload): "),
+        ("a/b/c/d", "; a model name is needed, like llama3.2:1b"),
+        ("m@latest", "'m@latest' (from --ollama-preload): "),
+        ("-m", "'-m' (from --ollama-preload): "),
+        ("m:", "'m:' (from --ollama-preload): "),
+    ],
+)
+def test_what_is_no_spec_is_refused_with_token_source_and_what_is_allowed(
+    text: str, said: str
+) -> None:
+    assert said in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("num_ctx", 16), ("num_batch", 1), ("num_gpu", -1), ("main_gpu", 0), ("num_thread", 1)],
+)
+def test_a_number_has_a_least_value(option: str, least: int) -> None:
+    assert ((option, least),) == only(f"m,{option}={least}").options
+    for text in (f"{least - 1}", "1.5", "many", "0x10", "1e3", "-", "1234567890"):
+        assert (
+            f"'{option}={text}' (from env): a whole number of at least {least} is needed"
+            == refusal(f"m,{option}={text}", "env")
+        )
+
+
+@pytest.mark.parametrize("option", ["use_mmap", "insecure"])
+def test_a_switch_is_true_or_false(option: str) -> None:
+    read = {text: only(f"m,{option}={text}") for text in ("true", "TRUE", "1", "false", "0")}
+    assert read["true"] == read["TRUE"] == read["1"]
+    assert read["false"] == read["0"]
+    assert read["true"] != read["false"]
+    assert f"'{option}=yes' (from env): true or false is needed" == refusal(f"m,{option}=yes", "env")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m,num_ctx=64,num_ctx=128",
+        "m?num_ctx=64&num_ctx=128",
+        "m,use_mmap=true,use_mmap=false",
+        "m,keep_alive=1m,keep_alive=2m",
+    ],
+)
+def test_an_option_with_two_values_is_refused(text: str) -> None:
+    assert "is given twice for m" in refusal(text)
+
+
+def test_an_option_given_twice_alike_is_one() -> None:
+    assert only("m,num_ctx=64") == only("m,num_ctx=64,num_ctx=64")
+
+
+@pytest.mark.parametrize("again", ["m", "m:latest", "M", "library/m", "registry.ollama.ai/library/m"])
+def test_a_model_listed_twice_alike_is_one_under_its_first_spelling(again: str) -> None:
+    assert (ModelSpec("m"),) == parse_specs(f"m {again}", "x")
+    assert ["m,num_ctx=64"] == [str(one) for one in parse_specs(["m,num_ctx=64", f"{again},num_ctx=64"], "x")]
+
+
+@pytest.mark.parametrize("other", ["num_ctx=64", "keep_alive=1h", "insecure=true"])
+def test_a_model_listed_twice_with_different_options_is_refused(other: str) -> None:
+    said = f"'M:latest,{other.replace('1h', '3600')}' (from env): m is listed twice with different options"
+    assert said == refusal(f"m M:latest,{other}", "env")
+    with pytest.raises(BadSpec, match="m is listed twice with different options"):
+        parse_specs(["m", f"m,{other}"], "env")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30m", 1800.0),
+        ("300", 300.0),
+        ("1.5", 1.5),
+        ("1.5s", 1.5),
+        ("1h30m", 5400.0),
+        (".5h", 1800.0),
+        ("1500ms", 1.5),
+        ("2000000us", 2.0),
+        ("2000000µs", 2.0),
+        ("3000000000ns", 3.0),
+        ("+90s", 90.0),
+        ("1", 1.0),
+        (" 10m ", 600.0),
+        ("-1", FOREVER),
+        ("-1m", FOREVER),
+        ("-1s", FOREVER),
+        ("-5m", FOREVER),
+        ("-0.5", FOREVER),
+        ("8760h", 31536000.0),
+        ("8760h1s", FOREVER),
+        ("31536000", 31536000.0),
+        ("31536001", FOREVER),
+        ("10000000000", FOREVER),
+        ("9.3e9", FOREVER),
+        ("9" * 400 + "h", FOREVER),
+    ],
+)
+def test_a_lease_is_seconds_or_gos_duration(text: str, seconds: float) -> None:
+    assert seconds == parse_duration(text, "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "0s", "0h0m", "-0", "-0s", "0.5", "999ms", "1ns"]
+    + ["", "1d", "forever", "true", "[]", "{}", "m", "10 m", "1h 30m", "1hm", "1h30", "nan", "-", "1..5s"],
+)
+def test_a_lease_that_unloads_at_once_or_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(BadSpec) as caught:
+        parse_duration(text, "--ollama-keep-alive")
+    assert (
+        f"{text!r} (from --ollama-keep-alive): a duration is needed: seconds (600), 10m, 1h30m, "
+        "or -1 for ever; at least 1 s"
+    ) == str(caught.value)
+
+
+def test_options_of_a_mark_are_added() -> None:
+    spec = only("m,num_gpu=1").given({"num_ctx": 64, "use_mmap": True, "keep_alive": "1h"}, "mark")
+    assert only("m,num_ctx=64,num_gpu=1,use_mmap=true,keep_alive=1h") == spec
+
+
+def test_options_of_a_mark_may_repeat_what_the_spec_says() -> None:
+    assert only("m,num_ctx=64") == only("m,num_ctx=64").given({"num_ctx": 64}, "mark")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_ctx": 128}, "'num_ctx=128' (from mark): m,num_ctx=64 says otherwise; give it once"),
+        ({"num_gpu": -2}, "'num_gpu=-2' (from mark): a whole number of at least -1 is needed"),
+        ({"num_gpu": 1.5}, "'num_gpu=1.5' (from mark): a whole number of at least -1 is needed"),
+        ({"num_gpu": True}, "'num_gpu=true' (from mark): a whole number of at least -1 is needed"),
+        ({"num_gpu": None}, "'num_gpu=None' (from mark): a whole number of at least -1 is needed"),
+        ({"use_mmap": "maybe"}, "'use_mmap=maybe' (from mark): true or false is needed"),
+        ({"keep_alive": 0}, "'0' (from mark): a duration is needed"),
+        ({"num_ctxx": 1}, f"'num_ctxx=1' (from mark): unknown key 'num_ctxx'; keys: {ALL_KEYS}"),
+    ],
+)
+def test_a_bad_option_of_a_mark_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(BadSpec) as caught:
+        only("m,num_ctx=64").given(options, "mark")
+    assert str(caught.value).startswith(said)
+
+
+def test_options_leave_the_spec_they_are_added_to_as_it_was() -> None:
+    spec = only("m")
+    spec.given({"num_ctx": 64}, "mark")
+    assert ModelSpec("m") == spec
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["llama3.2:latest", "LLAMA3.2", "library/llama3.2", "registry.ollama.ai/library/Llama3.2:LATEST"],
+)
+def test_spellings_of_one_model_have_one_key(spelling: str) -> None:
+    assert only("llama3.2").model_key == only(spelling).model_key
+    assert only("llama3.2,num_ctx=64").key == only(f"{spelling},num_ctx=64").key
+
+
+@pytest.mark.parametrize("other", ["llama3.2:1b", "llama3", "team/llama3.2", "hf.co/library/llama3.2"])
+def test_other_models_have_other_keys(other: str) -> None:
+    assert only("llama3.2").model_key != only(other).model_key
+
+
+def test_runner_options_make_another_key_and_leases_do_not() -> None:
+    plain = only("m")
+    assert plain.key != only("m,num_ctx=64").key
+    assert plain.key == only("m,keep_alive=1h,insecure=true").key
+    assert only("m,num_gpu=1,num_ctx=64").key == only("m,num_ctx=64,num_gpu=1").key
+    assert plain.model_key == only("m,num_ctx=64").model_key
+
+
+def test_the_keys_are_those_that_refusals_list() -> None:
+    assert ALL_KEYS == ", ".join(KEYS)
+
+
+_part = st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9_-]{0,9}", fullmatch=True)
+_names = st.one_of(
+    _part,
+    st.tuples(_part, _part).map(":".join),
+    st.tuples(st.just("hf.co"), _part, _part).map("/".join),
+).filter(lambda name: not name.lower().endswith(("cloud", "local")))
+_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_ctx": st.integers(16, 999_999_999),
+        "num_batch": st.integers(1, 99_999),
+        "num_gpu": st.integers(-1, 999),
+        "main_gpu": st.integers(0, 9),
+        "use_mmap": st.booleans(),
+        "num_thread": st.integers(1, 999),
+    },
+).map(lambda options: tuple(sorted(options.items())))
+_specs = st.builds(
+    ModelSpec,
+    _names,
+    _options,
+    st.one_of(st.none(), st.just(FOREVER), st.floats(1, 31_536_000)),
+    st.booleans(),
+)
+
+
+@given(_specs)
+def test_a_spec_reads_again_from_its_text(spec: ModelSpec) -> None:
+    assert (spec,) == parse_specs(str(spec), "x")
+
+
+@given(st.text())
+def test_a_text_is_read_or_refused_in_one_line(text: str) -> None:
+    try:
+        specs = parse_specs(text, "x")
+    except BadSpec as exc:
+        assert str(exc).isprintable()
+        return
+    assert specs == parse_specs([str(spec) for spec in specs], "x")
+
+
+@given(st.text(alphabet="0123456789.+-hmsuµn eEinfa"))
+def test_a_duration_is_read_or_refused(text: str) -> None:
+    try:
+        seconds = parse_duration(text, "x")
+    except BadSpec:
+        return
+    assert seconds == FOREVER or 1 <= seconds <= 31_536_000
