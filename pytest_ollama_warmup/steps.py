@@ -194,13 +194,13 @@ class Controller(Run):
         parts = []
         for fate, number in counts.items():
             need, be, them = ("needs", "is", "it") if number == 1 else ("need", "are", "them")
-            tests = count(number, "test")
+            which = count(number, "test")
             if fate == "skip":
-                told = f"Skipped: {tests} that {need} it" if server else f"Its {tests} {be} skipped"
+                told = f"Skipped: {which} that {need} it" if server else f"Its {which} {be} skipped"
                 parts.append(f"{told}; --ollama-on-missing=fail makes {them} fail.")
             else:
                 fail = "fails" if number == 1 else "fail"
-                told = f"Failed: {tests} that {need} it" if server else f"Its {tests} {fail}"
+                told = f"Failed: {which} that {need} it" if server else f"Its {which} {fail}"
                 parts.append(f"{told} ({because}).")
         return " ".join(parts)
 

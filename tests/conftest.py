@@ -58,7 +58,9 @@ class Result:
         if not starts:
             return []
         rest = lines[starts[0] + 1 :]
-        end = next((i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |tests waited", line)), None)
+        end = next(
+            (i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |tests waited", line)), None
+        )
         return rest[:end]
 
 
@@ -141,9 +143,7 @@ def ollama() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def suite(
-    pytester: pytest.Pytester, ollama: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> Suite:
+def suite(pytester: pytest.Pytester, ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """An empty suite whose OLLAMA_HOST is the emulator."""
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
     return Suite(pytester, ollama)

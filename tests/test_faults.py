@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
 BOUND_S = 30.0
@@ -92,9 +92,7 @@ def test_ctrl_c_in_step_2_ends_the_load_and_says_so(suite: Suite, workers: list[
 
 
 @WORKERS
-def test_a_server_that_dies_during_a_load_fails_the_model(
-    suite: Suite, workers: list[str]
-) -> None:
+def test_a_server_that_dies_during_a_load_fails_the_model(suite: Suite, workers: list[str]) -> None:
     suite.ollama.add(replace(LLAMA, present=True, load_s=600))
     suite.write(ONE_TEST)
     process = suite.start("-rs", *workers)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import ScriptedModel
-from tests.conftest import Suite
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.emulator import Emulator
+    from tests.conftest import Suite
 
 
 @pytest.fixture(autouse=True)
@@ -233,4 +233,7 @@ def test_fixtures_explain_themselves(suite: Suite) -> None:
 
 
 def test_the_mark_explains_itself(suite: Suite) -> None:
-    assert "@pytest.mark.requires_model(*specs, options=None, on_missing=None): " in suite.run("--markers").out
+    assert (
+        "@pytest.mark.requires_model(*specs, options=None, on_missing=None): "
+        in suite.run("--markers").out
+    )

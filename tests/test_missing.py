@@ -204,9 +204,7 @@ def test_pytests_own_skips_and_the_suites_setup_come_first(suite: Suite) -> None
 # The messages of a user's first week.
 
 
-def test_message_1_no_server(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch, nobody: str
-) -> None:
+def test_message_1_no_server(suite: Suite, monkeypatch: pytest.MonkeyPatch, nobody: str) -> None:
     monkeypatch.setenv("OLLAMA_HOST", nobody)
     suite.write(
         {
@@ -263,9 +261,7 @@ def test_message_3_a_list_without_quotes(suite: Suite, args: list[str]) -> None:
     assert [] == suite.ollama.requests
 
 
-def test_message_4_unknown_to_the_registry(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_message_4_unknown_to_the_registry(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     suite.write(
         {**TWO_TESTS, "pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = ["phi9"]\n'}
@@ -332,10 +328,30 @@ def test_message_8_another_service(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "body", "message"),
     [
-        (200, "application/json", b'{"hello": 1}', 'not Ollama (GET /api/version: 200 application/json "{"hello": 1}")'),
-        (401, "application/json", b'{"error": "no key"}', 'refuses access (HTTP 401 "no key"). Set OLLAMA_API_KEY'),
-        (403, "text/plain", b"", "refuses access (HTTP 403). An Ollama bound to loopback answers so"),
-        (404, "text/plain", b"404 page not found", 'not Ollama (GET /api/version: 404 text/plain "404 page not found")'),
+        (
+            200,
+            "application/json",
+            b'{"hello": 1}',
+            'not Ollama (GET /api/version: 200 application/json "{"hello": 1}")',
+        ),
+        (
+            401,
+            "application/json",
+            b'{"error": "no key"}',
+            'refuses access (HTTP 401 "no key"). Set OLLAMA_API_KEY',
+        ),
+        (
+            403,
+            "text/plain",
+            b"",
+            "refuses access (HTTP 403). An Ollama bound to loopback answers so",
+        ),
+        (
+            404,
+            "text/plain",
+            b"404 page not found",
+            'not Ollama (GET /api/version: 404 text/plain "404 page not found")',
+        ),
     ],
     ids=["json", "401", "403", "404"],
 )
@@ -383,7 +399,10 @@ def plain_text_server() -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("scheme", "message"),
-    [("http", "answers, but is not Ollama (GET /api/version: no HTTP:"), ("https", "no secure connection to https://")],
+    [
+        ("http", "answers, but is not Ollama (GET /api/version: no HTTP:"),
+        ("https", "no secure connection to https://"),
+    ],
 )
 def test_a_service_of_another_protocol_is_named(
     suite: Suite, plain_text_server: str, scheme: str, message: str

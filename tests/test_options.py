@@ -35,7 +35,9 @@ def test_every_kind_of_configuration_file_lists_models(
     if "[tool.pytest]" in files.get("pyproject.toml", "") and pytest.version_tuple < (9,):
         pytest.skip("pytest 8 ignores [tool.pytest]")
     present(suite, "a:1", "b:1")
-    suite.write({**files, "test_all.py": "def test_all(ollama_models): assert len(ollama_models) == 2\n"})
+    suite.write(
+        {**files, "test_all.py": "def test_all(ollama_models): assert len(ollama_models) == 2\n"}
+    )
     run = suite.run(*args)
     assert {"passed": 1} == run.counts
     assert ["a:1", "b:1"] == sorted(name for name, _ in suite.ollama.loads)
@@ -144,9 +146,7 @@ def test_what_cannot_be_used_is_refused_by_name(
 def test_a_bad_mark_is_refused_by_name(
     suite: Suite, mark: str, message: str, workers: list[str]
 ) -> None:
-    suite.write(
-        {"test_bad.py": f"import pytest\n@pytest.mark.{mark}\ndef test_bad(): pass\n"}
-    )
+    suite.write({"test_bad.py": f"import pytest\n@pytest.mark.{mark}\ndef test_bad(): pass\n"})
     run = suite.run(*workers)
     assert 4 == run.ret
     assert "test_bad.py::test_bad: " in run.err
@@ -242,7 +242,9 @@ def test_how_models_are_warmed(suite: Suite, warm: str, bodies: list[dict[str, o
     suite.write(ONE_TEST)
     suite.run(f"--ollama-warm={warm}", "--ollama-keep-alive=1s")
     common = {"model": "llama3.2:1b", "stream": False}
-    assert [common | body for body in bodies] == [one.body for one in suite.ollama.calls("generate")]
+    assert [common | body for body in bodies] == [
+        one.body for one in suite.ollama.calls("generate")
+    ]
 
 
 def test_pull_always_refreshes_and_never_pulls_not(suite: Suite) -> None:

@@ -74,7 +74,9 @@ def test_very_quiet_shows_nothing_but_errors(suite: Suite) -> None:
     suite.ollama.stop()
     run = suite.run("-qq", "--ollama-wait=0")
     assert run.ours[0].startswith("no Ollama at ")
-    assert ["✗ llama3.2:1b   failed   no Ollama: connection refused   test_chat.py::test_tone"] == run.table
+    assert [
+        "✗ llama3.2:1b   failed   no Ollama: connection refused   test_chat.py::test_tone"
+    ] == run.table
 
 
 def test_no_summary_leaves_out_the_table(suite: Suite) -> None:
@@ -91,9 +93,7 @@ def test_without_a_terminal_plugin_the_work_is_done_in_silence(suite: Suite) -> 
     assert 1 == len(suite.ollama.loads)
 
 
-def test_a_terminal_without_signs_gets_ascii(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_without_signs_gets_ascii(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     suite.write(ONE_TEST)
     run = suite.run(LIST)
@@ -157,10 +157,10 @@ def test_a_log_gets_a_progress_line_at_most_every_ten_seconds() -> None:
 
 def test_a_load_that_takes_a_while_is_said_once() -> None:
     lines: list[str] = []
-    now = 0.0
-    screen = Screen(lambda line, **colours: lines.append(line), clock=lambda: now)
+    times = iter([0.0, 0.0, 1.0, 2.0, 3.0, 60.0])
+    screen = Screen(lambda line, **colours: lines.append(line), clock=lambda: next(times))
     screen.tick(Event(Target(ModelSpec("llama3.2:1b"), ""), "loading"))
-    for now in (1.0, 2.0, 3.0, 60.0):
+    for _ in range(4):
         screen.tick(None)
     assert ["ollama: llama3.2:1b loading"] == lines
 

@@ -220,7 +220,9 @@ def test_models_are_brought_side_by_side_and_each_once(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(): pass\n"})
     run = suite.run("--ollama-preload", " ".join(names))
     assert {"passed": 1} == run.counts
-    assert [PULL_AND_LOAD.count("pull")] * 3 == [work_on(suite.ollama, n).count("pull") for n in names]
+    assert [PULL_AND_LOAD.count("pull")] * 3 == [
+        work_on(suite.ollama, n).count("pull") for n in names
+    ]
     assert sorted(names) == sorted(name for name, _ in suite.ollama.loads)
 
 

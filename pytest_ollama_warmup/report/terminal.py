@@ -34,7 +34,9 @@ def cost(outcome: Outcome) -> str:
     """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``."""
     parts = []
     if (pull := outcome.step("pull")) is not None:
-        parts.append(f"pulled {size(pull.size)} in {seconds(pull.seconds)}")
+        # A part that is there within 60 ms is not reported by the server, nor is its size.
+        of_size = f"{size(pull.size)} " if pull.size else ""
+        parts.append(f"pulled {of_size}in {seconds(pull.seconds)}")
     if (load := outcome.step("load")) is not None:
         parts.append(f"loaded in {seconds(load.seconds)}")
     return ", ".join([*parts, *outcome.notes]) or "present"

@@ -132,7 +132,9 @@ class RealServer:
     def _request(self, request: urllib.request.Request, limit_s: float) -> Any:
         try:
             with OPENER.open(request, timeout=limit_s) as answer:
-                return json.load(answer)
+                content = answer.read()
+                # Some answers, like that of /api/copy, have no body.
+                return json.loads(content) if content else None
         except urllib.error.HTTPError as exc:
             with exc:
                 raise Refused(exc.code, exc.read().decode("utf-8", "replace")) from None

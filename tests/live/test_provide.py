@@ -36,6 +36,13 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def full(parts: Provided, monkeypatch: pytest.MonkeyPatch) -> Provided:
+    """The parts, in the cache that they came from also when its variable is gone by now."""
+    monkeypatch.setenv("OLLAMA_WARMUP_CACHE", str(parts.models.parent))
+    return parts
+
+
+@pytest.fixture
 def without_models(empty: Path) -> Path:
     """Cache that only lacks the tiny models, which are quick to make."""
     (empty / "ollama-0.33.0-llama-0.10434.0").mkdir(parents=True)
@@ -45,14 +52,14 @@ def without_models(empty: Path) -> Path:
 # --- once
 
 
-def test_what_is_there_is_not_made_again(parts: Provided, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_made_again(full: Provided, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError(args)
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     # Nor is the lock needed: it would say that it waits.
-    with FileLock(parts.models.parent / "provide.lock"):
-        assert provide(say=refuse) == parts
+    with FileLock(full.models.parent / "provide.lock"):
+        assert provide(say=refuse) == full
 
 
 def test_the_models_are_made_once_and_it_says_so(without_models: Path) -> None:
@@ -99,9 +106,9 @@ def test_a_failure_leaves_nothing_and_a_killed_run_is_cleared_away(
 
 
 @pytest.mark.parametrize("how", [AS_FILE, AS_MODULE], ids=["file", "module"])
-def test_the_command_prints_where_the_parts_are(parts: Provided, how: list[str]) -> None:
+def test_the_command_prints_where_the_parts_are(full: Provided, how: list[str]) -> None:
     run = subprocess.run([sys.executable, *how], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout == f"ollama: {parts.ollama}\nmodels: {parts.models}\n"
+    assert run.stdout == f"ollama: {full.ollama}\nmodels: {full.models}\n"
     assert (run.returncode, run.stderr) == (0, "")
 
 

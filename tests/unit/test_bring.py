@@ -72,7 +72,7 @@ class Server:
 
     def show(self, name: str) -> ModelInfo | None:
         self.asked.append("show")
-        return self._next(self._show)
+        return cast("ModelInfo | None", self._next(self._show))
 
     def pull(self, name: str, *, insecure: bool, silence_s: float) -> Iterator[PullProgress]:
         self.asked.append("pull")
@@ -89,7 +89,7 @@ class Server:
 
     def resident(self) -> list[Resident]:
         self.asked.append("ps")
-        return self._next(self._resident)
+        return cast("list[Resident]", self._next(self._resident))
 
     @staticmethod
     def _next(answers: list[Any]) -> Any:
@@ -108,7 +108,9 @@ def target(text: str = "m", given_by: GivenBy = "option") -> Target:
     return Target(spec, "from --ollama-preload", given_by)
 
 
-def brought(server: Server, text: str = "m", *, given_by: GivenBy = "option", **terms: Any) -> Outcome:
+def brought(
+    server: Server, text: str = "m", *, given_by: GivenBy = "option", **terms: Any
+) -> Outcome:
     return bring(as_client(server), target(text, given_by), Terms(**terms), by="main")
 
 
@@ -211,9 +213,7 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
 
     with ThreadPoolExecutor(1) as pool:
         with held(pull_lock_path(HOST.url, target().spec.model_key), "the other run", 60):
-            outcome = pool.submit(
-                bring, as_client(server), target(), Terms(), by="main", say=say
-            )
+            outcome = pool.submit(bring, as_client(server), target(), Terms(), by="main", say=say)
             assert waiting.wait(30)
         assert outcome.result(30).ready
     assert ["show", "show", "generate", "ps"] == server.asked
@@ -337,7 +337,7 @@ def test_every_step_is_a_sign_of_progress() -> None:
             "The server cannot reach the registry: pull while online, or see its proxy settings.",
         ),
         (
-            'Get "http://h:5412/blobs/sha256:a412b": dial tcp 1.2.3.4:5412: connect: connection refused',
+            'Get "http://h:5412/sha256:a412b": dial tcp 1.2.3.4:5412: connect: connection refused',
             "The server cannot reach the registry: pull while online, or see its proxy settings.",
         ),
         (
@@ -465,7 +465,10 @@ def test_a_missing_cloud_model_is_not_pulled() -> None:
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "unauthorized"), (403, "ollama cloud is disabled: remote model details are unavailable")],
+    [
+        (401, "unauthorized"),
+        (403, "ollama cloud is disabled: remote model details are unavailable"),
+    ],
 )
 def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: str) -> None:
     denied = AccessDenied(HOST.url, HOST.source, status, words, "none")
@@ -772,7 +775,9 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     )
 
 
-@pytest.mark.parametrize("error", [ValueError("boom\n"), KeyboardInterrupt("boom"), SystemExit("boom")])
+@pytest.mark.parametrize(
+    "error", [ValueError("boom\n"), KeyboardInterrupt("boom"), SystemExit("boom")]
+)
 def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise error

@@ -503,7 +503,7 @@ def test_the_lines_of_a_pull_come_as_the_server_sends_them(
             sent.append(status)
             yield lines({"status": status})
 
-    server.post("/api/pull").respond(stream=stream())
+    server.post("/api/pull").respond(content=stream())
     pull = client.pull("m", silence_s=900)
     assert PullProgress("a") == next(pull)
     assert ["a"] == sent
@@ -578,7 +578,7 @@ def test_a_silent_stream_gives_no_answer(client: Client, server: respx.MockRoute
         yield lines({"status": "pulling manifest"})
         raise httpx.ReadTimeout("timed out")
 
-    server.post("/api/pull").respond(stream=stream())
+    server.post("/api/pull").respond(content=stream())
     pull = client.pull("m", silence_s=1)
     next(pull)
     with pytest.raises(ServerUnreachable) as caught:
@@ -794,7 +794,9 @@ class Clock:
         self.now += seconds
 
 
-def wait(client: Client, limit_s: float, clock: Clock, on_wait: Callable[[str, float], None]) -> str:
+def wait(
+    client: Client, limit_s: float, clock: Clock, on_wait: Callable[[str, float], None]
+) -> str:
     return client.wait_until_ready(limit_s, on_wait, clock=clock, sleep=clock.sleep)
 
 
@@ -895,9 +897,7 @@ def test_what_waiting_cannot_help_is_told_at_once(
 def test_abort_wakes_a_thread_that_waits_for_a_load() -> None:
     with listening(None) as (address, asked), talking_to(address) as client:
         with ThreadPoolExecutor(1) as pool:
-            load = pool.submit(
-                client.load, "m", "generate", prompt="Hi", options={}, limit_s=600.0
-            )
+            load = pool.submit(client.load, "m", "generate", prompt="Hi", options={}, limit_s=600.0)
             assert asked.wait(30)
             client.abort()
             with pytest.raises(ServerUnreachable) as caught:

@@ -123,7 +123,10 @@ def test_a_missing_cloud_model_is_never_to_be_pulled() -> None:
 
 
 def test_a_model_that_does_not_exist_says_who_named_it() -> None:
-    words, origin = "pull model manifest: file does not exist", "from ollama_preload in pyproject.toml"
+    words, origin = (
+        "pull model manifest: file does not exist",
+        "from ollama_preload in pyproject.toml",
+    )
     assert (
         "phi9: the registry has no such model (pull model manifest: file does not exist), "
         "from ollama_preload in pyproject.toml. Check name and tag."
@@ -165,7 +168,12 @@ def test_another_service_at_the_address_is_described() -> None:
 @pytest.mark.parametrize(
     ("status", "words", "key", "said"),
     [
-        (401, "no", "sent", '(HTTP 401 "no"). The server does not accept the key in OLLAMA_API_KEY.'),
+        (
+            401,
+            "no",
+            "sent",
+            '(HTTP 401 "no"). The server does not accept the key in OLLAMA_API_KEY.',
+        ),
         (403, "no", "sent", '(HTTP 403 "no"). The server does not accept the key'),
         (401, "", "withheld", "(HTTP 401). OLLAMA_API_KEY was not sent: it goes to https and"),
         (401, "", "unusable", "(HTTP 401). OLLAMA_API_KEY was not sent: it is not plain ASCII"),

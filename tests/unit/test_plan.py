@@ -24,11 +24,15 @@ from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 GIVEN_BY: list[GivenBy] = ["option", "environment", "configuration", "default"]
 
 
-def listed(text: str = "", given_by: GivenBy = "option", source: str = "--ollama-preload") -> Listed:
+def listed(
+    text: str = "", given_by: GivenBy = "option", source: str = "--ollama-preload"
+) -> Listed:
     return Listed(parse_specs(text, source), source, given_by)
 
 
-def want(text: str = "", test: str = "t.py::test_a", *, fixture: str = "", on_missing: str = "") -> Want:
+def want(
+    text: str = "", test: str = "t.py::test_a", *, fixture: str = "", on_missing: str = ""
+) -> Want:
     return Want(test=test, specs=parse_specs(text, "mark"), fixture=fixture, on_missing=on_missing)
 
 
@@ -45,7 +49,9 @@ def key(text: str) -> str:
     ("given_by", "up_front"),
     [("option", True), ("environment", True), ("configuration", False), ("default", False)],
 )
-def test_command_line_and_environment_are_brought_up_front(given_by: GivenBy, up_front: bool) -> None:
+def test_command_line_and_environment_are_brought_up_front(
+    given_by: GivenBy, up_front: bool
+) -> None:
     assert up_front is Listed((), "x", given_by).up_front
 
 

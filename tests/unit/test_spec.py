@@ -117,7 +117,10 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
         ),
         ("m,temperature=1", f"unknown key 'temperature'; keys: {ALL_KEYS}"),
         ("m,keepalive=1m", f"unknown key 'keepalive'; keys: {ALL_KEYS}"),
-        ("m,num_ctx=", f"'num_ctx=' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        (
+            "m,num_ctx=",
+            f"'num_ctx=' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}",
+        ),
         ("m,=8", f"'=8' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
         ("m?num_ctx", f"'num_ctx' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
         ("m?num_ctx=64&", f"'' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
@@ -158,7 +161,9 @@ def test_a_switch_is_true_or_false(option: str) -> None:
     assert read["true"] == read["TRUE"] == read["1"]
     assert read["false"] == read["0"]
     assert read["true"] != read["false"]
-    assert f"'{option}=yes' (from env): true or false is needed" == refusal(f"m,{option}=yes", "env")
+    assert f"'{option}=yes' (from env): true or false is needed" == refusal(
+        f"m,{option}=yes", "env"
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,16 +183,21 @@ def test_an_option_given_twice_alike_is_one() -> None:
     assert only("m,num_ctx=64") == only("m,num_ctx=64,num_ctx=64")
 
 
-@pytest.mark.parametrize("again", ["m", "m:latest", "M", "library/m", "registry.ollama.ai/library/m"])
+@pytest.mark.parametrize(
+    "again", ["m", "m:latest", "M", "library/m", "registry.ollama.ai/library/m"]
+)
 def test_a_model_listed_twice_alike_is_one_under_its_first_spelling(again: str) -> None:
     assert (ModelSpec("m"),) == parse_specs(f"m {again}", "x")
-    assert ["m,num_ctx=64"] == [str(one) for one in parse_specs(["m,num_ctx=64", f"{again},num_ctx=64"], "x")]
+    assert ["m,num_ctx=64"] == [
+        str(one) for one in parse_specs(["m,num_ctx=64", f"{again},num_ctx=64"], "x")
+    ]
 
 
-@pytest.mark.parametrize("other", ["num_ctx=64", "keep_alive=1h", "insecure=true"])
+@pytest.mark.parametrize("other", ["num_ctx=64", "keep_alive=60", "insecure=true"])
 def test_a_model_listed_twice_with_different_options_is_refused(other: str) -> None:
-    said = f"'M:latest,{other.replace('1h', '3600')}' (from env): m is listed twice with different options"
-    assert said == refusal(f"m M:latest,{other}", "env")
+    assert (f"'M:latest,{other}' (from env): m is listed twice with different options") == refusal(
+        f"m M:latest,{other}", "env"
+    )
     with pytest.raises(BadSpec, match="m is listed twice with different options"):
         parse_specs(["m", f"m,{other}"], "env")
 
@@ -228,8 +238,30 @@ def test_a_lease_is_seconds_or_gos_duration(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["0", "0s", "0h0m", "-0", "-0s", "0.5", "999ms", "1ns"]
-    + ["", "1d", "forever", "true", "[]", "{}", "m", "10 m", "1h 30m", "1hm", "1h30", "nan", "-", "1..5s"],
+    [
+        "0",
+        "0s",
+        "0h0m",
+        "-0",
+        "-0s",
+        "0.5",
+        "999ms",
+        "1ns",
+        "",
+        "1d",
+        "forever",
+        "true",
+        "[]",
+        "{}",
+        "m",
+        "10 m",
+        "1h 30m",
+        "1hm",
+        "1h30",
+        "nan",
+        "-",
+        "1..5s",
+    ],
 )
 def test_a_lease_that_unloads_at_once_or_means_nothing_is_refused(text: str) -> None:
     with pytest.raises(BadSpec) as caught:
@@ -276,14 +308,21 @@ def test_options_leave_the_spec_they_are_added_to_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     "spelling",
-    ["llama3.2:latest", "LLAMA3.2", "library/llama3.2", "registry.ollama.ai/library/Llama3.2:LATEST"],
+    [
+        "llama3.2:latest",
+        "LLAMA3.2",
+        "library/llama3.2",
+        "registry.ollama.ai/library/Llama3.2:LATEST",
+    ],
 )
 def test_spellings_of_one_model_have_one_key(spelling: str) -> None:
     assert only("llama3.2").model_key == only(spelling).model_key
     assert only("llama3.2,num_ctx=64").key == only(f"{spelling},num_ctx=64").key
 
 
-@pytest.mark.parametrize("other", ["llama3.2:1b", "llama3", "team/llama3.2", "hf.co/library/llama3.2"])
+@pytest.mark.parametrize(
+    "other", ["llama3.2:1b", "llama3", "team/llama3.2", "hf.co/library/llama3.2"]
+)
 def test_other_models_have_other_keys(other: str) -> None:
     assert only("llama3.2").model_key != only(other).model_key
 
@@ -333,11 +372,13 @@ def test_a_spec_reads_again_from_its_text(spec: ModelSpec) -> None:
 
 @given(st.text())
 def test_a_text_is_read_or_refused_in_one_line(text: str) -> None:
+    said = ""
+    specs: tuple[ModelSpec, ...] = ()
     try:
         specs = parse_specs(text, "x")
     except BadSpec as exc:
-        assert str(exc).isprintable()
-        return
+        said = str(exc)
+    assert said.isprintable()
     assert specs == parse_specs([str(spec) for spec in specs], "x")
 
 

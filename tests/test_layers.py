@@ -1,0 +1,170 @@
+"""Imports point one way, and a run that needs nothing imports nothing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pytest_ollama_warmup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = pytest_ollama_warmup.__name__
+ROOT = Path(pytest_ollama_warmup.__file__).parent
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+# What a module may import lies in its own layer or in one before it.
+LAYERS = ("text", "errors", "ollama", "warmup", "report", "top")
+COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio"}
+# Each library has one module that imports it; pytest is for the files at the top.
+IMPORTERS = {
+    "httpx": {"ollama/client.py"},
+    "filelock": {"warmup/gate.py"},
+    "rich": {"report/terminal.py"},
+}
+
+
+def layer_of(module: str) -> str:
+    """The layer of a module given as ``ollama/host.py`` or ``pytest_ollama_warmup.ollama.host``."""
+    parts = (
+        module.removesuffix(".py").removeprefix(PACKAGE).strip("./").replace("/", ".").split(".")
+    )
+    return parts[0] if parts[0] in LAYERS else "top"
+
+
+def imported_by(source: str) -> Iterator[str]:
+    """All that *source* imports, in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert 0 == node.level, "imports name the package"
+            module = str(node.module)
+            if module == PACKAGE:
+                yield from (f"{module}.{name.name}" for name in node.names)
+            else:
+                yield module
+
+
+def libraries_of(module: str) -> set[str]:
+    found = {name.partition(".")[0] for name in imported_by((ROOT / module).read_text("utf-8"))}
+    return found - set(sys.stdlib_module_names) - {PACKAGE}
+
+
+def upward(module: str, source: str) -> list[str]:
+    own = LAYERS.index(layer_of(module))
+    ours = [name for name in imported_by(source) if name.startswith(f"{PACKAGE}.")]
+    return [name for name in ours if LAYERS.index(layer_of(name)) > own]
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        ("text.py", "text"),
+        ("ollama/host.py", "ollama"),
+        ("plugin.py", "top"),
+        ("__init__.py", "top"),
+        (f"{PACKAGE}.errors", "errors"),
+        (f"{PACKAGE}.ollama.host", "ollama"),
+        (f"{PACKAGE}.warmup", "warmup"),
+        (f"{PACKAGE}.steps", "top"),
+    ],
+)
+def test_a_module_lies_in_the_layer_of_its_folder(module: str, layer: str) -> None:
+    assert layer == layer_of(module)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"import {PACKAGE}.warmup.bring",
+        f"from {PACKAGE}.plugin import pytest_configure",
+        f"from {PACKAGE} import steps",
+        f"def late():\n    from {PACKAGE}.report.terminal import Screen",
+        f"if TYPE_CHECKING:\n    from {PACKAGE}.warmup.plan import Target",
+    ],
+)
+def test_an_import_that_points_up_is_found_wherever_it_stands(line: str) -> None:
+    assert 1 == len(upward("ollama/client.py", line))
+    assert [] == upward("plugin.py", line)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    assert [] == upward(module, (ROOT / module).read_text("utf-8"))
+
+
+def test_there_are_modules_in_every_layer() -> None:
+    assert set(LAYERS) == {layer_of(module) for module in MODULES}
+
+
+@pytest.mark.parametrize("library", sorted(IMPORTERS))
+def test_each_library_has_its_one_importer(library: str) -> None:
+    assert IMPORTERS[library] == {one for one in MODULES if library in libraries_of(one)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_else_is_imported_and_pytest_only_at_the_top(module: str) -> None:
+    allowed = {library for library, importers in IMPORTERS.items() if module in importers}
+    if layer_of(module) == "top":
+        allowed.add("pytest")
+    assert set() == libraries_of(module) - allowed
+
+
+def run_python(folder: Path, *args: str) -> str:
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, *args], cwd=folder, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_loading_the_plugin_imports_no_library(tmp_path: Path) -> None:
+    program = f"import sys, {PACKAGE}.plugin; print(*sys.modules)"
+    imported = run_python(tmp_path, "-c", program).split()
+    assert "pytest" in imported
+    assert set() == COSTLY & set(imported)
+
+
+CONFTEST = """
+import sys
+from pathlib import Path
+
+def pytest_unconfigure(config):
+    role = "worker" if hasattr(config, "workerinput") else "main"
+    Path(__file__).with_name(role).write_text(" ".join(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "roles"),
+    [
+        ([], ["main"]),
+        (["-p", "xdist", "-n", "1"], ["main", "worker"]),
+        # Looking at what is listed, or at a test that is marked, needs nothing either.
+        (["--collect-only", "--ollama-preload", "llama3.2:1b"], ["main"]),
+        (["-m", "not requires_model"], ["main"]),
+    ],
+    ids=["one-process", "xdist", "looking", "deselected"],
+)
+def test_a_run_that_needs_nothing_imports_no_library(
+    tmp_path: Path, args: list[str], roles: list[str]
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST, "utf-8")
+    marked = "import pytest\n\n@pytest.mark.requires_model('m')\ndef test_b():\n    pass\n"
+    plain = "def test_a():\n    pass\n"
+    needs_model = "--collect-only" in args or "-m" in args
+    (tmp_path / "test_it.py").write_text(plain + (marked if needs_model else ""), "utf-8")
+    run_python(tmp_path, "-m", "pytest", "-p", "ollama_warmup", *args)
+    for role in roles:
+        imported = (tmp_path / role).read_text("utf-8").split()
+        assert f"{PACKAGE}.plugin" in imported
+        assert set() == (COSTLY - {"xdist"}) & set(imported)
