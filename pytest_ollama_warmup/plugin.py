@@ -23,6 +23,7 @@ from pytest_ollama_warmup.marks import MARK_HELP, mark_users_of_fixtures, want_o
 from pytest_ollama_warmup.options import add_options, set_environment
 from pytest_ollama_warmup.roles import (
     RUN,
+    has_outcomes,
     is_distributing,
     is_looking,
     is_worker,
@@ -167,8 +168,7 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
-    run = config.stash.get(RUN, None)
-    if run is not None and _prepares(config) and not config.option.no_summary:
+    if _prepares(config) and has_outcomes(config) and not config.option.no_summary:
         _controller_of(config).summary()
 
 

@@ -71,6 +71,11 @@ def folder_of(config: pytest.Config) -> Path:
     return config.stash[_FOLDER]
 
 
+def has_outcomes(config: pytest.Config) -> bool:
+    """Whether any process of the run has brought a model, or tried to."""
+    return _FOLDER in config.stash and any(config.stash[_FOLDER].glob("outcome-*.json"))
+
+
 def run_of(config: pytest.Config) -> Run:
     """Return this process's view of the run's models, made when first needed."""
     if RUN not in config.stash:

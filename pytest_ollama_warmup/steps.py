@@ -85,9 +85,12 @@ class Controller(Run):
         """Write the table of what the models cost."""
         if self._terminal is None:
             return
-        for outcome in self.gate.outcomes():
-            if outcome.key != SERVER:
-                self.record.add(outcome)
+        # In the order of the plan; a worker may have brought more at run time.
+        found = self.record.models | {one.key: one for one in self.gate.outcomes()}
+        if self._plan.targets or len(found) > 1:
+            found.pop(SERVER, None)
+        order = [key for key in self._plan.targets if key in found]
+        self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
         lines = summary_lines(self.record, only_failed=quiet, plain=not _can_write("✓✗"))
         if lines:

@@ -310,6 +310,15 @@ def test_a_client_that_leaves_also_stops_a_pull_without_stream() -> None:
         wait_for(lambda: not api.emulator.pulling)
 
 
+def test_a_model_that_is_gone_again_is_pulled_from_its_beginning() -> None:
+    with serving(ScriptedModel("far")) as api:
+        api.lines("pull", model="far")
+        api.emulator.add(ScriptedModel("far", pull_rate=1e-6))
+        assert 404 == api.post("show", model="far").status_code
+        with api.stream("pull", model="far") as lines:
+            assert "completed" not in next(line for line in lines if "total" in line)
+
+
 def test_two_clients_share_one_download() -> None:
     with serving(replace(A, present=False, size=10**9, pull_rate=10**6)) as api:
         with api.stream("pull", model="a") as first:
@@ -582,6 +591,13 @@ def test_a_model_leaves_when_its_lease_ends() -> None:
         assert ["a:latest", "a:latest"] == api.loaded()
 
 
+def test_the_lease_of_a_busy_model_begins_anew_all_the_time() -> None:
+    body = {"model": "a", "prompt": "Hi", "keep_alive": 1000}
+    with serving(replace(A, eval_s=LONG_S)) as api, hanging(api, "generate", body) as busy:
+        assert b"200 OK" in busy.recv(100)
+        assert pytest.approx(1000, abs=100) == api.lease_s()
+
+
 def test_a_lease_does_not_end_while_the_model_answers() -> None:
     with serving(replace(A, eval_s=LONG_S)) as api:
         body = {"model": "a", "prompt": "Hi", "keep_alive": 0.001}
@@ -721,7 +737,7 @@ def test_nothing_is_sent_during_a_load() -> None:
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "embed"])
-def test_a_client_that_leaves_ends_the_load(verb: str) -> None:
+def test_a_client_that_leaves_ends_the_load(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(replace(A, load_s=LONG_S)) as api:
         with hanging(api, verb, {"model": "a"}):
             wait_for(lambda: "a:latest" == api.emulator.loading)
@@ -729,6 +745,7 @@ def test_a_client_that_leaves_ends_the_load(verb: str) -> None:
         assert ([], []) == (api.resident(), api.loaded())
         api.emulator.add(A)
         api.load("a")
+    assert "" == capsys.readouterr().err
 
 
 def test_a_client_that_leaves_the_queue_loads_nothing() -> None:

@@ -187,8 +187,10 @@ def test_models_looked_up_in_session_fixtures_are_made_ready_once(
             """
         }
     )
-    assert {"passed": 8} == suite.run(*args).counts
+    run = suite.run(*args)
+    assert {"passed": 8} == run.counts
     assert ["a:1"] == loads(suite)
+    assert run.table[0].startswith("✓ a:1   ready   loaded in ")
 
 
 def test_a_model_that_cannot_be_looked_up_skips_or_fails_the_test(suite: Suite) -> None:

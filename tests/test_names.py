@@ -85,6 +85,7 @@ def test_the_parts_keep_their_spelling(parts: tuple[str, ...], text: str) -> Non
     [
         ("llama3.2:latest", "llama3.2"),
         ("LLAMA3.2:1B", "registry.ollama.ai/LIBRARY/LLAMA3.2:1B"),
+        ("llama3.2:1b", "Registry.Ollama.AI/library/llama3.2:1b"),
         ("team/model:latest", "registry.ollama.ai/team/model"),
         ("host/library/model:tag", "host/library/model:tag"),
         ("h:5/n/m:latest", "http://h:5/n/m"),

@@ -142,7 +142,7 @@ class Client:
                 on_wait(exc.cause, waited)
                 if waited >= limit_s:
                     raise ServerUnreachable(
-                        self.host.url, self.host.source, exc.cause, waited
+                        self.host.url, self.host.source, exc.cause, limit_s
                     ) from exc
             # The last attempt is made when the time is over: it may be just then that it answers.
             sleep(min(pause, limit_s - waited))

@@ -94,7 +94,10 @@ class Load(NamedTuple):
 
 @dataclass(slots=True)
 class _Download:
-    """The weights of one model on their way; all clients that pull it watch the same bytes."""
+    """The weights of one model on their way; all clients that pull it watch the same bytes.
+
+    *kept* are those from before *since*, when the first of the present clients came.
+    """
 
     kept: int = 0
     clients: int = 0
@@ -104,7 +107,7 @@ class _Download:
         reach = _reach(model)
         if model.pull_rate is None:
             return reach
-        fresh = (time.monotonic() - self.since) * model.pull_rate if self.clients else 0
+        fresh = (time.monotonic() - self.since) * model.pull_rate
         return min(reach, self.kept + int(fresh))
 
 

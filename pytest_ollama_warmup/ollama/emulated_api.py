@@ -281,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
         raise ClientGone
 
     def _send_json(self, data: object, status: int = 200) -> None:
-        self._send(status, "application/json; charset=utf-8", json.dumps(data).encode())
+        self._send(status, "application/json; charset=utf-8", _write_json(data))
 
     def _send(self, status: int, content_type: str, content: bytes) -> None:
         self._send_head(status, content_type, f"Content-Length: {len(content)}", content)
@@ -290,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send_head(200, "application/x-ndjson", "Transfer-Encoding: chunked")
 
     def _send_line(self, data: object) -> None:
-        line = json.dumps(data).encode() + b"\n"
+        line = _write_json(data) + b"\n"
         self.wfile.write(b"%x\r\n%b\r\n" % (len(line), line))
 
     def _end_stream(self) -> None:
@@ -363,6 +363,10 @@ def _read_json(content: bytes) -> tuple[Body, str]:
         if not isinstance(data.get(key), kind | None):
             return data, f"json: cannot unmarshal into Go struct field {key} of another type"
     return data, ""
+
+
+def _write_json(data: object) -> bytes:
+    return json.dumps(data, separators=(",", ":")).encode()
 
 
 def _name_in(body: Body) -> str:

@@ -61,6 +61,8 @@ def parse_host(text: str, source: str) -> Host:
         # The text after the @ is all that may be shown: before it stands a password, which may
         # hold slashes and colons.
         shown = f"***@{clean(rest.rpartition('@')[2])}"
+        if parted and scheme in _DEFAULT_PORTS:
+            shown = f"{scheme}://{shown}"
         raise BadHost(shown, source, "user and password in it; Ollama takes OLLAMA_API_KEY instead")
     if scheme not in _DEFAULT_PORTS:
         raise BadHost(shown, source, f"scheme {clean(scheme)}")

@@ -44,7 +44,7 @@ def cost(outcome: Outcome) -> str:
 
 def ready_line(outcome: Outcome) -> str:
     """Say that a model is ready, and what that cost."""
-    return f"{outcome.model} ready: {cost(outcome)}"
+    return f"{outcome.title} ready: {cost(outcome)}"
 
 
 def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = False) -> list[str]:
@@ -75,11 +75,13 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
 class _Shown:
     """What has been said of one model."""
 
+    name: str
     phase: str = ""
     since: float = 0.0
     begin: float = 0.0
-    first: int = 0
+    first: int | None = None
     said: float = 0.0
+    doing: str = ""
     task: TaskID | None = None
 
 
@@ -124,7 +126,7 @@ class Screen:
     @property
     def under_way(self) -> list[str]:
         """What is being done to each model now: ``llama3.2:1b pulling``."""
-        return [f"{name} {one.phase}" for name, one in self._shown.items() if one.phase != "done"]
+        return [f"{one.name} {one.phase}" for one in self._shown.values() if one.phase != "done"]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -146,47 +148,51 @@ class Screen:
         if event is not None:
             self._change(event)
         now = self._clock()
-        for name, one in self._shown.items():
+        for one in self._shown.values():
             if one.phase == "loading" and not one.said and now - one.since >= SAY_LOADING_AFTER_S:
                 one.said = now
                 if self._progress is None:
-                    self.say(f"{name} loading")
+                    self.say(f"{one.name} loading")
+            if self._progress is not None and one.task is not None:
+                doing = one.doing or f"{one.phase}, {now - one.since:.0f} s"
+                self._progress.update(one.task, doing=doing)
         if self._progress is not None:
             self._progress.refresh()
 
     def _change(self, event: Event) -> None:
-        name, now = str(event.target.spec.name), self._clock()
-        one = self._shown.setdefault(name, _Shown())
+        now, target = self._clock(), event.target
+        one = self._shown.setdefault(target.key, _Shown(target.spec.title))
         if event.phase != one.phase:
             before, one.phase, one.since, one.said = one.phase, event.phase, now, 0.0
+            one.doing = ""
             if event.phase == "pulling":
-                one.begin, one.first, one.said = now, event.completed, now
-                self.say(f"{name} pulling", least=-1)
+                one.begin, one.said = now, now
+                self.say(f"{one.name} pulling", least=-1)
             elif event.phase == "present" and before == "pulling":
-                self.say(f"{name} pulled in {seconds(now - one.begin)}, loading", least=-1)
+                self.say(f"{one.name} pulled in {seconds(now - one.begin)}, loading", least=-1)
             elif event.phase == "waiting":
-                self.say(f"{name} waits: another run is pulling it", least=-1)
+                self.say(f"{one.name} waits: another run is pulling it", least=-1)
             elif event.phase == "busy":
-                self.say(f"{name} waits: the server's queue is full", least=-1)
+                self.say(f"{one.name} waits: the server's queue is full", least=-1)
             elif event.outcome is not None and event.outcome.ready:
                 self.say(ready_line(event.outcome))
         if event.phase == "pulling" and event.total:
-            self._pulling(name, one, event, now)
+            self._pulling(one, event, now)
         if self._progress is not None:
-            self._draw(name, one, event)
+            self._draw(one, event)
 
-    def _pulling(self, name: str, one: _Shown, event: Event, now: float) -> None:
-        if self._progress is not None or now - one.said < PROGRESS_LINE_EVERY_S:
-            return
-        one.said = now
+    def _pulling(self, one: _Shown, event: Event, now: float) -> None:
+        if one.first is None:
+            # A pull that goes on where another stopped must not count what was there before.
+            one.first = event.completed
         rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
         left = f", {seconds((event.total - event.completed) / rate)} left" if rate else ""
-        self.say(
-            f"{name} pulling {size(event.completed)} of {size(event.total)}, {size(rate)}/s{left}",
-            least=-1,
-        )
+        one.doing = f"pulling {size(event.completed)} of {size(event.total)}, {size(rate)}/s{left}"
+        if self._progress is None and now - one.said >= PROGRESS_LINE_EVERY_S:
+            one.said = now
+            self.say(f"{one.name} {one.doing}", least=-1)
 
-    def _draw(self, name: str, one: _Shown, event: Event) -> None:
+    def _draw(self, one: _Shown, event: Event) -> None:
         progress = self._progress
         assert progress is not None
         if event.phase == "done":
@@ -195,49 +201,23 @@ class Screen:
                 one.task = None
             return
         if one.task is None:
-            one.task = progress.add_task("", name=name, doing="", total=None)
-        if event.phase == "pulling" and event.total:
-            doing = f"{size(event.completed)} of {size(event.total)}"
-            progress.update(
-                one.task, doing=f"pulling {doing}", total=event.total, completed=event.completed
-            )
-        else:
-            progress.update(one.task, doing=event.phase, total=None)
+            one.task = progress.add_task("", name=one.name, doing="", total=None)
+        # Without a total the bar only moves: that of a load is not known.
+        progress.update(one.task, total=event.total or None, completed=event.completed)
 
 
 def _bars(file: TextIO, width: int, coloured: bool) -> Progress:
     # Imported here: a run that shows no bars need not pay for rich.
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    class Speed(TransferSpeedColumn):
-        """The rate of a pull; empty for a load, which has none."""
-
-        def render(self, task):  # type: ignore[no-untyped-def]
-            return super().render(task) if task.total else ""
-
-    class Left(TimeRemainingColumn):
-        """The rest of a pull; empty for a load."""
-
-        def render(self, task):  # type: ignore[no-untyped-def]
-            return super().render(task) if task.total else ""
+    from rich.progress import BarColumn, Progress, TextColumn
 
     console = Console(
         file=file, force_terminal=True, width=width, no_color=not coloured, legacy_windows=False
     )
     return Progress(
-        TextColumn("ollama: {task.fields[name]} {task.fields[doing]}", markup=False),
+        TextColumn("ollama: {task.fields[name]}", markup=False),
         BarColumn(bar_width=20),
-        Speed(),
-        Left(),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[doing]}", markup=False),
         console=console,
         transient=True,
         # The main thread draws; a thread of rich's own would write between pytest's lines.

@@ -50,17 +50,23 @@ class ModelSpec:
     @property
     def key(self) -> str:
         """The model with its runner options: what is resident or not."""
-        options = "".join(f",{key}={_write(value)}" for key, value in self.options)
-        return f"{self.model_key}{options}"
+        return self.model_key + self._options_text
+
+    @property
+    def title(self) -> str:
+        """The model with its runner options, as people read it."""
+        return self.name + self._options_text
+
+    @property
+    def _options_text(self) -> str:
+        return "".join(f",{key}={_write(value)}" for key, value in self.options)
 
     def __str__(self) -> str:
-        parts = [self.name, *(f"{key}={_write(value)}" for key, value in self.options)]
+        text = self.title
         if self.keep_alive is not None:
             # Not :g, which rounds to six digits.
-            parts.append(f"keep_alive={str(self.keep_alive).removesuffix('.0')}")
-        if self.insecure:
-            parts.append("insecure=true")
-        return ",".join(parts)
+            text += f",keep_alive={str(self.keep_alive).removesuffix('.0')}"
+        return f"{text},insecure=true" if self.insecure else text
 
     def given(self, options: Mapping[str, object], source: str) -> ModelSpec:
         """Return this spec with *options* (as a mark gives them) added.

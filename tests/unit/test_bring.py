@@ -511,6 +511,12 @@ def test_where_capabilities_are_unknown_generation_comes_first_and_then_embeddin
     assert None is outcome.capabilities
 
 
+def test_a_model_that_is_known_to_complete_is_not_tried_as_another_kind() -> None:
+    server = Server(load=[NO_TEXT, None])
+    assert "failed" == brought(server).status
+    assert ["generate"] == [one["kind"] for one in server.loads]
+
+
 def test_an_embedding_that_fails_too_is_the_failure() -> None:
     failure = ApiError("/api/embed", 400, '"m" does not support generate')
     server = Server(show=[UNKNOWN], load=[NO_TEXT, failure])

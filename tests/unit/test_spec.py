@@ -75,6 +75,11 @@ def test_a_key_belongs_to_the_model_before_it(text: str) -> None:
     assert expected == parse_specs(text, "x")
 
 
+def test_a_key_does_not_reach_back_into_another_text() -> None:
+    with pytest.raises(BadSpec, match="no model before it"):
+        parse_specs(["m", "num_ctx=64"], "x")
+
+
 def test_every_key_is_read_to_its_type() -> None:
     spec = only(
         "m,num_ctx=16,num_batch=1,num_gpu=-1,main_gpu=0,use_mmap=false,num_thread=1,"

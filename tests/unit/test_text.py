@@ -98,6 +98,7 @@ def test_sizes_have_decimal_units_and_two_figures_at_least(number: float, shown:
         (0.999, "1 s"),
         (1, "1 s"),
         (2.0, "2 s"),
+        (1.23, "1.2 s"),
         (2.14, "2.1 s"),
         (24.13, "24.1 s"),
         (60, "60 s"),
