@@ -9,7 +9,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import want_of
-from pytest_ollama_warmup.roles import run_of, settings_of
+from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
 from pytest_ollama_warmup.warmup.plan import Want, decide, resolve
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
@@ -45,7 +45,7 @@ def ollama_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def ollama_models(pytestconfig: pytest.Config) -> Models:
     """Models by name or spec: ollama_models["llama3.2:1b"].name; looking one up makes it ready."""
-    return Models(run_of(pytestconfig))
+    return _models(pytestconfig)
 
 
 class Model:
@@ -64,8 +64,8 @@ class Model:
 class Models(Mapping[str, Model]):
     """The run's models; iterates over the names of the listed ones."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, *, look_up: bool) -> None:
+        self._run, self._look_up = run, look_up
 
     def __getitem__(self, key: str) -> Model:
         """Return the model that *key* names (a name or a spec), ready for use.
@@ -81,7 +81,7 @@ class Models(Mapping[str, Model]):
         listed = settings.listed.find(spec)
         if listed is not None and not spec.options:
             spec = listed
-        if settings.off:
+        if not self._look_up:
             return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         outcome = self._run.look_up(spec)
         if not outcome.ready:
@@ -96,6 +96,12 @@ class Models(Mapping[str, Model]):
 
     def __len__(self) -> int:
         return len(self._run.settings.listed.specs)
+
+
+def _models(config: pytest.Config) -> Models:
+    run = run_of(config)
+    # --setup-only runs fixtures, and must not touch the network.
+    return Models(run, look_up=not (run.settings.off or is_looking(config)))
 
 
 def _spec_of(request: pytest.FixtureRequest) -> ModelSpec:
@@ -115,5 +121,5 @@ def _spec_of(request: pytest.FixtureRequest) -> ModelSpec:
         problem = NoModelNamed(want.test, request.fixturename or "ollama_model", names)
         pytest.fail(str(problem), pytrace=False)
     if not seen:
-        Models(run_of(request.config))[str(specs[0])]
+        _models(request.config)[str(specs[0])]
     return specs[0]

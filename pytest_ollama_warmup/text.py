@@ -25,14 +25,17 @@ def clean(text: object, limit: int = 500) -> str:
 def size(count: float) -> str:
     """Write a number of bytes with decimal units, as Ollama does: ``1.3 GB``, ``412 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
+        # 999.6 MB is 1.0 GB, not 1000 MB.
+        if count >= scale * 0.9995:
             value = count / scale
             return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
     return f"{count:.0f} B"
 
 
 def seconds(value: float) -> str:
-    """Write a duration given in seconds: ``0.27 s``, ``2.1 s``, ``24 s``, ``3 min 5 s``."""
+    """Write a duration given in seconds: ``4 ms``, ``0.27 s``, ``24.1 s``, ``3 min 5 s``."""
+    if value < 0.1:
+        return f"{value * 1000:.0f} ms"
     if value < 1:
         return f"{value:.2f}".rstrip("0").rstrip(".") + " s"
     if value < 100:

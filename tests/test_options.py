@@ -116,10 +116,17 @@ def test_an_empty_list_on_the_command_line_overrides_addopts(suite: Suite) -> No
 )  # fmt: skip
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
 def test_what_cannot_be_used_is_refused_by_name(
-    suite: Suite, args: list[str], files: dict[str, str], message: str, workers: list[str]
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    files: dict[str, str],
+    message: str,
+    workers: list[str],
 ) -> None:
     if "[tool.pytest]" in files.get("pyproject.toml", "") and pytest.version_tuple < (9,):
         pytest.skip("pytest 8 ignores [tool.pytest]")
+    # It would win over the file.
+    monkeypatch.delenv("OLLAMA_HOST")
     suite.write({**HEADER_TEST, **files})
     run = suite.run(*args, *workers)
     assert 4 == run.ret

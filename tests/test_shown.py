@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIST = "--ollama-preload=llama3.2:1b"
-TIMES = re.compile(r"\d+(\.\d+)? s")
+TIMES = re.compile(r"\d+(\.\d+)? m?s")
 
 
 def without_times(lines: list[str]) -> list[str]:

@@ -86,16 +86,21 @@ class Client:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
         self._sockets_lock = threading.Lock()
-        self._http = httpx.Client(
-            base_url=host.url,
-            headers=headers,
-            # Without TLS there is nothing to verify, and the context costs 40 ms.
-            verify=secure,
-            # httpx would send even loopback addresses to HTTP_PROXY.
-            trust_env=not host.loopback,
-            timeout=httpx.Timeout(5.0, pool=None),
-            limits=httpx.Limits(max_connections=None),
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=host.url,
+                headers=headers,
+                # Without TLS there is nothing to verify, and the context costs 40 ms.
+                verify=secure,
+                # httpx would send even loopback addresses to HTTP_PROXY.
+                trust_env=not host.loopback,
+                timeout=httpx.Timeout(5.0, pool=None),
+                limits=httpx.Limits(max_connections=None),
+            )
+        # A SOCKS proxy without its library, a proxy address that is none.
+        except (ImportError, ValueError) as exc:
+            cause = f"a proxy variable cannot be used ({clean(exc, 200)})"
+            raise ServerUnreachable(host.url, host.source, cause, 0.0) from exc
 
     def close(self) -> None:
         """Close idle connections."""

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -22,8 +23,9 @@ from pytest_ollama_warmup.errors import (
     WarmupError,
 )
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
-from pytest_ollama_warmup.text import clean, seconds, size
+from pytest_ollama_warmup.text import clean, seconds
 from pytest_ollama_warmup.warmup.gate import Beat, held, pull_lock_path
+from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, pull
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
 from pytest_ollama_warmup.warmup.spec import FOREVER
 
@@ -80,7 +82,7 @@ class _Bringing:
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     waited: bool = False
-    """Whether another run was pulling the model."""
+    """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
 
     @property
     def name(self) -> str:
@@ -213,35 +215,55 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
         return info
     if not work.terms.may_pull(target):
         raise NotPulled(name, target.origin)
-    work.enter("queued")
-    with (
-        work.pulls,
-        held(
-            pull_lock_path(work.client.host.url, target.spec.model_key),
-            f"pull of {name}",
-            work.terms.load_timeout_s,
-            lambda: work.enter("waiting"),
-        ) as beat,
-    ):
+    with _turn_to_pull(work) as beat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
         work.enter("pulling")
+        start, begin = time.time(), time.monotonic()
+
+        def on_line(completed: int, total: int, *, moved: bool) -> None:
+            if moved:
+                beat()
+            work.enter("pulling", completed, total)
+
         try:
-            _pull(work, beat)
+            downloaded = pull(
+                work.client, target.spec, target.origin, work.terms.load_timeout_s, on_line
+            )
         except (UnknownModel, PullFailed) as exc:
             if info is None:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
             work.notes.append(f"not refreshed, using what is there: {exc.words}")
             return info
+    work.add_step("pull", start, begin, downloaded)
     # A stream can end with success for a manifest whose parts were cleared away meanwhile.
     info = _show(work)
     if info is None:
-        raise PullFailed(name, target.origin, "pulled, but the server does not show it", _RUN_AGAIN)
+        raise PullFailed(name, target.origin, "pulled, but the server does not show it", RUN_AGAIN)
     return info
 
 
-_RUN_AGAIN = "Run again: a pull goes on where it stopped."
+@contextmanager
+def _turn_to_pull(work: _Bringing) -> Iterator[Beat]:
+    """Wait until fewer than four pulls of this run are under way, and none of this model by others.
+
+    Waiting is progress too: whoever waits for this model in turn must not give up.
+    """
+    work.enter("queued")
+    while not work.pulls.acquire(timeout=1.0):
+        work.waited = True
+        work.beat()
+    try:
+        with held(
+            pull_lock_path(work.client.host.url, work.target.spec.model_key),
+            f"pull of {work.name}",
+            work.terms.load_timeout_s,
+            lambda: work.enter("waiting"),
+        ) as beat:
+            yield beat
+    finally:
+        work.pulls.release()
 
 
 _CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
@@ -263,73 +285,6 @@ def _show(work: _Bringing) -> ModelInfo | None:
         raise LoadFailed(
             work.name, work.target.origin, exc.words, _advice_on_load(work, exc)
         ) from exc
-
-
-def _pull(work: _Bringing, beat: Beat) -> None:
-    name, origin, spec = work.name, work.target.origin, work.target.spec
-    start, begin = time.time(), time.monotonic()
-    totals: dict[str, int] = {}
-    # The server rolls stalled parts back, so only the highest mark of a part is progress.
-    marks: dict[str, int] = {}
-    status, moved = "", time.monotonic()
-    limit_s = work.terms.load_timeout_s
-    try:
-        for line in work.client.pull(name, insecure=spec.insecure, silence_s=limit_s):
-            moved = moved if status == line.status else time.monotonic()
-            status = line.status
-            if line.digest:
-                totals[line.digest] = max(line.total, totals.get(line.digest, 0))
-                if line.completed > marks.get(line.digest, 0):
-                    marks[line.digest] = line.completed
-                    moved = time.monotonic()
-            if time.monotonic() - moved > limit_s:
-                raise PullFailed(
-                    name,
-                    origin,
-                    f"no new byte for {seconds(limit_s)} (ollama_load_timeout)",
-                    _RUN_AGAIN,
-                )
-            if moved > time.monotonic() - 1:
-                beat()
-            work.enter("pulling", sum(marks.values()), sum(totals.values()))
-    except ApiError as exc:
-        if "file does not exist" in exc.words:
-            raise UnknownModel(name, origin, exc.words) from exc
-        raise PullFailed(name, origin, exc.words, _advice_on_pull(spec.name, exc.words)) from exc
-    except ServerUnreachable as exc:
-        done = f" at {size(sum(marks.values()))} of {size(sum(totals.values()))}" if totals else ""
-        cause = (
-            f"no word from the server for {seconds(limit_s)} (ollama_load_timeout)"
-            if exc.cause == "no answer"
-            else f"{exc.cause}{done}"
-        )
-        raise PullFailed(name, origin, cause, f"Is the server still running? {_RUN_AGAIN}") from exc
-    if status != "success":
-        raise PullFailed(name, origin, "the server ended the stream before 'success'", _RUN_AGAIN)
-    work.add_step("pull", start, begin, sum(totals.values()))
-
-
-def _advice_on_pull(name: str, words: str) -> str:
-    text = words.lower()
-    for signs, advice in (
-        (
-            ("http response to https", "tls: first record", "tls handshake"),
-            f"For a registry without TLS write {name},insecure=true.",
-        ),
-        (("unauthorized", "access denied", "realm host"), "The registry wants a login."),
-        (("no space left",), "Free some space where the server keeps its models."),
-        # Not a bare 412, which digests and ports hold too.
-        (("newer version", "manifest: 412:"), "Update Ollama."),
-        (
-            ("no such host", "connection refused", "timeout", "unreachable", "eof"),
-            "The server cannot reach the registry: pull while online, or see its proxy settings.",
-        ),
-        (("digest mismatch",), "The server has thrown the damaged part away: run again."),
-        (("invalid model name",), "Names are [HOST/][NAMESPACE/]MODEL[:TAG]."),
-    ):
-        if any(sign in text for sign in signs):
-            return advice
-    return f"Run 'ollama pull {name}' to see more."
 
 
 def _ensure_loaded(work: _Bringing, info: ModelInfo) -> Resident | None:

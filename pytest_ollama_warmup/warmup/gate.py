@@ -78,7 +78,7 @@ def held(
 ) -> Iterator[Beat]:
     """Hold the lock file *path*; yields a function to call at each sign of progress.
 
-    *on_wait* is called once, when another process holds it.
+    *on_wait* is called about twice a second while another process holds it.
 
     Raises:
         WaitedTooLong: the holder has not called it for *limit_s* seconds.
@@ -94,9 +94,8 @@ def held(
             lock.acquire(timeout=patience_s, poll_interval=0.02)
             break
         except Timeout:
-            if not patience_s:
-                on_wait()
-                patience_s = 0.5
+            patience_s = 0.5
+            on_wait()
             quiet_s = time.time() - max(since, _modified(pulse))
             if quiet_s > limit_s:
                 raise WaitedTooLong(what, quiet_s) from None

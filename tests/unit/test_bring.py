@@ -21,6 +21,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, PullProgress, Resident
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup import bring as bring_module
+from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup.bring import (
     PULLS_SIDE_BY_SIDE,
     Event,
@@ -146,6 +147,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(bring_module, "time", made)
+    monkeypatch.setattr(pull_module, "time", made)
     return made
 
 
@@ -259,6 +261,8 @@ def test_a_pull_is_measured_and_told(clock: Clock) -> None:
             # Rolled back, and told without its total.
             PullProgress("pulling a", "a", 0, 60),
             PullProgress("pulling b", "b", 50, 50),
+            # There already.
+            PullProgress("pulling c", "c", 7, 7),
             SUCCESS,
         ]
 
@@ -275,7 +279,8 @@ def test_a_pull_is_measured_and_told(clock: Clock) -> None:
         ("pulling", 100, 150),
         ("pulling", 100, 150),
         ("pulling", 150, 150),
-        ("pulling", 150, 150),
+        ("pulling", 157, 157),
+        ("pulling", 157, 157),
         ("present", 0, 0),
         ("loading", 0, 0),
     ] == [(one.phase, one.completed, one.total) for one in told]

@@ -77,6 +77,7 @@ def test_no_text_can_break_a_line_or_the_encoder(text: str) -> None:
         (10_000, "10 kB"),
         (412_000_000, "412 MB"),
         (1_000_000, "1.0 MB"),
+        (999_600_000, "1.0 GB"),
         (1_300_000_000, "1.3 GB"),
         (41_600_000_000, "42 GB"),
         (1_200_000_000_000, "1200 GB"),
@@ -90,9 +91,9 @@ def test_sizes_have_decimal_units_and_two_figures_at_least(number: float, shown:
 @pytest.mark.parametrize(
     ("number", "shown"),
     [
-        (0, "0 s"),
-        (0.004, "0 s"),
-        (0.006, "0.01 s"),
+        (0, "0 ms"),
+        (0.004, "4 ms"),
+        (0.006, "6 ms"),
         (0.1, "0.1 s"),
         (0.27, "0.27 s"),
         (0.999, "1 s"),
