@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -98,15 +99,20 @@ class UserSuite:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start pytest in a process group of its own, so that what it leaves can be counted."""
-        return subprocess.Popen(
-            self.command(*args),
-            cwd=self.pytester.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        # A shell starts background jobs deaf to Ctrl-C, and their children with them.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                self.command(*args),
+                cwd=self.pytester.path,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 class Suite(UserSuite):
