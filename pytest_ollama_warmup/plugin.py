@@ -179,7 +179,7 @@ def _prepares(config: pytest.Config) -> bool:
 
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
-    if wants or settings_of(config).up_front:
+    if _prepares(config) and (wants or settings_of(config).up_front):
         _controller_of(config).before_tests(wants, selected)
 
 

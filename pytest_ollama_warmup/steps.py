@@ -329,8 +329,14 @@ def _screen(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> 
     if terminal is None:
         return Screen(lambda line, **colours: None)
     writer = config.get_terminal_writer()
+
+    def write(line: str, **colours: bool) -> None:
+        terminal.write_line(line, **colours)
+        # A pipe, like that of a CI log, would hold back for minutes what is waited for.
+        terminal.flush()
+
     return Screen(
-        terminal.write_line,
+        write,
         verbosity=config.get_verbosity(),
         live=cast("TextIO", _TerminalFile(config)) if terminal.isatty else None,
         width=writer.fullwidth,

@@ -227,7 +227,7 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
             work.enter("pulling", completed, total)
 
         try:
-            downloaded = pull(
+            pulled = pull(
                 work.client, target.spec, target.origin, work.terms.load_timeout_s, on_line
             )
         except (UnknownModel, PullFailed) as exc:
@@ -236,7 +236,10 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
             # Refreshing was asked for, not a new model: an old one beats none.
             work.notes.append(f"not refreshed, using what is there: {exc.words}")
             return info
-    work.add_step("pull", start, begin, downloaded)
+    if info is not None and not pulled.fresh:
+        work.notes.append("up to date")
+    else:
+        work.add_step("pull", start, begin, pulled.size)
     # A stream can end with success for a manifest whose parts were cleared away meanwhile.
     info = _show(work)
     if info is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_ollama_warmup.errors import ApiError, PullFailed, ServerUnreachable, UnknownModel
 from pytest_ollama_warmup.text import seconds, size
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
 
 
+class Pulled(NamedTuple):
+    """What a pull brought: the model's bytes as far as told, and whether any was seen to come."""
+
+    size: int
+    fresh: bool
+
+
 class OnLine(Protocol):
     """Hears each line of a pull: bytes so far, bytes in all, and whether that is progress."""
 
@@ -22,8 +29,8 @@ class OnLine(Protocol):
         """Hear a line."""
 
 
-def pull(client: Client, spec: ModelSpec, origin: str, limit_s: float, on_line: OnLine) -> int:
-    """Download a model to its end; returns the bytes of the parts that were not there.
+def pull(client: Client, spec: ModelSpec, origin: str, limit_s: float, on_line: OnLine) -> Pulled:
+    """Download a model to its end.
 
     It is done at the stream's last line, ``success``, and nothing else. *limit_s* is how long no
     new byte may come.
@@ -34,16 +41,15 @@ def pull(client: Client, spec: ModelSpec, origin: str, limit_s: float, on_line: 
     """
     name, status, moved_at = spec.name, "", time.monotonic()
     totals: dict[str, int] = {}
-    # A part that is there already gives one line, complete.
-    there: set[str] = set()
+    fresh = False
     # The server rolls stalled parts back, so only the highest mark of a part is progress.
     marks: dict[str, int] = {}
     try:
         for line in client.pull(name, insecure=spec.insecure, silence_s=limit_s):
             now, moved, status = time.monotonic(), line.status != status, line.status
             if line.digest:
-                if line.digest not in totals and line.completed == line.total:
-                    there.add(line.digest)
+                # A part that is there already gives one line, complete.
+                fresh = fresh or line.completed < line.total
                 totals[line.digest] = max(line.total, totals.get(line.digest, 0))
                 moved = moved or line.completed > marks.get(line.digest, 0)
                 marks[line.digest] = max(line.completed, marks.get(line.digest, 0))
@@ -65,7 +71,7 @@ def pull(client: Client, spec: ModelSpec, origin: str, limit_s: float, on_line: 
         raise PullFailed(name, origin, cause, f"Is the server still running? {RUN_AGAIN}") from exc
     if status != "success":
         raise PullFailed(name, origin, "the server ended the stream before 'success'", RUN_AGAIN)
-    return sum(total for digest, total in totals.items() if digest not in there)
+    return Pulled(sum(totals.values()), fresh)
 
 
 def _advice(name: str, words: str) -> str:

@@ -232,6 +232,17 @@ def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
     assert ["show", "pull", "show"] == server.asked
 
 
+def test_a_refresh_that_brings_nothing_is_no_pull() -> None:
+    there = PullProgress("pulling a", "a", 100, 100)
+    outcome = brought(Server(pull=[[there, SUCCESS]]), pull="always")
+    assert (("up to date",), None) == (outcome.notes, outcome.step("pull"))
+    part = PullProgress("pulling a", "a", 100, 40)
+    outcome = brought(Server(pull=[[part, there, SUCCESS]]), pull="always")
+    pulled = outcome.step("pull")
+    assert pulled is not None
+    assert ((), 100) == (outcome.notes, pulled.size)
+
+
 def test_always_refreshes_what_is_there() -> None:
     server = Server(pull=[[SUCCESS]])
     assert brought(server, pull="always").ready
@@ -287,7 +298,7 @@ def test_a_pull_is_measured_and_told(clock: Clock) -> None:
     assert {target()} == {one.target for one in told}
     pulled = outcome.step("pull")
     assert pulled is not None
-    assert (1000.0, 150) == (pulled.start, pulled.size)
+    assert (1000.0, 157) == (pulled.start, pulled.size)
     assert ["pull", "load"] == [step.kind for step in outcome.steps]
 
 
