@@ -118,6 +118,16 @@ def test_an_unmarked_suite_without_its_model_warns_or_ends_in_ci(
     assert NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS") in run.out
 
 
+def test_the_warning_can_be_filtered_by_its_class(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi9")
+    suite.write({"test_plain.py": "def test_plain(): pass\n"})
+    run = suite.run("-W", "ignore::pytest_ollama_warmup.OllamaWarmupWarning")
+    assert {"passed": 1} == run.counts
+    assert "OllamaWarmupWarning" not in run.out
+
+
 def test_warnings_as_errors_end_an_unmarked_suite_without_a_traceback(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

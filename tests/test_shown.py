@@ -179,3 +179,27 @@ def test_the_table_of_the_design() -> None:
     ] == summary_lines(record)
     assert 1 == len(summary_lines(record, only_failed=True))
     assert all(line.isascii() for line in summary_lines(record, plain=True))
+
+
+def test_variables_that_lead_elsewhere_are_hinted_at(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    monkeypatch.setenv("OLLAMA_MODELS", "llama3.2:1b mistral:7b")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://elsewhere:1/v1")
+    assert [
+        "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
+        "list them in OLLAMA_PRELOAD_MODELS.",
+        "OLLAMA_BASE_URL points elsewhere (http://elsewhere:1), to another server.",
+    ] == suite.run().ours[1:3]
+    monkeypatch.setenv("OLLAMA_MODELS", "/var/lib/models")
+    monkeypatch.setenv("OLLAMA_BASE_URL", f"{suite.ollama.url}/v1/")
+    assert not [line for line in suite.run().ours if "OLLAMA_" in line.replace("OLLAMA_HOST", "")]
+
+
+def test_a_limit_below_the_servers_own_is_warned_about(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    run = suite.run("-o", "ollama_load_timeout=30")
+    assert "ollama_load_timeout is 30 s, shorter than the 5 min after which the server" in run.out
