@@ -6,6 +6,7 @@ Down, in ``workerinput``: the run's directory. Up, as a file in it: what the wor
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,15 +56,19 @@ class WorkerSide:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what this worker's tests want; every worker collects the same."""
         config = session.config
-        worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
-        try:
-            content: dict[str, Any] = {"wants": [one.to_dict() for one in wants_of(session.items)]}
-        # A worker that raises out of a hook is respawned for ever.
-        except Exception as exc:
-            text = str(exc) if isinstance(exc, BadMark) else f"{type(exc).__name__}: {exc}"
-            content = {"error": text}
-        path = _wants_path(folder_of(config), worker)
-        path.write_text(json.dumps({"schema": SCHEMA, **content}), encoding="utf-8")
+        # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
+        # tests will: each asks for its model at set-up.
+        with suppress(Exception):
+            worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
+            content = json.dumps({"schema": SCHEMA, **_wants_or_error(session.items)})
+            _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
+
+
+def _wants_or_error(items: list[pytest.Item]) -> dict[str, Any]:
+    try:
+        return {"wants": [want.to_dict() for want in wants_of(items)]}
+    except BadMark as exc:
+        return {"error": str(exc)}
 
 
 def _wants_path(folder: Path, worker: str) -> Path:

@@ -113,11 +113,11 @@ class ServerUnreachable(ServerError):
         return f"no Ollama: {self.cause}"
 
     def __str__(self) -> str:
-        waited = f" for {seconds(self.waited_s)}" if self.waited_s else ""
-        return (
-            f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. "
-            "Start it with 'ollama serve', or set --ollama-host."
-        )
+        waited = f" for {seconds(self.waited_s)}" if self.waited_s >= 0.05 else ""
+        advice = "Start it with 'ollama serve', or set --ollama-host."
+        if "proxy" in self.cause:
+            advice = "Mend it, or name the host in NO_PROXY."
+        return f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. {advice}"
 
 
 class NotOllama(ServerError):
@@ -269,7 +269,9 @@ class LoadFailed(ModelError):
         return self.words
 
     def __str__(self) -> str:
-        return f'{self.model} does not load: "{self.words}". {self.advice}'
+        # The server's words hold quotes now and then.
+        quote = "'" if '"' in self.words else '"'
+        return f"{self.model} does not load: {quote}{self.words}{quote}. {self.advice}"
 
 
 class ApiError(WarmupError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,12 +10,13 @@ import pytest
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import want_of
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
-from pytest_ollama_warmup.warmup.plan import Want, decide, resolve
+from pytest_ollama_warmup.verdict import enforce
+from pytest_ollama_warmup.warmup.plan import Want, resolve
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.run import Run
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +44,9 @@ def ollama_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def ollama_models(pytestconfig: pytest.Config) -> Models:
+def ollama_models(request: pytest.FixtureRequest) -> Models:
     """Models by name or spec: ollama_models["llama3.2:1b"].name; looking one up makes it ready."""
-    return _models(pytestconfig)
+    return Models(request.session)
 
 
 class Model:
@@ -61,35 +62,34 @@ class Model:
         return f"<Model {self.name}>"
 
 
-class Models(Mapping[str, Model]):
+class Models:
     """The run's models; iterates over the names of the listed ones."""
 
-    def __init__(self, run: Run, *, look_up: bool) -> None:
-        self._run, self._look_up = run, look_up
+    def __init__(self, session: pytest.Session) -> None:
+        self._session, self._run = session, run_of(session.config)
 
     def __getitem__(self, key: str) -> Model:
         """Return the model that *key* names (a name or a spec), ready for use.
 
         A model that cannot be had skips or fails the test, as --ollama-on-missing says.
+
+        Raises:
+            KeyError: *key* names no model, or more than one.
         """
-        settings = self._run.settings
-        try:
-            (spec,) = parse_specs(key, "ollama_models[...]")
-        except ValueError as exc:
-            text = str(exc) if isinstance(exc, BadSpec) else f"one model is needed, not {key!r}"
-            raise KeyError(text) from None
-        listed = settings.listed.find(spec)
-        if listed is not None and not spec.options:
-            spec = listed
-        if not self._look_up:
+        run, config = self._run, self._session.config
+        want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
+        (spec,) = resolve(want, run.settings.listed)
+        # --setup-only runs fixtures, and must not touch the network.
+        if run.settings.off or is_looking(config):
             return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
-        outcome = self._run.look_up(spec)
-        if not outcome.ready:
-            given_by = settings.listed.given_by if listed else "default"
-            if decide(settings.on_missing.value, "", given_by, settings.ci) == "skip":
-                pytest.skip(outcome.error)
-            pytest.fail(outcome.error, pytrace=False)
-        return Model(spec, outcome)
+        verdict = run.verdict(want)
+        if verdict is not None:
+            enforce(verdict, self._session)
+        return Model(spec, run.look_up(spec))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether *key* names a listed model; asks no server."""
+        return self._run.settings.listed.find(_one_spec(key)) is not None
 
     def __iter__(self) -> Iterator[str]:
         return (spec.name for spec in self._run.settings.listed.specs)
@@ -98,28 +98,32 @@ class Models(Mapping[str, Model]):
         return len(self._run.settings.listed.specs)
 
 
-def _models(config: pytest.Config) -> Models:
-    run = run_of(config)
-    # --setup-only runs fixtures, and must not touch the network.
-    return Models(run, look_up=not (run.settings.off or is_looking(config)))
+def _one_spec(key: str) -> ModelSpec:
+    try:
+        specs = parse_specs(key, "ollama_models[...]")
+    except BadSpec as exc:
+        raise KeyError(str(exc)) from None
+    if len(specs) != 1:
+        raise KeyError(f"one model is needed, not {key!r}")
+    return specs[0]
 
 
 def _spec_of(request: pytest.FixtureRequest) -> ModelSpec:
     listed = settings_of(request.config).listed
+    fixture = request.fixturename or "ollama_model"
     want = want_of(request.node)
     # By request.getfixturevalue() a test can ask without having been seen to at collection.
-    seen = want is not None
-    if want is None:
-        want = Want(test=request.node.nodeid, fixture=request.fixturename or "ollama_model")
+    seen = want is not None and bool(resolve(replace(want, fixture=""), listed))
+    if want is None or not want.specs:
+        want = Want(test=request.node.nodeid, fixture=fixture)
+    problem = ""
     try:
-        specs = resolve(want, listed)
+        spec = resolve(want, listed)[0]
     except NoModelNamed as exc:
-        pytest.fail(str(exc), pytrace=False)
-    if not specs:
-        # A bare mark on a test that gets the fixture in the same unforeseen way.
-        names = tuple(spec.name for spec in listed.specs)
-        problem = NoModelNamed(want.test, request.fixturename or "ollama_model", names)
-        pytest.fail(str(problem), pytrace=False)
+        problem = str(exc)
+    if problem:
+        # Not in the except: pytest would show the message twice.
+        pytest.fail(problem, pytrace=False)
     if not seen:
-        _models(request.config)[str(specs[0])]
-    return specs[0]
+        Models(request.session)[str(spec)]
+    return spec

@@ -48,9 +48,10 @@ def want_of(item: pytest.Item) -> Want | None:
         BadMark: a mark does not fit its signature.
     """
     marks = list(item.iter_markers(NAME))
+    parameter = _parameter(item)
     if not marks or _will_not_run(item):
         return None
-    specs: dict[str, ModelSpec] = {}
+    specs = {spec.model_key: spec for spec in parameter}
     on_missing = ""
     for mark in marks:
         of_mark, on_missing_of_mark = _read(mark, item.nodeid)
@@ -107,7 +108,36 @@ def _our_fixtures(item: pytest.Item) -> list[str]:
     return [name for name in NEEDING if name in names and _is_ours(name, item)]
 
 
+def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:
+    """Return the spec that ``parametrize("ollama_model", [...], indirect=True)`` gives *item*."""
+    params: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    if "ollama_model" not in params or not _is_indirect("ollama_model", item):
+        return ()
+    value = params["ollama_model"]
+    try:
+        specs = parse_specs(value, "ollama_model") if isinstance(value, str) else ()
+        why = "" if len(specs) == 1 else f"one model is needed, not {value!r}"
+    except BadSpec as exc:
+        why = str(exc)
+    if why:
+        raise BadMark(f"parametrize: {why}", item.nodeid, MARK)
+    return specs
+
+
+def _is_indirect(name: str, item: pytest.Item) -> bool:
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        if name in (names.replace(",", " ").split() if isinstance(names, str) else names):
+            indirect = mark.args[2] if len(mark.args) > 2 else mark.kwargs.get("indirect", False)
+            return indirect is True or (indirect is not False and name in indirect)
+    return False
+
+
 def _is_ours(name: str, item: pytest.Item) -> bool:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    if name in params and not _is_indirect(name, item):
+        # A test's own argument: pytest's fixture manager knows nothing of it.
+        return False
     definitions = item.session._fixturemanager.getfixturedefs(name, item)
     if not definitions:
         return False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadHost, BadSetting
+from pytest_ollama_warmup.errors import BadSetting
 from pytest_ollama_warmup.ollama.host import Host, parse_host
 from pytest_ollama_warmup.warmup.plan import GivenBy, Listed
 from pytest_ollama_warmup.warmup.spec import parse_duration, parse_specs
@@ -89,7 +90,7 @@ OPTIONS = (
     Option(
         "preload",
         "what",
-        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE…], several parted by "
+        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE...], several parted by "
         "spaces. May be given more than once; an empty one lists nothing.",
         read=_as_given,
         metavar="SPECS",
@@ -217,12 +218,16 @@ class Setting(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All settings of one run. A bad ``OLLAMA_HOST`` waits in *host_problem* until it matters."""
+    """All settings of one run.
+
+    What the environment holds and cannot be used waits in *problem* until a model is wanted: the
+    variables are other programs' too.
+    """
 
     listed: Listed
     host: Host
     host_given_by: GivenBy
-    host_problem: BadHost | None
+    problem: BadSetting | None
     off: bool
     pull: Setting[str]
     on_missing: Setting[str]
@@ -246,7 +251,8 @@ class Settings:
             # An outer run has brought them already.
             self.listed.given_by == "environment" and not self.inner
         )
-        return brings and bool(self.listed.specs)
+        bad_list = self.listed.given_by == "environment" and self.problem is not None
+        return brings and (bool(self.listed.specs) or bad_list)
 
     @classmethod
     def from_config(
@@ -264,8 +270,10 @@ class Settings:
         """
         read = _Reader(config, options or config.option, environ)
         try:
-            listed, ci = read.listed(), is_set(environ.get("CI"))
-            host, host_given_by, host_problem = read.host()
+            off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
+            read.lenient = off
+            listed = read.listed()
+            host, host_given_by = read.host()
             wait = read.setting("wait")
             if wait.value is None:
                 patient = ci or (listed.given_by == "option" and bool(listed.specs))
@@ -274,8 +282,8 @@ class Settings:
                 listed=listed,
                 host=host,
                 host_given_by=host_given_by,
-                host_problem=host_problem,
-                off=bool(read.setting("off").value),
+                problem=read.problem,
+                off=off,
                 pull=read.setting("pull"),
                 on_missing=read.setting("on_missing"),
                 warm=read.setting("warm"),
@@ -315,33 +323,54 @@ class _Reader:
     def __init__(self, config: pytest.Config, options: object, environ: Mapping[str, str]) -> None:
         self._config, self._options, self._environ = config, options, environ
         self._table = {option.name: option for option in OPTIONS}
+        self.problem: BadSetting | None = None
+        self.lenient = False
+        """Whether bad values count as not given: what is off has nothing to complain about."""
 
     def setting(self, name: str) -> Setting[Any]:
         option = self._table[name]
         raw, source, given_by = self._raw(option)
-        if raw is None:
-            return Setting(None, source, given_by)
-        return Setting(option.read(raw, source), source, given_by)
+        try:
+            value = None if raw is None else option.read(raw, source)
+        except BadSetting as exc:
+            self._tolerate(exc, given_by)
+            default = option.default
+            value = None if default is None else option.read(default, "default")
+            return Setting(value, "default", "default")
+        return Setting(value, source, given_by)
 
     def listed(self) -> Listed:
         raw, source, given_by = self._raw(self._table["preload"])
         texts = [raw] if isinstance(raw, str) else list(raw or ())
-        empty = [index for index, text in enumerate(texts) if not text.strip()]
-        # An empty value clears what came before it, so that it also overrides addopts.
-        if given_by == "option" and empty:
-            texts = texts[empty[-1] + 1 :]
-        return Listed(parse_specs(texts, source), source, given_by)
+        try:
+            if not all(isinstance(text, str) for text in texts):
+                raise BadSetting(str(raw), source, _NEEDED["args"])
+            if given_by == "configuration":
+                # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
+                texts = [" ".join(texts)]
+            empty = [index for index, text in enumerate(texts) if not text.strip()]
+            # An empty value clears what came before it, so that it also overrides addopts.
+            if given_by == "option" and empty:
+                texts = texts[empty[-1] + 1 :]
+            return Listed(parse_specs(texts, source), source, given_by)
+        except BadSetting as exc:
+            self._tolerate(exc, given_by)
+            return Listed((), source, given_by)
 
-    def host(self) -> tuple[Host, GivenBy, BadHost | None]:
+    def host(self) -> tuple[Host, GivenBy]:
         option = self._table["host"]
         raw, source, given_by = self._raw(option)
         try:
-            return parse_host(str(raw), source), given_by, None
-        except BadHost as exc:
-            # The variable is other programs' too: a run that needs no model must not end for it.
-            if given_by != "environment":
-                raise
-            return parse_host(option.default, "default"), given_by, exc
+            return parse_host(str(raw), source), given_by
+        except BadSetting as exc:
+            self._tolerate(exc, given_by)
+            return parse_host(option.default, "default"), given_by
+
+    def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
+        if given_by == "environment":
+            self.problem = exc
+        elif not self.lenient:
+            raise exc
 
     def _raw(self, option: Option) -> tuple[Any, str, GivenBy]:
         given = getattr(self._options, option.dest, None)
@@ -365,15 +394,21 @@ class _Reader:
             return self._config.getini(option.ini), source
         # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
         except (pytest.UsageError, ValueError, TypeError) as exc:
-            needed = {
-                "args": 'A list of texts is needed, like ["llama3.2:1b"].',
-                "bool": "true or false is needed.",
-                "float": "A number of seconds is needed.",
-                "string": 'A text is needed; in TOML write it in quotes, like "10m".',
-            }[option.ini_type]
-            raise BadSetting(_given(exc), source, needed) from None
+            if self.lenient:
+                return None, source
+            raise BadSetting(_given(exc), source, _NEEDED[option.ini_type]) from None
+
+
+_NEEDED = {
+    "args": 'A list of texts is needed, like ["llama3.2:1b"].',
+    "bool": "true or false is needed.",
+    "float": "A number of seconds is needed.",
+    "string": 'A text is needed; in TOML write it in quotes, like "10m".',
+}
 
 
 def _given(exc: Exception) -> str:
     # The value as pytest quotes it at the end of its message, without the file's path before it.
-    return str(exc).rpartition(": ")[2].strip("'\"")
+    text = str(exc)
+    quoted = re.search(r"'([^']*)'$", text)
+    return quoted[1] if quoted else text.rpartition(": ")[2]

@@ -30,7 +30,7 @@ from pytest_ollama_warmup.roles import (
     run_of,
     settings_of,
 )
-from pytest_ollama_warmup.run import Verdict
+from pytest_ollama_warmup.verdict import NOT_READY, enforce, mend_report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,8 +47,6 @@ __all__ = [
     "ollama_options",
 ]
 
-NOT_READY = pytest.StashKey[Verdict]()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the table of options."""
@@ -60,7 +58,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests make their own clients."""
     settings = settings_of(early_config, early_config.known_args_namespace)
     # A run in which nothing is set up for Ollama keeps the environment that it was given.
-    if settings.in_use and not settings.off and settings.host_problem is None:
+    if settings.in_use and not settings.off and settings.problem is None:
         set_environment(early_config, "OLLAMA_HOST", settings.host.url)
 
 
@@ -133,37 +131,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if verdict is None:
         return
     item.stash[NOT_READY] = verdict
-    if verdict.policy == "skip":
-        pytest.skip(verdict.message)
-    if verdict.policy == "exit":
-        if not is_worker(config):
-            pytest.exit(f"ollama: {verdict.message}", returncode=2)
-        # pytest.exit() in a worker is an internal error of xdist.
-        item.session.shouldfail = f"ollama: {verdict.message}"
-    pytest.fail(verdict.message, pytrace=False)
+    enforce(verdict, item.session)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
+    item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
     report = yield
-    verdict = item.stash.get(NOT_READY, None)
-    if verdict is None or call.when != "setup":
-        return report
-    if verdict.policy == "skip":
-        path, line, _ = item.location
-        report.longrepr = (
-            str(item.config.rootpath / path),
-            (line or 0) + 1,
-            f"Skipped: {verdict.message}",
-        )
-    elif hasattr(report, "wasxfail"):
-        # An expected failure is one of the test, not of the server.
-        del report.wasxfail
-        report.outcome = "failed"
-        report.longrepr = verdict.message
+    mend_report(report, item)
     return report
 
 

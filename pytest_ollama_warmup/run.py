@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import NoModelNamed, ServerError, WaitedTooLong
+from pytest_ollama_warmup.verdict import Verdict
 from pytest_ollama_warmup.warmup.gate import Beat, Gate
-from pytest_ollama_warmup.warmup.plan import SERVER, Policy, Target, Want, decide, resolve
+from pytest_ollama_warmup.warmup.plan import SERVER, Target, Want, decide, resolve
 from pytest_ollama_warmup.warmup.record import Outcome, Record
 
 if TYPE_CHECKING:
@@ -17,14 +18,6 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.options import Settings
     from pytest_ollama_warmup.warmup.bring import Say, Terms
     from pytest_ollama_warmup.warmup.spec import ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why a test cannot run, and what follows."""
-
-    policy: Policy
-    message: str
 
 
 class Run:
@@ -135,8 +128,8 @@ class Run:
     def _ask_server(self, beat: Beat) -> Outcome:
         settings = self.settings
         try:
-            if settings.host_problem is not None:
-                return self._server_failed(str(settings.host_problem), "bad OLLAMA_HOST")
+            if settings.problem is not None:
+                return self._server_failed(str(settings.problem), "a bad environment variable")
             version = self.client().wait_until_ready(settings.wait.value, self.on_wait)
         except ServerError as exc:
             return self._server_failed(str(exc), exc.brief)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, cast
 
 import pytest
 
@@ -29,6 +29,7 @@ from pytest_ollama_warmup.warmup.plan import (
     Policy,
     Target,
     Want,
+    decide,
     decisions,
     make_plan,
 )
@@ -54,6 +55,7 @@ class Controller(Run):
         self._screen = _screen(config, self._terminal)
         self._plan = Plan()
         self._collected = False
+        self._interrupted = False
         self._said: set[str] = set()
         pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
         self._preparation = Preparation(lambda target, say: self._bring(target, say, pulls))
@@ -86,7 +88,10 @@ class Controller(Run):
         if self._terminal is None:
             return
         # In the order of the plan; a worker may have brought more at run time.
-        found = self.record.models | {one.key: one for one in self.gate.outcomes()}
+        # What fails after Ctrl-C fails by our own hand.
+        found = self.record.models | {
+            one.key: one for one in self.gate.outcomes() if one.ready or not self._interrupted
+        }
         if self._plan.targets or len(found) > 1:
             found.pop(SERVER, None)
         order = [key for key in self._plan.targets if key in found]
@@ -99,7 +104,9 @@ class Controller(Run):
         for line in lines:
             self._terminal.write_line(line, red=line[0] in "✗x")
         if lines and not quiet and self.record.waited_s >= 0.05:
-            self._terminal.write_line(f"tests waited {seconds(self.record.waited_s)} for them")
+            self._terminal.write_line(
+                f"waited {seconds(self.record.waited_s)} before the first test"
+            )
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""
@@ -116,8 +123,8 @@ class Controller(Run):
         )
 
     def _begin(self) -> None:
-        if self.settings.host_problem is not None:
-            raise pytest.UsageError(str(self.settings.host_problem))
+        if self.settings.problem is not None:
+            raise pytest.UsageError(str(self.settings.problem))
         self._say_header()
         new = [one for key, one in self._plan.targets.items() if key not in self.record.models]
         if not (new or SERVER in self._plan.tests):
@@ -133,39 +140,45 @@ class Controller(Run):
             self.record.add(server)
 
     def _wait(self, until: Literal["present", "done"]) -> None:
-        self._end_run_if_needed()
         with self._screen.watching():
             for event in self._preparation.events(until):
                 self._screen.tick(event)
                 if event is not None and event.outcome is not None:
                     self.record.add(event.outcome)
-                    # The first one ends the run: no further download for one that will not be.
-                    self._end_run_if_needed()
+                # The first one ends the run: no further download for one that will not be.
+                if self._ending() is not None:
+                    break
+        # Not before the bars are gone: with them would go what is written below them.
+        if (outcome := self._ending()) is not None:
+            self._end_run(outcome)
+
+    def _ending(self) -> Outcome | None:
+        """Return the outcome that ends the run, if there is one."""
+        for key, outcome in self.record.models.items():
+            if not outcome.ready and "exit" in self._decisions(key):
+                return outcome
+        return None
 
     def _decisions(self, key: str) -> list[Policy]:
         settings = self.settings
-        made = decisions(self._plan, key, settings.on_missing.value, settings.ci)
+        if self._collected:
+            return decisions(self._plan, key, settings.on_missing.value, settings.ci)
         # Before collection nobody knows which tests there are to fail or to skip.
-        return (
-            made
-            if self._collected or settings.on_missing.value == "exit"
-            else [
-                one if one == "exit" and self._plan.targets[key].given_by == "option" else "skip"
-                for one in made
-            ]
-        )
+        given_by = self._plan.targets[key].given_by
+        one = decide(settings.on_missing.value, "", given_by, settings.ci)
+        return ["exit" if one == "exit" else "skip"]
 
-    def _end_run_if_needed(self) -> None:
-        for key, outcome in self.record.models.items():
-            if not outcome.ready and "exit" in self._decisions(key):
-                if not self._collected:
-                    # After an exit at session start pytest prints no summary.
-                    self.summary()
-                pytest.exit(
-                    f"ollama: {outcome.error} The run ends here; "
-                    "--ollama-on-missing=skip runs the tests that do not need it.",
-                    returncode=2,
-                )
+    def _end_run(self, outcome: Outcome) -> NoReturn:
+        if not self._collected:
+            # After an exit at session start pytest prints no summary.
+            self.summary()
+        overridden = "exit" in self._plan.overrides.get(outcome.key, ())
+        otherwise = (
+            "The mark of a test that needs it says on_missing='exit'."
+            if overridden
+            else "--ollama-on-missing=skip goes on without it."
+        )
+        pytest.exit(f"ollama: {outcome.error} {otherwise}", returncode=2)
 
     def _say_failures(self) -> None:
         failures: dict[str, list[str]] = {}
@@ -181,31 +194,33 @@ class Controller(Run):
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
-        fates: dict[str, Policy] = {}
+        fates: dict[str, tuple[Policy, str]] = {}
+        setting = self.settings.on_missing
+        reason = "CI is set" if setting.value == "auto" else f"from {setting.source}"
         for key in dict.fromkeys(keys):
-            tests = self._plan.tests.get(key, [])
-            fates |= dict(zip(tests, self._decisions(key), strict=False))
+            tests, overrides = self._plan.tests.get(key, []), self._plan.overrides.get(key, [])
+            for test, own, fate in zip(tests, overrides, self._decisions(key), strict=False):
+                fates[test] = (fate, reason if own in ("", "auto") else "from the mark")
         if not fates:
             if not self._plan.marked:
-                self._warn_once("models that were listed are not ready; see the summary")
+                models = ", ".join(self.record.models[key].title for key in keys)
+                self._warn_once(f"{models}: listed, and not ready; all tests run without")
                 return "No test says that it needs it: all run."
             return "No selected test needs it."
-        counts = Counter(fates.values())
-        setting = self.settings.on_missing
-        because = f"from {setting.source}" if setting.value != "auto" else "CI is set"
         server = len(keys) > 1 or SERVER in keys or self.server().error
         parts = []
-        for fate, number in counts.items():
+        for (fate, because), number in Counter(fates.values()).items():
             need, be, them = ("needs", "is", "it") if number == 1 else ("need", "are", "them")
             which = count(number, "test")
             if fate == "skip":
                 told = f"Skipped: {which} that {need} it" if server else f"Its {which} {be} skipped"
-                parts.append(f"{told}; --ollama-on-missing=fail makes {them} fail.")
+                other = f"; --ollama-on-missing=fail makes {them} fail"
+                parts.append(told + (f" ({because})" if because == "from the mark" else other))
             else:
                 fail = "fails" if number == 1 else "fail"
                 told = f"Failed: {which} that {need} it" if server else f"Its {which} {fail}"
-                parts.append(f"{told} ({because}).")
-        return " ".join(parts)
+                parts.append(f"{told} ({because})")
+        return " ".join(f"{part}." for part in parts)
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:
@@ -214,8 +229,13 @@ class Controller(Run):
         try:
             yield
         except KeyboardInterrupt:
+            self._interrupted = True
             doing = ", ".join(self._screen.under_way) or f"waiting for {self.settings.host.url}"
-            self._screen.say(f"interrupted: {doing}. A pull goes on where it stopped.", least=-2)
+            later = " A pull goes on where it stopped." if "pulling" in doing else ""
+            if self._terminal is not None and self._terminal.isatty:
+                # The terminal has echoed ^C.
+                self._terminal.write_line("")
+            self._screen.say(f"interrupted: {doing}.{later}", least=-2)
             self.close()
             raise
         finally:
@@ -275,7 +295,7 @@ def header(config: pytest.Config) -> str:
     if on_missing.value == "auto":
         what = "fail (CI is set)" if settings.ci else "skip (CI not set)"
         if listed.given_by == "option" and listed.specs:
-            what += ", listed ones end the run"
+            what += ", but listed ones end the run"
     else:
         what = f"{on_missing.value} (from {on_missing.source})"
     return ", ".join([*parts, f"missing models: {what}"])
@@ -339,7 +359,8 @@ def _screen(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> 
         write,
         verbosity=config.get_verbosity(),
         live=cast("TextIO", _TerminalFile(config)) if terminal.isatty else None,
-        width=writer.fullwidth,
+        # Room for the ^C that a terminal echoes: a wrapped bar could not be erased.
+        width=writer.fullwidth - 4,
         coloured=writer.hasmarkup,
     )
 

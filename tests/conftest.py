@@ -60,7 +60,7 @@ class Result:
             return []
         rest = lines[starts[0] + 1 :]
         end = next(
-            (i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |tests waited", line)), None
+            (i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |waited ", line)), None
         )
         return rest[:end]
 

@@ -167,6 +167,58 @@ def test_fixtures_of_our_names_in_other_suites_are_left_alone(suite: Suite) -> N
     assert [] == suite.ollama.requests
 
 
+@pytest.mark.parametrize("names", ["ollama_model", "ollama_models", "ollama_model,n"])
+def test_arguments_of_our_names_are_a_tests_own(suite: Suite, names: str) -> None:
+    values = "[('x', 1), ('y', 2)]" if "," in names else "['x', 'y']"
+    suite.write(
+        {
+            "test_it.py": f"""
+                import pytest
+
+                @pytest.mark.parametrize("{names}", {values})
+                def test_theirs({names}): assert {names.split(",")[0]} in "xy"
+            """
+        }
+    )
+    assert {"passed": 2} == suite.run().counts
+    assert [] == suite.ollama.requests
+
+
+@pytest.mark.parametrize("indirect", ["True", "['ollama_model']"])
+def test_a_test_runs_on_each_model_of_an_indirect_parameter(suite: Suite, indirect: str) -> None:
+    suite.write(
+        {
+            "test_it.py": f"""
+                import pytest
+
+                @pytest.mark.parametrize("ollama_model", ["a:1,num_ctx=512", "b:1"], indirect={indirect})
+                def test_it(ollama_model, ollama_options):
+                    assert (ollama_model, ollama_options) in [("a:1", {{"num_ctx": 512}}), ("b:1", {{}})]
+            """
+        }
+    )
+    assert {"passed": 2} == suite.run().counts
+    assert ["a:1", "b:1"] == loads(suite)
+
+
+@pytest.mark.parametrize("value", ["7", "'a b'", "'a,x=1'"])
+def test_an_indirect_parameter_that_is_no_spec_is_refused(suite: Suite, value: str) -> None:
+    suite.write(
+        {
+            "test_it.py": f"""
+                import pytest
+
+                @pytest.mark.parametrize("ollama_model", [{value}], indirect=True)
+                def test_it(ollama_model): pass
+            """
+        }
+    )
+    run = suite.run()
+    assert 4 == run.ret
+    assert "parametrize: " in run.err
+    assert "Traceback" not in run.out + run.err
+
+
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
 def test_models_looked_up_in_session_fixtures_are_made_ready_once(
     suite: Suite, args: list[str]
@@ -195,8 +247,63 @@ def test_models_looked_up_in_session_fixtures_are_made_ready_once(
 
 def test_a_model_that_cannot_be_looked_up_skips_or_fails_the_test(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(ollama_models): ollama_models['nope']\n"})
-    assert {"skipped": 1} == suite.run().counts
+    run = suite.run("-rs")
+    assert {"skipped": 1} == run.counts
+    assert "SKIPPED [1] test_it.py:1: nope is not pulled" in run.out
     assert {"failed": 1} == suite.run("--ollama-on-missing=fail").counts
+
+
+@pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
+def test_a_model_that_cannot_be_looked_up_ends_the_run_where_that_is_asked(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                def test_it(ollama_models): ollama_models["nope"]
+
+                @pytest.mark.parametrize("n", range(20))
+                def test_later(n): pass
+            """
+        }
+    )
+    run = suite.run("--ollama-on-missing=exit", *args)
+    assert 2 == run.ret
+    assert "ollama: nope is not pulled" in run.out
+    assert run.counts.get("passed", 0) < 20
+
+
+def test_asking_whether_a_model_is_listed_asks_no_server(suite: Suite) -> None:
+    suite.write(
+        {
+            "pytest.ini": "[pytest]\nollama_preload = a:1\n",
+            "test_it.py": """
+                import pytest
+
+                def test_it(ollama_models):
+                    assert "A:1" in ollama_models
+                    assert "nope" not in ollama_models
+                    assert (1, ["a:1"]) == (len(ollama_models), list(ollama_models))
+                    with pytest.raises(KeyError, match="unknown key"):
+                        ollama_models["a:1,x=1"]
+                    with pytest.raises(KeyError, match="one model is needed"):
+                        ollama_models["a b"]
+            """,
+        }
+    )
+    assert {"passed": 1} == suite.run().counts
+    assert ["a:1"] == loads(suite)
+    assert {"a:1"} == {one.model for one in suite.ollama.requests if one.model}
+
+
+def test_a_fixture_asked_for_at_run_time_without_a_model_fails_once(suite: Suite) -> None:
+    suite.write({"test_it.py": "def test_it(request): request.getfixturevalue('ollama_model')\n"})
+    run = suite.run()
+    assert {"failed": 1} == run.counts
+    assert "During handling" not in run.out
+    assert "test_it uses ollama_model without naming a model, and no model is listed" in run.out
 
 
 def test_a_model_named_at_run_time_only_is_made_ready(suite: Suite) -> None:

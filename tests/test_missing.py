@@ -92,6 +92,21 @@ def test_what_the_command_line_lists_ends_the_run_at_session_start(
 
 
 @PROCESSES
+@pytest.mark.parametrize("server", ["up", "down"])
+def test_fail_lets_the_run_go_on_also_for_what_the_command_line_lists(
+    suite: Suite, args: list[str], server: str
+) -> None:
+    if server == "down":
+        suite.ollama.stop()
+    suite.write(TWO_TESTS)
+    run = suite.run("--ollama-preload=phi9", "--ollama-on-missing=fail", "--ollama-wait=0", *args)
+    assert {"passed": 1, "error": 1} == run.counts
+    assert 1 == run.ret
+    failed = "Failed: 1 test that needs it" if server == "down" else "Its 1 test fails"
+    assert f"{failed} (from --ollama-on-missing)." in run.out
+
+
+@PROCESSES
 def test_what_the_environment_lists_skips_its_tests(
     suite: Suite, monkeypatch: pytest.MonkeyPatch, args: list[str]
 ) -> None:
@@ -152,8 +167,27 @@ def test_the_marks_own_policy_wins(suite: Suite) -> None:
             """
         }
     )
-    assert {"skipped": 1, "error": 1} == suite.run("--ollama-on-missing=skip").counts
-    assert {"skipped": 1, "error": 1} == suite.run("--ollama-on-missing=fail").counts
+    for on_missing in ("skip", "fail"):
+        run = suite.run(f"--ollama-on-missing={on_missing}")
+        assert {"skipped": 1, "error": 1} == run.counts
+        told = "Its 1 test fails (from the mark). Its 1 test is skipped (from the mark)."
+        assert told in run.ours[-1]
+
+
+def test_a_mark_that_ends_the_run_is_named(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_own.py": """
+                import pytest
+
+                @pytest.mark.requires_model("phi9", on_missing="exit")
+                def test_exits(): pass
+            """
+        }
+    )
+    run = suite.run("--ollama-on-missing=skip")
+    assert 2 == run.ret
+    assert "The mark of a test that needs it says on_missing='exit'." in run.out
 
 
 def test_a_skip_is_reported_where_the_test_is(suite: Suite) -> None:
@@ -429,7 +463,7 @@ def test_a_service_of_another_protocol_is_named(
     [
         ({"pull_cut": True}, "llama3.2:1b could not be pulled (from --ollama-preload): the server ended the stream before 'success'. Run again: a pull goes on where it stopped."),
         ({"pull_error": "unauthorized: access denied"}, "could not be pulled (from --ollama-preload): unauthorized: access denied. The registry wants a login."),
-        ({"damaged": True}, 'does not load: ""llama3.2:1b" does not support generate". The server calls it a completion model, so its weights are damaged'),
+        ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'. The server calls it a completion model, so its weights are damaged"""),
     ],
     ids=["cut", "unauthorized", "damaged"],
 )  # fmt: skip
@@ -468,3 +502,40 @@ def test_keys_are_never_shown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Bearer sk-very-secret" == suite.ollama.requests[0].headers["authorization"]
     assert "sk-very-secret" not in run.out + run.err
     assert 'HTTP 401 "bad key ***"' in run.err
+
+
+@PROCESSES
+@pytest.mark.parametrize(
+    ("host", "name", "value", "message"),
+    [
+        (
+            "https://10.0.0.1",
+            "SSL_CERT_FILE",
+            "/nonexistent",
+            "the certificates of SSL_CERT_FILE cannot be read (No such file",
+        ),
+        (
+            "http://10.255.255.1",
+            "NO_PROXY",
+            "[::1",
+            "a proxy variable cannot be used (Invalid port: ':1'). Mend it",
+        ),
+    ],
+    ids=["certificates", "proxy"],
+)
+def test_bad_variables_of_the_network_are_named(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    host: str,
+    name: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    monkeypatch.setenv(name, value)
+    suite.write(ONE_TEST)
+    run = suite.run(*args)
+    assert {"skipped": 1} == run.counts
+    assert message in run.out
+    assert "Traceback" not in run.out + run.err

@@ -25,9 +25,10 @@ def present(suite: Suite, *names: str) -> None:
         ({"pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = ["a:1", "b:1,num_ctx=2048"]\n'}, []),
         ({"pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = "a:1 b:1,num_ctx=2048"\n'}, []),
         ({"pytest.ini": "[pytest]\nollama_preload = a:1\n    b:1,num_ctx=2048\n"}, []),
+        ({"pytest.ini": "[pytest]\nollama_preload = a:1, b:1, num_ctx=2048\n"}, []),
         ({}, ["-o", "ollama_preload=a:1 b:1,num_ctx=2048"]),
     ],
-    ids=["native", "ini_options list", "ini_options text", "pytest.ini", "-o"],
+    ids=["native", "ini_options list", "ini_options text", "pytest.ini", "spaces", "-o"],
 )  # fmt: skip
 def test_every_kind_of_configuration_file_lists_models(
     suite: Suite, files: dict[str, str], args: list[str]
@@ -107,10 +108,12 @@ def test_an_empty_list_on_the_command_line_overrides_addopts(suite: Suite) -> No
         (["--ollama-host=ftp://h"], {}, "scheme ftp"),
         ([], {"pytest.ini": "[pytest]\nollama_pull = soon\n"}, "'soon' is not a valid ollama_pull in pytest.ini. Valid values:"),
         ([], {"pytest.ini": "[pytest]\nollama_wait = long\n"}, "is not a valid ollama_wait in pytest.ini. A number of seconds is needed."),
-        ([], {"pytest.ini": "[pytest]\nollama_off = perhaps\n"}, "is not a valid ollama_off in pytest.ini. true or false is needed."),
+        ([], {"pytest.ini": "[pytest]\nollama_off = perhaps\n"}, "'perhaps' is not a valid ollama_off in pytest.ini. true or false is needed."),
         ([], {"pytest.ini": "[pytest]\nollama_host = h:99999\n"}, "(from ollama_host in pytest.ini) is not an address of an Ollama server: port"),
         ([], {"pyproject.toml": "[tool.pytest]\nollama_keep_alive = 600\n"}, "is not a valid ollama_keep_alive in pyproject.toml. A text is needed; in TOML write it in quotes"),
         ([], {"pyproject.toml": '[tool.pytest]\nollama_preload = "a"\n'}, "is not a valid ollama_preload in pyproject.toml. A list of texts is needed"),
+        ([], {"pyproject.toml": "[tool.pytest.ini_options]\nollama_preload = [5]\n"}, "'[5]' is not a valid ollama_preload in pyproject.toml. A list of texts is needed"),
+        (["--ollama-preload=a,keep_alive=0"], {}, "'keep_alive=0' (from --ollama-preload): a duration is needed"),
         (["-o", "ollama_load_timeout=never"], {}, "is not a valid -o ollama_load_timeout. A number of seconds is needed."),
     ],
 )  # fmt: skip
@@ -175,13 +178,32 @@ def test_a_bad_address_in_the_environment_matters_only_when_a_model_is_wanted(
         assert "'localhost:port' (from OLLAMA_HOST) is not an address" in run.err
 
 
-SHOW_HOST = """
-    import os
-    AT_IMPORT = os.environ.get("OLLAMA_HOST")
+@pytest.mark.parametrize(
+    ("name", "value"), [("OLLAMA_PRELOAD_MODELS", "a!"), ("OLLAMA_HOST", "localhost:port")]
+)
+def test_bad_variables_do_not_matter_where_nothing_is_done(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    suite.write(ONE_TEST)
+    for args in (["--ollama-off"], ["--collect-only"], ["--help"], ["--markers"], ["--fixtures"]):
+        assert 0 == suite.run(*args).ret
+    suite.write({"pytest.ini": "[pytest]\nollama_wait = long\nollama_preload = a=1\n"})
+    assert {"passed": 1} == suite.run("--ollama-off").counts
 
-    def test_host(ollama_host):
-        print("host", AT_IMPORT, os.environ.get("OLLAMA_HOST"), ollama_host)
-"""
+
+def test_a_bad_list_in_the_environment_is_refused_in_every_run(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "a!")
+    suite.write(HEADER_TEST)
+    run = suite.run()
+    assert 4 == run.ret
+    assert "'a!' (from OLLAMA_PRELOAD_MODELS): '!' is not allowed in the model" in run.err
+
+
+def test_help_can_be_read_in_an_ascii_locale(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert suite.run("--help").out.isascii()
 
 
 @pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["single", "n1"])

@@ -97,8 +97,12 @@ class Client:
                 timeout=httpx.Timeout(5.0, pool=None),
                 limits=httpx.Limits(max_connections=None),
             )
+        except OSError as exc:
+            words = clean(exc.strerror or exc, 200)
+            cause = f"the certificates of SSL_CERT_FILE cannot be read ({words})"
+            raise TlsFailed(host.url, host.source, cause) from exc
         # A SOCKS proxy without its library, a proxy address that is none.
-        except (ImportError, ValueError) as exc:
+        except (ImportError, ValueError, httpx.InvalidURL) as exc:
             cause = f"a proxy variable cannot be used ({clean(exc, 200)})"
             raise ServerUnreachable(host.url, host.source, cause, 0.0) from exc
 
@@ -178,10 +182,10 @@ class Client:
             self.host.note,
         )
 
-    def show(self, name: str) -> ModelInfo | None:
+    def show(self, name: str, *, limit_s: float = 60.0) -> ModelInfo | None:
         """Return what the server knows of a model; None when it does not have it."""
         try:
-            data = self._post("/api/show", {"model": name}, read_s=60.0)
+            data = self._post("/api/show", {"model": name}, read_s=limit_s)
         except ApiError as exc:
             if exc.status == 404:
                 return None

@@ -277,8 +277,12 @@ def _in_cloud(work: _Bringing, info: ModelInfo) -> bool:
 
 
 def _show(work: _Bringing) -> ModelInfo | None:
+    limit_s, begin = min(60.0, work.terms.load_timeout_s), time.monotonic()
     try:
-        return work.client.show(work.name)
+        return work.client.show(work.name, limit_s=limit_s)
+    except ServerUnreachable as exc:
+        host, cause = work.client.host, f"{exc.cause} to POST /api/show"
+        raise ServerUnreachable(host.url, host.source, cause, time.monotonic() - begin) from exc
     except AccessDenied as exc:
         if not is_cloud(work.name):
             raise
@@ -349,7 +353,7 @@ def _ensure_lease(work: _Bringing, kind: LoadKind) -> Resident | None:
     wanted = work.terms.keep_alive_s if spec.keep_alive is None else spec.keep_alive
     try:
         resident = _find(work.client.resident(), spec.model_key)
-    except ApiError:
+    except (ApiError, ServerError):
         # Servers before v0.32.4 fail here now and then; the model is loaded all the same.
         return None
     # Two tags that share weights share a runner, listed under the other name: its lease is not

@@ -119,7 +119,7 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
     return _distinct(specs, source)
 
 
-def parse_duration(text: str, source: str) -> float:
+def parse_duration(text: str, source: str, token: str = "") -> float:
     """Read a lease in seconds: a number of seconds, or Go's form ``1h30m``; negative is for ever.
 
     The API refuses a string without unit and takes numbers above about 292 years as zero
@@ -135,10 +135,10 @@ def parse_duration(text: str, source: str) -> float:
     except ValueError:
         parts = _DURATION.findall(digits)
         if not parts or "".join(number + unit for number, unit in parts) != digits:
-            raise BadSpec(value, source, _DURATION_FORMS) from None
+            raise BadSpec(token or value, source, _DURATION_FORMS) from None
         amount = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not amount > 0 or (amount < 1 and not negative):
-        raise BadSpec(value, source, _DURATION_FORMS)
+        raise BadSpec(token or value, source, _DURATION_FORMS)
     return FOREVER if negative or amount > _YEAR_S else amount
 
 
@@ -162,7 +162,7 @@ def _check_name(name: str, source: str) -> str:
 
 def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str) -> ModelSpec:
     if key == "keep_alive":
-        seconds = parse_duration(value, source)
+        seconds = parse_duration(value, source, token)
         if spec.keep_alive not in (None, seconds):
             raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
         return replace(spec, keep_alive=seconds)

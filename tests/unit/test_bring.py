@@ -71,7 +71,7 @@ class Server:
         self.loads: list[dict[str, Any]] = []
         self.pulls: list[tuple[str, bool, float]] = []
 
-    def show(self, name: str) -> ModelInfo | None:
+    def show(self, name: str, *, limit_s: float) -> ModelInfo | None:
         self.asked.append("show")
         return cast("ModelInfo | None", self._next(self._show))
 
@@ -852,7 +852,7 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
             self.pulled: set[str] = set()
             self.full = threading.Barrier(PULLS_SIDE_BY_SIDE, timeout=30)
 
-        def show(self, name: str) -> ModelInfo | None:
+        def show(self, name: str, *, limit_s: float) -> ModelInfo | None:
             return CHAT if name in self.pulled else None
 
         def pull(self, name: str, *, insecure: bool, silence_s: float) -> Iterator[PullProgress]:

@@ -117,6 +117,11 @@ def test_a_path_of_the_address_comes_before_that_of_the_api() -> None:
         assert "1" == client.version()
 
 
+def _json(text: str, status: int = 200) -> httpx.Response:
+    # httpx puts spaces into the JSON that it makes, or does not, by its version.
+    return httpx.Response(status, text=text, headers={"content-type": "application/json"})
+
+
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
@@ -125,12 +130,12 @@ def test_a_path_of_the_address_comes_before_that_of_the_api() -> None:
             '200 text/html "Sign in"',
         ),
         (httpx.Response(200, html="<p>It works!</p>"), '200 text/html "<p>It works!</p>"'),
-        (httpx.Response(200, json={"status": "ok"}), '200 application/json "{"status":"ok"}"'),
+        (_json('{"status":"ok"}'), '200 application/json "{"status":"ok"}"'),
         (httpx.Response(200, json=["version"]), '200 application/json "["version"]"'),
         (httpx.Response(200, text="Ollama is running"), '200 text/plain "Ollama is running"'),
         (httpx.Response(200), "200"),
         (httpx.Response(404, text="404 page not found"), '404 text/plain "404 page not found"'),
-        (httpx.Response(404, json={"version": "1"}), '404 application/json "{"version":"1"}"'),
+        (_json('{"version":"1"}', 404), '404 application/json "{"version":"1"}"'),
         (httpx.Response(302, headers={"location": "https://h/login"}), "302"),
         (httpx.Response(200, text="x" * 70), f'200 text/plain "{"x" * 59}…"'),
         (httpx.Response(200, text="[" * 100_000), f'200 text/plain "{"[" * 59}…"'),

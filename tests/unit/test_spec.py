@@ -295,7 +295,7 @@ def test_options_of_a_mark_may_repeat_what_the_spec_says() -> None:
         ({"num_gpu": True}, "'num_gpu=true' (from mark): a whole number of at least -1 is needed"),
         ({"num_gpu": None}, "'num_gpu=None' (from mark): a whole number of at least -1 is needed"),
         ({"use_mmap": "maybe"}, "'use_mmap=maybe' (from mark): true or false is needed"),
-        ({"keep_alive": 0}, "'0' (from mark): a duration is needed"),
+        ({"keep_alive": 0}, "'keep_alive=0' (from mark): a duration is needed"),
         ({"num_ctxx": 1}, f"'num_ctxx=1' (from mark): unknown key 'num_ctxx'; keys: {ALL_KEYS}"),
     ],
 )

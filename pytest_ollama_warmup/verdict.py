@@ -1,0 +1,53 @@
+"""What a test does whose model is not ready, and how that is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import pytest
+
+from pytest_ollama_warmup.roles import is_worker
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.warmup.plan import Policy
+
+_HERE = str(Path(__file__).parent)
+
+
+class Verdict(NamedTuple):
+    """Why a test cannot run, and what follows."""
+
+    policy: Policy
+    message: str
+
+
+NOT_READY = pytest.StashKey[Verdict]()
+
+
+def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
+    """Skip the test, fail it, or end the run."""
+    if verdict.policy == "skip":
+        pytest.skip(verdict.message)
+    if verdict.policy == "exit":
+        if not is_worker(session.config):
+            pytest.exit(f"ollama: {verdict.message}", returncode=2)
+        # pytest.exit() in a worker is an internal error of xdist.
+        session.shouldfail = f"ollama: {verdict.message}"
+    pytest.fail(verdict.message, pytrace=False)
+
+
+def mend_report(report: pytest.TestReport, item: pytest.Item) -> None:
+    """Report a test whose model is not ready where the test is, also when it is to fail."""
+    verdict = item.stash.get(NOT_READY, None)
+    if report.skipped and isinstance(report.longrepr, tuple):
+        path, _, reason = report.longrepr
+        if path.startswith(_HERE):
+            # pytest names the line that called skip(): ours.
+            path, line, _ = item.location
+            report.longrepr = (str(item.config.rootpath / path), (line or 0) + 1, reason)
+    elif verdict is not None and report.when == "setup" and hasattr(report, "wasxfail"):
+        # An expected failure is one of the test, not of the server.
+        del report.wasxfail
+        report.outcome = "failed"
+        report.longrepr = verdict.message
