@@ -281,7 +281,9 @@ def _show(work: _Bringing) -> ModelInfo | None:
     try:
         return work.client.show(work.name, limit_s=limit_s)
     except ServerUnreachable as exc:
-        host, cause = work.client.host, f"{exc.cause} to POST /api/show"
+        host, cause = work.client.host, exc.cause
+        if cause == "no answer":
+            cause = "no answer to POST /api/show"
         raise ServerUnreachable(host.url, host.source, cause, time.monotonic() - begin) from exc
     except AccessDenied as exc:
         if not is_cloud(work.name):
