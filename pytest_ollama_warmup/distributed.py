@@ -14,11 +14,12 @@ import pytest
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
 from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of
-from pytest_ollama_warmup.warmup.plan import Want
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
+
+    from pytest_ollama_warmup.warmup.plan import Want
 
 SCHEMA = 1
 
@@ -83,4 +84,6 @@ def _read_wants(folder: Path, worker: str) -> list[Want]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if "error" in content:
         raise pytest.UsageError(content["error"])
+    from pytest_ollama_warmup.warmup.plan import Want
+
     return [Want.from_dict(one) for one in content["wants"]]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_ollama_warmup.errors import BadMark, BadSpec
-from pytest_ollama_warmup.warmup.plan import Want
-from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.warmup.plan import Want
+    from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 NAME = "requires_model"
 MARK = f"{NAME}(*specs, options=None, on_missing=None)"
@@ -48,10 +51,12 @@ def want_of(item: pytest.Item) -> Want | None:
         BadMark: a mark does not fit its signature.
     """
     marks = list(item.iter_markers(NAME))
-    parameter = _parameter(item)
     if not marks or _will_not_run(item):
         return None
-    specs = {spec.model_key: spec for spec in parameter}
+    # Imported here: most tests of most environments have no such mark.
+    from pytest_ollama_warmup.warmup.plan import Want
+
+    specs = {spec.model_key: spec for spec in _parameter(item)}
     on_missing = ""
     for mark in marks:
         of_mark, on_missing_of_mark = _read(mark, item.nodeid)
@@ -82,6 +87,8 @@ def _read(mark: pytest.Mark, test: str) -> tuple[tuple[ModelSpec, ...], str]:
 def _requires_model(
     *specs: str, options: Mapping[str, object] | None = None, on_missing: str | None = None
 ) -> tuple[tuple[ModelSpec, ...], str]:
+    from pytest_ollama_warmup.warmup.spec import parse_specs
+
     source = f"@pytest.mark.{NAME}"
     for text in specs:
         if not isinstance(text, str):
@@ -113,6 +120,8 @@ def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:
     params: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
     if "ollama_model" not in params or not _is_indirect("ollama_model", item):
         return ()
+    from pytest_ollama_warmup.warmup.spec import parse_specs
+
     value = params["ollama_model"]
     try:
         specs = parse_specs(value, "ollama_model") if isinstance(value, str) else ()

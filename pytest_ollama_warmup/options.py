@@ -1,22 +1,25 @@
-"""One table of options, and the settings that a run reads from it, each with its source."""
+"""One table of options, and the settings that a run reads from it, each with its source.
+
+This is part of every pytest run: named tuples, which cost a sixth of a dataclass to make, and the
+readers of addresses and specs only where one is given.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import pytest
 
 from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.ollama.host import Host, parse_host
-from pytest_ollama_warmup.warmup.plan import GivenBy, Listed
-from pytest_ollama_warmup.warmup.spec import parse_duration, parse_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.warmup.plan import GivenBy, Listed
 
 T = TypeVar("T")
 PREFIX = "ollama_warmup_"
@@ -24,11 +27,11 @@ PREFIX = "ollama_warmup_"
 OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
 
-    *read* turns what a source holds into the value; it gets the source for its error.
+    *read* turns what a source holds into the value, and gets the source for its error; *default* is
+    a value already.
     """
 
     name: str
@@ -80,6 +83,18 @@ def _number(least: float) -> Callable[[Any, str], float]:
         return number
 
     return read
+
+
+def _host(value: Any, source: str) -> Host:
+    from pytest_ollama_warmup.ollama.host import parse_host
+
+    return parse_host(str(value), source)
+
+
+def _duration(value: Any, source: str) -> float:
+    from pytest_ollama_warmup.warmup.spec import parse_duration
+
+    return parse_duration(str(value), source)
 
 
 def _as_given(value: Any, source: str) -> Any:
@@ -141,8 +156,8 @@ OPTIONS = (
         "when",
         "How long the server keeps models loaded after their last use: seconds, 10m, 1h30m, or -1 "
         "for ever. Never shortens a longer lease. Default: 10m.",
-        read=lambda value, source: parse_duration(str(value), source),
-        default="10m",
+        read=_duration,
+        default=600.0,
         metavar="DURATION",
     ),
     Option(
@@ -158,8 +173,7 @@ OPTIONS = (
         "host",
         "server",
         "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434.",
-        read=lambda value, source: parse_host(str(value), source),
-        default="127.0.0.1:11434",
+        read=_host,
         metavar="URL",
         environ="OLLAMA_HOST",
     ),
@@ -207,8 +221,7 @@ def add_options(parser: _Parser) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Setting(Generic[T]):
+class Setting(NamedTuple, Generic[T]):
     """A value and who gave it."""
 
     value: T
@@ -216,17 +229,15 @@ class Setting(Generic[T]):
     given_by: GivenBy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All settings of one run.
+class Settings(NamedTuple):
+    """All settings of one run; *given_list* and *given_host* are None where nobody gave any.
 
     What the environment holds and cannot be used waits in *problem* until a model is wanted: the
     variables are other programs' too.
     """
 
-    listed: Listed
-    host: Host
-    host_given_by: GivenBy
+    given_list: Listed | None
+    given_host: Setting[Host | None]
     problem: BadSetting | None
     off: bool
     pull: Setting[str]
@@ -240,19 +251,33 @@ class Settings:
     inner: bool
 
     @property
+    def listed(self) -> Listed:
+        """The models that are listed for the run."""
+        from pytest_ollama_warmup.warmup.plan import Listed
+
+        return self.given_list or Listed()
+
+    @property
+    def host(self) -> Host:
+        """The address of the server."""
+        return self.given_host.value or _host("127.0.0.1:11434", "default")
+
+    @property
     def in_use(self) -> bool:
         """Whether the user has set anything up for Ollama in this run, beside marks."""
-        return bool(self.listed.specs) or self.host_given_by in ("option", "configuration")
+        listed = self.given_list is not None and bool(self.given_list.specs)
+        return listed or self.given_host.given_by in ("option", "configuration")
 
     @property
     def up_front(self) -> bool:
         """Whether the listed models are brought in every run, before collection."""
-        brings = self.listed.given_by == "option" or (
-            # An outer run has brought them already.
-            self.listed.given_by == "environment" and not self.inner
-        )
-        bad_list = self.listed.given_by == "environment" and self.problem is not None
-        return brings and (bool(self.listed.specs) or bad_list)
+        if self.given_list is None:
+            return False
+        given_by = self.given_list.given_by
+        # An outer run has brought what the environment lists already.
+        brings = given_by == "option" or (given_by == "environment" and not self.inner)
+        bad_list = given_by == "environment" and self.problem is not None
+        return brings and (bool(self.given_list.specs) or bad_list)
 
     @classmethod
     def from_config(
@@ -272,16 +297,15 @@ class Settings:
         try:
             off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
             read.lenient = off
-            listed = read.listed()
-            host, host_given_by = read.host()
+            listed, host = read.listed(), read.setting("host")
             wait = read.setting("wait")
             if wait.value is None:
-                patient = ci or (listed.given_by == "option" and bool(listed.specs))
+                by_option = listed is not None and listed.given_by == "option"
+                patient = ci or (by_option and bool(listed and listed.specs))
                 wait = Setting(60.0 if patient else 2.0, "default", "default")
             return cls(
-                listed=listed,
-                host=host,
-                host_given_by=host_given_by,
+                given_list=listed,
+                given_host=host,
                 problem=read.problem,
                 off=off,
                 pull=read.setting("pull"),
@@ -330,18 +354,21 @@ class _Reader:
     def setting(self, name: str) -> Setting[Any]:
         option = self._table[name]
         raw, source, given_by = self._raw(option)
-        try:
-            value = None if raw is None else option.read(raw, source)
-        except BadSetting as exc:
-            self._tolerate(exc, given_by)
-            default = option.default
-            value = None if default is None else option.read(default, "default")
-            return Setting(value, "default", "default")
-        return Setting(value, source, given_by)
+        if given_by != "default":
+            try:
+                return Setting(option.read(raw, source), source, given_by)
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+        return Setting(option.default, "default", "default")
 
-    def listed(self) -> Listed:
+    def listed(self) -> Listed | None:
         raw, source, given_by = self._raw(self._table["preload"])
-        texts = [raw] if isinstance(raw, str) else list(raw or ())
+        if given_by == "default":
+            return None
+        from pytest_ollama_warmup.warmup.plan import Listed
+        from pytest_ollama_warmup.warmup.spec import parse_specs
+
+        texts = [raw] if isinstance(raw, str) else list(raw)
         try:
             if not all(isinstance(text, str) for text in texts):
                 raise BadSetting(str(raw), source, _NEEDED["args"])
@@ -356,15 +383,6 @@ class _Reader:
         except BadSetting as exc:
             self._tolerate(exc, given_by)
             return Listed((), source, given_by)
-
-    def host(self) -> tuple[Host, GivenBy]:
-        option = self._table["host"]
-        raw, source, given_by = self._raw(option)
-        try:
-            return parse_host(str(raw), source), given_by
-        except BadSetting as exc:
-            self._tolerate(exc, given_by)
-            return parse_host(option.default, "default"), given_by
 
     def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
         if given_by == "environment":

@@ -6,10 +6,10 @@ import re
 
 # C0 and C1 control characters: an ESC from a server could repaint the user's terminal. Half a
 # surrogate pair, which JSON can hold, cannot be written at all.
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
+_ANSI = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])"
+_CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
 # To the last @ of the host part: a password may hold one.
-_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_USERINFO = r"(?<=://)[^/\s]+@"
 
 
 def clean(text: object, limit: int = 500) -> str:
@@ -17,8 +17,8 @@ def clean(text: object, limit: int = 500) -> str:
 
     *limit* is in characters; longer text ends in an ellipsis.
     """
-    plain = _CONTROL.sub(" ", _ANSI.sub("", str(text))).strip()
-    plain = _USERINFO.sub("***@", plain)
+    plain = re.sub(_CONTROL, " ", re.sub(_ANSI, "", str(text))).strip()
+    plain = re.sub(_USERINFO, "***@", plain)
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
 
 

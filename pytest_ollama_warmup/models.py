@@ -1,0 +1,102 @@
+"""A test's models, ready for use: what the fixtures give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
+from pytest_ollama_warmup.marks import want_of
+from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
+from pytest_ollama_warmup.verdict import enforce
+from pytest_ollama_warmup.warmup.plan import Want, resolve
+from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.spec import parse_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ollama_warmup.warmup.spec import ModelSpec
+
+
+class Model:
+    """A model that is ready."""
+
+    def __init__(self, spec: ModelSpec, outcome: Outcome) -> None:
+        self.name = spec.name
+        self.options: dict[str, Any] = dict(spec.options)
+        self.digest, self.size = outcome.digest, outcome.size
+        self.capabilities = outcome.capabilities
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}>"
+
+
+class Models:
+    """The run's models; iterates over the names of the listed ones."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self._session, self._run = session, run_of(session.config)
+
+    def __getitem__(self, key: str) -> Model:
+        """Return the model that *key* names (a name or a spec), ready for use.
+
+        A model that cannot be had skips or fails the test, as --ollama-on-missing says.
+
+        Raises:
+            KeyError: *key* names no model, or more than one.
+        """
+        run, config = self._run, self._session.config
+        want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
+        (spec,) = resolve(want, run.settings.listed)
+        # --setup-only runs fixtures, and must not touch the network.
+        if run.settings.off or is_looking(config):
+            return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
+        verdict = run.verdict(want)
+        if verdict is not None:
+            enforce(verdict, self._session)
+        return Model(spec, run.look_up(spec))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether *key* names a listed model; asks no server."""
+        return self._run.settings.listed.find(_one_spec(key)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (spec.name for spec in self._run.settings.listed.specs)
+
+    def __len__(self) -> int:
+        return len(self._run.settings.listed.specs)
+
+
+def _one_spec(key: str) -> ModelSpec:
+    try:
+        specs = parse_specs(key, "ollama_models[...]")
+    except BadSpec as exc:
+        raise KeyError(str(exc)) from None
+    if len(specs) != 1:
+        raise KeyError(f"one model is needed, not {key!r}")
+    return specs[0]
+
+
+def spec_of(request: pytest.FixtureRequest) -> ModelSpec:
+    """Return the spec of the first model of the test that asks; it is ready."""
+    listed = settings_of(request.config).listed
+    fixture = request.fixturename or "ollama_model"
+    want = want_of(request.node)
+    # By request.getfixturevalue() a test can ask without having been seen to at collection.
+    seen = want is not None and bool(resolve(replace(want, fixture=""), listed))
+    if want is None or not want.specs:
+        want = Want(test=request.node.nodeid, fixture=fixture)
+    problem = ""
+    try:
+        spec = resolve(want, listed)[0]
+    except NoModelNamed as exc:
+        problem = str(exc)
+    if problem:
+        # Not in the except: pytest would show the message twice.
+        pytest.fail(problem, pytrace=False)
+    if not seen:
+        Models(request.session)[str(spec)]
+    return spec
