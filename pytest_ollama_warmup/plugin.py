@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.distributed import ControllerSide, WorkerSide
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.fixtures import (
     ollama_host,
@@ -30,7 +29,6 @@ from pytest_ollama_warmup.roles import (
     run_of,
     settings_of,
 )
-from pytest_ollama_warmup.verdict import NOT_READY, enforce, mend_report
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -68,8 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings_of(config).off:
         return
     if is_worker(config):
+        from pytest_ollama_warmup.distributed import WorkerSide
+
         config.pluginmanager.register(WorkerSide(), "ollama_warmup_worker")
     elif is_distributing(config):
+        from pytest_ollama_warmup.distributed import ControllerSide
+
         side = ControllerSide(config, lambda wants, selected: _prepare(config, wants, selected))
         config.pluginmanager.register(side, "ollama_warmup_controller")
 
@@ -130,6 +132,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     verdict = run_of(config).verdict(want) if want is not None else None
     if verdict is None:
         return
+    from pytest_ollama_warmup.verdict import NOT_READY, enforce
+
     item.stash[NOT_READY] = verdict
     enforce(verdict, item.session)
 
@@ -140,7 +144,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
     report = yield
-    mend_report(report, item)
+    # No run of ours, nothing to mend: most suites have skips of their own.
+    if RUN in item.config.stash:
+        from pytest_ollama_warmup.verdict import mend_report
+
+        mend_report(report, item)
     return report
 
 
