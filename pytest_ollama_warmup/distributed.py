@@ -13,7 +13,8 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
-from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of
+from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of, is_looking
+from pytest_ollama_warmup.verdict import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -57,11 +58,17 @@ class WorkerSide:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Write down what this worker's tests want; every worker collects the same."""
         config = session.config
+        # --setup-plan and --setup-only set tests up, and run none.
+        if is_looking(config):
+            return
         # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
         # tests will: each asks for its model at set-up.
         with suppress(Exception):
+            found = _wants_or_error(session.items)
+            if found.get("wants") != []:
+                watch(config)
             worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
-            content = json.dumps({"schema": SCHEMA, **_wants_or_error(session.items)})
+            content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
 
 

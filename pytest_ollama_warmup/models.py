@@ -10,7 +10,7 @@ import pytest
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import want_of
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
-from pytest_ollama_warmup.verdict import enforce
+from pytest_ollama_warmup.verdict import enforce, watch
 from pytest_ollama_warmup.warmup.plan import Want, resolve
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import parse_specs
@@ -39,6 +39,11 @@ class Models:
 
     def __init__(self, session: pytest.Session) -> None:
         self._session, self._run = session, run_of(session.config)
+        # --setup-only runs fixtures, and must not touch the network.
+        self._look_up = not (self._run.settings.off or is_looking(session.config))
+        if self._look_up:
+            # Also asked for at run time, by a test that nothing told us of.
+            watch(session.config)
 
     def __getitem__(self, key: str) -> Model:
         """Return the model that *key* names (a name or a spec), ready for use.
@@ -48,11 +53,10 @@ class Models:
         Raises:
             KeyError: *key* names no model, or more than one.
         """
-        run, config = self._run, self._session.config
+        run = self._run
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, run.settings.listed)
-        # --setup-only runs fixtures, and must not touch the network.
-        if run.settings.off or is_looking(config):
+        if not self._look_up:
             return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         verdict = run.verdict(want)
         if verdict is not None:

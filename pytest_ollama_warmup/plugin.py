@@ -21,6 +21,7 @@ from pytest_ollama_warmup.fixtures import (
 from pytest_ollama_warmup.marks import MARK_HELP, mark_users_of_fixtures, want_of, wants_of
 from pytest_ollama_warmup.options import add_options, set_environment
 from pytest_ollama_warmup.roles import (
+    NEEDED,
     RUN,
     has_outcomes,
     is_distributing,
@@ -114,6 +115,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             wants = wants_of(session.items)
         except BadMark as exc:
             raise pytest.UsageError(str(exc)) from None
+        if wants:
+            from pytest_ollama_warmup.verdict import watch
+
+            watch(config)
         _prepare(config, wants, len(session.items))
     return (yield)
 
@@ -122,8 +127,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose model is not ready."""
     config = item.config
-    # --setup-plan and --setup-only set tests up, and run none.
-    if settings_of(config).off or is_looking(config):
+    if NEEDED not in config.stash:
         return
     try:
         want = want_of(item)
@@ -136,20 +140,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     item.stash[NOT_READY] = verdict
     enforce(verdict, item.session)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Report a test whose model is not ready where the test is, also when it is to fail."""
-    report = yield
-    # No run of ours, nothing to mend: most suites have skips of their own.
-    if RUN in item.config.stash:
-        from pytest_ollama_warmup.verdict import mend_report
-
-        mend_report(report, item)
-    return report
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

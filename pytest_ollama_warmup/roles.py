@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SETTINGS = pytest.StashKey[Settings]()
 RUN = pytest.StashKey["Run"]()
+# Set where a selected test needs Ollama: the hooks of each test look no further without it.
+NEEDED = pytest.StashKey[bool]()
 _FOLDER = pytest.StashKey[Path]()
 WORKER_INPUT = "ollama_warmup"
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup.roles import is_worker
+from pytest_ollama_warmup.roles import NEEDED, is_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from pytest_ollama_warmup.warmup.plan import Policy
 
 _HERE = str(Path(__file__).parent)
@@ -37,7 +39,27 @@ def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
     pytest.fail(verdict.message, pytrace=False)
 
 
-def mend_report(report: pytest.TestReport, item: pytest.Item) -> None:
+def watch(config: pytest.Config) -> None:
+    """From now on look at each test's needs, and mend the reports of those that cannot run.
+
+    Registered only where a test needs a model: a hook around every report is felt in large suites.
+    """
+    if NEEDED not in config.stash:
+        config.stash[NEEDED] = True
+        config.pluginmanager.register(_Reports(), "ollama_warmup_reports")
+
+
+class _Reports:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        _mend(report, item)
+        return report
+
+
+def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
     verdict = item.stash.get(NOT_READY, None)
     if report.skipped and isinstance(report.longrepr, tuple):
