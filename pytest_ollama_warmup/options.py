@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
 
@@ -194,12 +194,7 @@ _GROUPS = {
 }
 
 
-class _Parser(Protocol):
-    def getgroup(self, name: str, description: str = "") -> Any: ...
-    def addini(self, name: str, help: str, type: Any = None, default: Any = None) -> None: ...
-
-
-def add_options(parser: _Parser) -> None:
+def add_options(parser: pytest.Parser) -> None:
     """Add every row of the table to pytest's options and configuration keys."""
     for option in OPTIONS:
         if not option.ini_only:
