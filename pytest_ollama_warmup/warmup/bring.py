@@ -14,7 +14,6 @@ from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
     LoadFailed,
-    ModelError,
     NotPulled,
     PullFailed,
     ServerError,
@@ -154,11 +153,6 @@ class Preparation:
         self._absent: set[str] = set()
         self._open: dict[str, Target] = {}
         self.outcomes: dict[str, Outcome] = {}
-
-    @property
-    def pending(self) -> list[Target]:
-        """The models that are neither ready nor failed."""
-        return list(self._open.values())
 
     def start(self, targets: Iterable[Target]) -> None:
         """Begin with those of *targets* that were not begun before."""
@@ -415,6 +409,3 @@ def _others(work: _Bringing) -> str:
     except (ServerError, ApiError):
         return "unknown"
     return ", ".join(names) or "none"
-
-
-__all__ = ["Event", "ModelError", "Preparation", "Terms", "bring", "failed"]
