@@ -178,6 +178,8 @@ class Controller(Run):
             if overridden
             else "--ollama-on-missing=skip goes on without it."
         )
+        if self._collected:
+            _note_in_junit(self._config, outcome)
         pytest.exit(f"ollama: {outcome.error} {otherwise}", returncode=2)
 
     def _say_failures(self) -> None:
@@ -325,6 +327,19 @@ def _looks_like_model(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _note_in_junit(config: pytest.Config, outcome: Outcome) -> None:
+    """Give a JUnit file an errored test case: an empty one would look green."""
+    name = f"ollama-preload[{outcome.title}]"
+    where = ("ollama-preload", None, name)
+    failed = pytest.TestReport(name, where, {}, "failed", outcome.error, "setup")
+    # A test case is written when its teardown is over.
+    over = pytest.TestReport(name, where, {}, "passed", None, "teardown")
+    for plugin in config.pluginmanager.get_plugins():
+        if hasattr(plugin, "add_global_property"):
+            plugin.pytest_runtest_logreport(failed)
+            plugin.pytest_runtest_logreport(over)
 
 
 class _TerminalFile:

@@ -6,6 +6,7 @@ import socket
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -75,6 +76,18 @@ def test_exit_ends_the_run_before_the_first_test(suite: Suite, args: list[str]) 
     assert "PASSED" not in run.out
     assert "phi9 is not pulled (wanted by test_two.py::test_phi)." in run.out
     assert ["✗ phi9   failed   not pulled   test_two.py::test_phi"] == run.table[:1]
+
+
+@PROCESSES
+def test_a_run_that_ends_before_its_tests_leaves_no_green_junit_file(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(TWO_TESTS)
+    suite.run("--ollama-on-missing=exit", "--junit-xml=junit.xml", *args)
+    (junit,) = ElementTree.parse(suite.pytester.path / "junit.xml").getroot()
+    assert ("1", "1") == (junit.get("errors"), junit.get("tests"))
+    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit]
+    assert "phi9 is not pulled" in ElementTree.tostring(junit, "unicode")
 
 
 @PROCESSES

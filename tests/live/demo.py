@@ -54,13 +54,17 @@ SUITE = """
 
 @dataclass(frozen=True)
 class Stage:
-    """A server to show the main job on; *cool* makes the model cold, and if it can, absent."""
+    """A server to show the main job on; *cool* takes the model out of memory.
+
+    *absent* says that the model is still to be pulled, *label* stands before each figure.
+    """
 
     url: str
     model: str
     preload: str
     cool: Callable[[], None]
     label: str = ""
+    absent: bool = True
 
 
 def main() -> int:
@@ -71,8 +75,8 @@ def main() -> int:
         suite = textwrap.dedent(SUITE).replace("MODEL", stage.model)
         (folder / "test_demo.py").write_text(suite, encoding="utf-8")
         preload = ["--ollama-preload", stage.preload]
-        shows = [
-            ("with the plugin, nothing there yet", preload, False),
+        shows = [("with the plugin, nothing there yet", preload, False)] if stage.absent else []
+        shows += [
             ("without it, cold", ["--ollama-off"], True),
             ("with it, cold", preload, True),
             ("with it and two workers, cold", [*preload, "-n", "2"], True),
@@ -111,7 +115,12 @@ def show(stage: Stage, folder: Path, title: str, args: list[str]) -> tuple[int, 
         check=False,
     )
     # Not the captured answers, which -rP adds for us to read.
-    seen = re.sub(r"(?s)=+ PASSES =+\n.*?(?=^=+ .*(?:passed|failed))", "", done.stdout, flags=re.M)
+    seen = re.sub(
+        r"(?s)=+ PASSES =+\n.*?(?=^-+ ollama models|^=+ .*(?:passed|failed))",
+        "",
+        done.stdout,
+        flags=re.M,
+    )
     say(stage, *seen.splitlines(), *done.stderr.splitlines())
     return done.returncode, done.stdout
 
@@ -150,7 +159,7 @@ def reachable() -> Stage | None:
         while any(one["name"] == name for one in ask(f"{host.url}/api/ps")["models"]):
             time.sleep(0.05)
 
-    return Stage(host.url, name, name, cool)
+    return Stage(host.url, name, name, cool, absent=False)
 
 
 def completes(url: str, model: str) -> bool:
@@ -168,17 +177,16 @@ def ask(url: str, body: dict[str, object] | None = None) -> Any:
 
 def private(stack: ExitStack) -> Stage | None:
     """Return a private server with a registry of tiny models, built first if need be."""
+    on_path = shutil.which("ollama")
     try:
-        parts = provide()
+        parts = provide(installed=Path(on_path) if on_path else None)
     except Missing as exc:
         print(f"No real Ollama can be had: {exc}")
         return None
-    installed = shutil.which("ollama")
-    ollama = Path(installed) if installed else parts.ollama
     print(
-        f"Using a private server from {'ollama on PATH' if installed else 'the one just provided'}."
+        f"Using a private server from {parts.ollama if on_path else 'the Ollama built for tests'}."
     )
-    server = stack.enter_context(RealServer(ollama))
+    server = stack.enter_context(RealServer(parts.ollama))
     # Slow enough to be seen: the model has 1.7 MB.
     registry = stack.enter_context(Registry(parts.models, rate=1e6))
     model = registry.name("completion")

