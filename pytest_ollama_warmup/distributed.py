@@ -13,7 +13,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
-from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of, is_looking
+from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of, is_looking, run_of
 from pytest_ollama_warmup.verdict import watch
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class WorkerSide:
             found = _wants_or_error(session.items)
             if found.get("wants") != []:
                 watch(config)
+                # Here, where the worker waits for its tests anyway, and not in the first of them.
+                run_of(config)
             worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
             content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
