@@ -14,6 +14,8 @@ WarmupError
 ├── ModelError            one model cannot be made ready
 │   ├── NotPulled
 │   ├── UnknownModel
+│   ├── OtherDigest
+│   ├── LacksCapability
 │   ├── PullFailed
 │   └── LoadFailed
 ├── ApiError              one answer that is an error; the caller says what it means
@@ -23,6 +25,8 @@ Parameters are positional and all go to ``super().__init__``, so that each can b
 """
 
 from __future__ import annotations
+
+import re
 
 from pytest_ollama_warmup.text import clean, seconds
 
@@ -217,7 +221,7 @@ class NotPulled(ModelError):
             )
         return (
             f"{self.model} is not pulled ({self.origin}). Run 'ollama pull {self.model}', "
-            "or pytest with --ollama-pull=missing."
+            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}."
         )
 
 
@@ -236,7 +240,49 @@ class UnknownModel(ModelError):
     def __str__(self) -> str:
         return (
             f"{self.model}: the registry has no such model ({self.words}), {self.origin}. "
-            "Check name and tag."
+            f"Check name and tag{_or_alias(self.model)}."
+        )
+
+
+class OtherDigest(ModelError):
+    """The server has the model in another version than the one that is pinned."""
+
+    def __init__(self, model: str, origin: str, pinned: str, digest: str) -> None:
+        super().__init__(model, origin, pinned, digest)
+        self.model, self.origin, self.pinned, self.digest = model, origin, pinned, digest
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"digest {self.digest[:12]}, pinned {self.pinned[:12]}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} is another version than the pinned one ({self.origin}): the server has "
+            f"sha256:{self.digest}, pinned is sha256:{self.pinned}. Run pytest with "
+            "--ollama-pull=always if the registry has the pinned one, or change the pin."
+        )
+
+
+class LacksCapability(ModelError):
+    """The model cannot do what a test asks of it."""
+
+    def __init__(
+        self, model: str, origin: str, lacking: tuple[str, ...], has: tuple[str, ...]
+    ) -> None:
+        super().__init__(model, origin, lacking, has)
+        self.model, self.origin, self.lacking, self.has = model, origin, lacking, has
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"cannot do {', '.join(self.lacking)}"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} cannot do {', '.join(self.lacking)} ({self.origin}): the server says "
+            f"it can do {', '.join(self.has) or 'nothing'}. Use a model that can, "
+            "or change capabilities= of the mark."
         )
 
 
@@ -272,6 +318,12 @@ class LoadFailed(ModelError):
         # The server's words hold quotes now and then.
         quote = "'" if '"' in self.words else '"'
         return f"{self.model} does not load: {quote}{self.words}{quote}. {self.advice}"
+
+
+def _or_alias(model: str) -> str:
+    # One bare word may be a role that nobody has given a model.
+    bare = re.fullmatch(r"[\w.-]+", model)
+    return f"; for a role add --ollama-alias {model}=MODEL" if bare else ""
 
 
 class ApiError(WarmupError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 NAME = "requires_model"
-MARK = f"{NAME}(*specs, options=None, on_missing=None)"
+MARK = f"{NAME}(*specs, capabilities=(), options=None, on_missing=None)"
 MARK_HELP = (
     f"{MARK}: the test needs these Ollama models, pulled and loaded before it runs; without specs "
-    "it needs the listed one. options are runner options such as num_ctx; on_missing is skip, "
-    "fail, exit or auto."
+    "it needs the listed one. capabilities are what they must be able to do, such as tools; "
+    "options are runner options such as num_ctx; on_missing is skip, fail, exit or auto."
 )
 ON_MISSING = ("auto", "exit", "fail", "skip")
 
@@ -57,24 +58,42 @@ def want_of(item: pytest.Item) -> Want | None:
     from pytest_ollama_warmup.warmup.plan import Want
 
     specs = {spec.model_key: spec for spec in _parameter(item)}
-    on_missing = ""
+    on_missing, of_listed = "", list[str]()
     for mark in marks:
-        of_mark, on_missing_of_mark = _read(mark, item.nodeid)
-        on_missing = on_missing or on_missing_of_mark
-        for spec in of_mark:
-            # The closest mark comes first and wins; one further out may add options to it.
-            known = specs.get(spec.model_key)
-            if known is None or (spec.options and not known.options):
-                specs[spec.model_key] = spec
+        read = _read(mark, item.nodeid)
+        on_missing = on_missing or read.on_missing
+        if not read.specs:
+            of_listed += read.capabilities
+        for spec in read.specs:
+            # The closest mark comes first and wins; one further out may add to it.
+            known = specs.get(spec.model_key, spec)
+            specs[spec.model_key] = replace(
+                known if known.options or not spec.options else spec,
+                capabilities=_united(known.capabilities, read.capabilities),
+            )
     fixture = (
         "" if specs else next((one for one in _our_fixtures(item) if one in NEEDING_A_NAME), "")
     )
     return Want(
-        test=item.nodeid, specs=tuple(specs.values()), fixture=fixture, on_missing=on_missing
+        test=item.nodeid,
+        specs=tuple(specs.values()),
+        fixture=fixture,
+        on_missing=on_missing,
+        capabilities=_united(of_listed),
     )
 
 
-def _read(mark: pytest.Mark, test: str) -> tuple[tuple[ModelSpec, ...], str]:
+def _united(*lists: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for each in lists for one in each))
+
+
+class _Read(NamedTuple):
+    specs: tuple[ModelSpec, ...]
+    capabilities: tuple[str, ...]
+    on_missing: str
+
+
+def _read(mark: pytest.Mark, test: str) -> _Read:
     try:
         return _requires_model(*mark.args, **mark.kwargs)
     except TypeError as exc:
@@ -85,8 +104,11 @@ def _read(mark: pytest.Mark, test: str) -> tuple[tuple[ModelSpec, ...], str]:
 
 
 def _requires_model(
-    *specs: str, options: Mapping[str, object] | None = None, on_missing: str | None = None
-) -> tuple[tuple[ModelSpec, ...], str]:
+    *specs: str,
+    capabilities: str | Iterable[str] = (),
+    options: Mapping[str, object] | None = None,
+    on_missing: str | None = None,
+) -> _Read:
     from pytest_ollama_warmup.warmup.spec import parse_specs
 
     source = f"@pytest.mark.{NAME}"
@@ -96,6 +118,9 @@ def _requires_model(
         if not text.strip():
             raise TypeError("a model name is empty")
     read = parse_specs(specs, source)
+    wanted = [capabilities] if isinstance(capabilities, str) else capabilities
+    if not isinstance(wanted, Iterable) or not all(isinstance(one, str) for one in wanted):
+        raise TypeError(f'capabilities are texts like ["tools"], not {capabilities!r}')
     if options is not None:
         if not isinstance(options, Mapping):
             raise TypeError(f"options is a dict of runner options, not {options!r}")
@@ -106,7 +131,7 @@ def _requires_model(
         raise TypeError(
             f"{on_missing!r} is not a valid on_missing; valid values: {', '.join(ON_MISSING)}"
         )
-    return read, on_missing or ""
+    return _Read(read, tuple(wanted), on_missing or "")
 
 
 def _our_fixtures(item: pytest.Item) -> list[str]:

@@ -35,7 +35,7 @@ class Model:
 
 
 class Models:
-    """The run's models; iterates over the names of the listed ones."""
+    """The run's models; iterates over what the listed ones are called: alias, else name."""
 
     def __init__(self, session: pytest.Session) -> None:
         self._session, self._run = session, run_of(session.config)
@@ -46,7 +46,7 @@ class Models:
             watch(session.config)
 
     def __getitem__(self, key: str) -> Model:
-        """Return the model that *key* names (a name or a spec), ready for use.
+        """Return the model that *key* names (alias, name or spec), ready for use.
 
         A model that cannot be had skips or fails the test, as --ollama-on-missing says.
 
@@ -65,13 +65,14 @@ class Models:
 
     def __contains__(self, key: str) -> bool:
         """Whether *key* names a listed model; asks no server."""
-        return self._run.settings.listed.find(_one_spec(key)) is not None
+        listed = self._run.settings.listed
+        return listed.given(listed.meant(_one_spec(key))) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return (spec.name for spec in self._run.settings.listed.specs)
+        return iter(self._run.settings.listed.names)
 
     def __len__(self) -> int:
-        return len(self._run.settings.listed.specs)
+        return len(self._run.settings.listed.all)
 
 
 def _one_spec(key: str) -> ModelSpec:

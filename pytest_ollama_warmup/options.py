@@ -1,4 +1,4 @@
-"""One table of options, and the settings that a run reads from it, each with its source.
+"""One table of options: into pytest's parser, and out of its configuration file.
 
 This is part of every pytest run: named tuples, which cost a sixth of a dataclass to make, and the
 readers of addresses and specs only where one is given.
@@ -7,24 +7,19 @@ readers of addresses and specs only where one is given.
 from __future__ import annotations
 
 import math
-import os
 import re
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
-
-import pytest
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSetting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    import pytest
 
     from pytest_ollama_warmup.ollama.host import Host
-    from pytest_ollama_warmup.warmup.plan import GivenBy, Listed
 
-T = TypeVar("T")
 PREFIX = "ollama_warmup_"
-# A run inside a test of this run finds this in its environment.
-OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
 
 
 class Option(NamedTuple):
@@ -40,7 +35,7 @@ class Option(NamedTuple):
     read: Callable[[Any, str], Any]
     default: Any = None
     metavar: str = ""
-    ini_type: Literal["string", "args", "bool", "float"] = "string"
+    ini_type: Literal["string", "args", "linelist", "bool", "float"] = "string"
     action: str = "store"
     environ: str = ""
     ini_only: bool = False
@@ -85,7 +80,12 @@ def _number(least: float) -> Callable[[Any, str], float]:
     return read
 
 
-def _host(value: Any, source: str) -> Host:
+def read_host(value: Any, source: str) -> Host:
+    """Read an address as Ollama does.
+
+    Raises:
+        BadHost: no client could connect to it.
+    """
     from pytest_ollama_warmup.ollama.host import parse_host
 
     return parse_host(str(value), source)
@@ -112,6 +112,16 @@ OPTIONS = (
         ini_type="args",
         action="append",
         environ="OLLAMA_PRELOAD_MODELS",
+    ),
+    Option(
+        "alias",
+        "what",
+        "A name of your own for a model: chat=llama3.2:1b, or chat=llama3.2:1b,num_ctx=8192. It "
+        "can stand wherever a model can. May be given more than once.",
+        read=_as_given,
+        metavar="NAME=SPEC",
+        ini_type="linelist",
+        action="append",
     ),
     Option(
         "pull",
@@ -161,9 +171,21 @@ OPTIONS = (
         metavar="DURATION",
     ),
     Option(
+        "stall",
+        "when",
+        "Seconds without a new byte after which a pull is dropped and resumed; five resumptions "
+        "without one fail it. Above 30 the server's own retry comes first, which throws away what "
+        "the stalled part had. Default: 25.",
+        read=_number(0.1),
+        default=25.0,
+        ini_type="float",
+        ini_only=True,
+    ),
+    Option(
         "load_timeout",
         "when",
-        "Seconds after which a load, or a pull without a new byte, fails. Default: 900.",
+        "Seconds after which a load, or a pull without a word from the server, fails. "
+        "Default: 900.",
         read=_number(0.1),
         default=900.0,
         ini_type="float",
@@ -173,7 +195,7 @@ OPTIONS = (
         "host",
         "server",
         "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434.",
-        read=_host,
+        read=read_host,
         metavar="URL",
         environ="OLLAMA_HOST",
     ),
@@ -216,204 +238,32 @@ def add_options(parser: pytest.Parser) -> None:
         )
 
 
-class Setting(NamedTuple, Generic[T]):
-    """A value and who gave it."""
+def from_ini(config: pytest.Config, options: object, option: Option) -> tuple[Any, str]:
+    """Return what pytest's configuration holds for *option*, None for nothing, and its name there.
 
-    value: T
-    source: str
-    given_by: GivenBy
+    *options* is the namespace that may override the file (``-o``).
 
-
-class Settings(NamedTuple):
-    """All settings of one run; *given_list* and *given_host* are None where nobody gave any.
-
-    What the environment holds and cannot be used waits in *problem* until a model is wanted: the
-    variables are other programs' too.
+    Raises:
+        BadSetting: a value of another type.
     """
+    import pytest
 
-    given_list: Listed | None
-    given_host: Setting[Host | None]
-    problem: BadSetting | None
-    off: bool
-    pull: Setting[str]
-    on_missing: Setting[str]
-    warm: Setting[str]
-    keep_alive: Setting[float]
-    wait: Setting[float]
-    load_timeout: Setting[float]
-    ci: bool
-    api_key: str
-    inner: bool
-
-    @property
-    def listed(self) -> Listed:
-        """The models that are listed for the run."""
-        from pytest_ollama_warmup.warmup.plan import Listed
-
-        return self.given_list or Listed()
-
-    @property
-    def host(self) -> Host:
-        """The address of the server."""
-        return self.given_host.value or _host("127.0.0.1:11434", "default")
-
-    @property
-    def in_use(self) -> bool:
-        """Whether the user has set anything up for Ollama in this run, beside marks."""
-        listed = self.given_list is not None and bool(self.given_list.specs)
-        return listed or self.given_host.given_by in ("option", "configuration")
-
-    @property
-    def up_front(self) -> bool:
-        """Whether the listed models are brought in every run, before collection."""
-        if self.given_list is None:
-            return False
-        given_by = self.given_list.given_by
-        # An outer run has brought what the environment lists already.
-        brings = given_by == "option" or (given_by == "environment" and not self.inner)
-        bad_list = given_by == "environment" and self.problem is not None
-        return brings and (bool(self.given_list.specs) or bad_list)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: pytest.Config,
-        options: object | None = None,
-        environ: Mapping[str, str] = os.environ,
-    ) -> Settings:
-        """Read option, then environment, then configuration file; the first one set wins.
-
-        *options* is the namespace to read where ``config.option`` is not final yet.
-
-        Raises:
-            pytest.UsageError: a value cannot be used; names it, its source and what is allowed.
-        """
-        read = _Reader(config, options or config.option, environ)
-        try:
-            off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
-            read.lenient = off
-            listed, host = read.listed(), read.setting("host")
-            wait = read.setting("wait")
-            if wait.value is None:
-                by_option = listed is not None and listed.given_by == "option"
-                patient = ci or (by_option and bool(listed and listed.specs))
-                wait = Setting(60.0 if patient else 2.0, "default", "default")
-            return cls(
-                given_list=listed,
-                given_host=host,
-                problem=read.problem,
-                off=off,
-                pull=read.setting("pull"),
-                on_missing=read.setting("on_missing"),
-                warm=read.setting("warm"),
-                keep_alive=read.setting("keep_alive"),
-                wait=wait,
-                load_timeout=read.setting("load_timeout"),
-                ci=ci,
-                api_key=environ.get("OLLAMA_API_KEY", "").strip(),
-                inner=OUTER_RUN in environ,
-            )
-        except BadSetting as exc:
-            raise pytest.UsageError(str(exc)) from None
+    overrides = getattr(options, "override_ini", None) or ()
+    if any(str(one).partition("=")[0].strip() == option.ini for one in overrides):
+        source = f"-o {option.ini}"
+    else:
+        path = config.inipath
+        source = f"{option.ini} in {path.name if path else 'the configuration file'}"
+    try:
+        return config.getini(option.ini), source
+    # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
+    except (pytest.UsageError, ValueError, TypeError) as exc:
+        raise BadSetting(_given(exc), source, NEEDED_TYPES[option.ini_type]) from None
 
 
-def is_set(value: str | None) -> bool:
-    """Whether a switch in the environment is on: not empty, ``0`` or ``false``."""
-    return (value or "").strip().lower() not in ("", "0", "false")
-
-
-def set_environment(config: pytest.Config, name: str, value: str) -> None:
-    """Set an environment variable for the run; what was there comes back at its end."""
-    before = os.environ.get(name)
-
-    def restore() -> None:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-    os.environ[name] = value
-    config.add_cleanup(restore)
-
-
-class _Reader:
-    """Finds which source gives an option."""
-
-    def __init__(self, config: pytest.Config, options: object, environ: Mapping[str, str]) -> None:
-        self._config, self._options, self._environ = config, options, environ
-        self._table = {option.name: option for option in OPTIONS}
-        self.problem: BadSetting | None = None
-        self.lenient = False
-        """Whether bad values count as not given: what is off has nothing to complain about."""
-
-    def setting(self, name: str) -> Setting[Any]:
-        option = self._table[name]
-        raw, source, given_by = self._raw(option)
-        if given_by != "default":
-            try:
-                return Setting(option.read(raw, source), source, given_by)
-            except BadSetting as exc:
-                self._tolerate(exc, given_by)
-        return Setting(option.default, "default", "default")
-
-    def listed(self) -> Listed | None:
-        raw, source, given_by = self._raw(self._table["preload"])
-        if given_by == "default":
-            return None
-        from pytest_ollama_warmup.warmup.plan import Listed
-        from pytest_ollama_warmup.warmup.spec import parse_specs
-
-        texts = [raw] if isinstance(raw, str) else list(raw)
-        try:
-            if not all(isinstance(text, str) for text in texts):
-                raise BadSetting(str(raw), source, _NEEDED["args"])
-            if given_by == "configuration":
-                # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
-                texts = [" ".join(texts)]
-            empty = [index for index, text in enumerate(texts) if not text.strip()]
-            # An empty value clears what came before it, so that it also overrides addopts.
-            if given_by == "option" and empty:
-                texts = texts[empty[-1] + 1 :]
-            return Listed(parse_specs(texts, source), source, given_by)
-        except BadSetting as exc:
-            self._tolerate(exc, given_by)
-            return Listed((), source, given_by)
-
-    def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
-        if given_by == "environment":
-            self.problem = exc
-        elif not self.lenient:
-            raise exc
-
-    def _raw(self, option: Option) -> tuple[Any, str, GivenBy]:
-        given = getattr(self._options, option.dest, None)
-        if given is not None:
-            return given, option.flag, "option"
-        if option.environ and self._environ.get(option.environ, "").strip():
-            return self._environ[option.environ], option.environ, "environment"
-        ini, source = self._ini(option)
-        if ini is not None and not (option.ini_type == "string" and not str(ini).strip()):
-            return ini, source, "configuration"
-        return option.default, "default", "default"
-
-    def _ini(self, option: Option) -> tuple[Any, str]:
-        overrides = getattr(self._options, "override_ini", None) or ()
-        if any(str(one).partition("=")[0].strip() == option.ini for one in overrides):
-            source = f"-o {option.ini}"
-        else:
-            path = self._config.inipath
-            source = f"{option.ini} in {path.name if path else 'the configuration file'}"
-        try:
-            return self._config.getini(option.ini), source
-        # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
-        except (pytest.UsageError, ValueError, TypeError) as exc:
-            if self.lenient:
-                return None, source
-            raise BadSetting(_given(exc), source, _NEEDED[option.ini_type]) from None
-
-
-_NEEDED = {
+NEEDED_TYPES = {
     "args": 'A list of texts is needed, like ["llama3.2:1b"].',
+    "linelist": 'A list of texts is needed, like ["chat=llama3.2:1b"].',
     "bool": "true or false is needed.",
     "float": "A number of seconds is needed.",
     "string": 'A text is needed; in TOML write it in quotes, like "10m".',

@@ -19,7 +19,7 @@ from pytest_ollama_warmup.fixtures import (
     ollama_options,
 )
 from pytest_ollama_warmup.marks import MARK_HELP, mark_users_of_fixtures, want_of, wants_of
-from pytest_ollama_warmup.options import add_options, set_environment
+from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
     NEEDED,
     RUN,
@@ -28,6 +28,7 @@ from pytest_ollama_warmup.roles import (
     is_looking,
     is_worker,
     run_of,
+    set_environment,
     settings_of,
 )
 

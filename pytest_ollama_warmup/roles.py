@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.options import Settings
+from pytest_ollama_warmup.errors import BadSetting
+from pytest_ollama_warmup.options import from_ini
+from pytest_ollama_warmup.settings import Settings, Sources
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.run import Run
@@ -51,15 +54,36 @@ def is_looking(config: pytest.Config) -> bool:
 
 
 def settings_of(config: pytest.Config, options: object | None = None) -> Settings:
-    """Return the run's settings, read once; *options* as in ``Settings.from_config``.
+    """Return the run's settings, read once.
+
+    *options* is the namespace to read where ``config.option`` is not final yet.
 
     Raises:
-        pytest.UsageError: a value cannot be used.
+        pytest.UsageError: a value cannot be used; names it, its source and what is allowed.
     """
     # Once, early: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
     if SETTINGS not in config.stash:
-        config.stash[SETTINGS] = Settings.from_config(config, options)
+        given = options or config.option
+        sources = Sources(given, ini=lambda option: from_ini(config, given, option))
+        try:
+            config.stash[SETTINGS] = Settings.read(sources)
+        except BadSetting as exc:
+            raise pytest.UsageError(str(exc)) from None
     return config.stash[SETTINGS]
+
+
+def set_environment(config: pytest.Config, name: str, value: str) -> None:
+    """Set an environment variable for the run; what was there comes back at its end."""
+    before = os.environ.get(name)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+    os.environ[name] = value
+    config.add_cleanup(restore)
 
 
 def folder_of(config: pytest.Config) -> Path:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.errors import NoModelNamed, ServerError, WaitedTooLong
 from pytest_ollama_warmup.verdict import Verdict
 from pytest_ollama_warmup.warmup.gate import Beat, Gate
-from pytest_ollama_warmup.warmup.plan import SERVER, Target, Want, decide, resolve
+from pytest_ollama_warmup.warmup.plan import SERVER, Target, Want, decide, resolve, target_of
 from pytest_ollama_warmup.warmup.record import Outcome, Record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.options import Settings
-    from pytest_ollama_warmup.warmup.bring import Say, Terms
+    from pytest_ollama_warmup.settings import Settings
+    from pytest_ollama_warmup.warmup.bring import Say
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 
@@ -45,8 +45,10 @@ class Run:
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
         problem, given_by = None, settings.listed.given_by
-        for target in [self._target(spec, want) for spec in specs]:
+        for target in [target_of(spec, settings.listed, [want.test]) for spec in specs]:
             outcome = self.outcome(target)
+            if outcome.ready:
+                outcome = outcome.for_tests_that_need(target.spec.capabilities, target.origin)
             if not outcome.ready:
                 problem, given_by = outcome, target.given_by
                 break
@@ -74,7 +76,7 @@ class Run:
 
     def look_up(self, spec: ModelSpec) -> Outcome:
         """Return what became of a model that a test names at run time."""
-        return self.outcome(self._target(spec, None))
+        return self.outcome(target_of(spec, self.settings.listed, []))
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Hear that the server does not answer yet."""
@@ -91,20 +93,7 @@ class Run:
         """Make one model ready; the caller holds the gate."""
         from pytest_ollama_warmup.warmup.bring import bring
 
-        return bring(self.client(), target, self.terms(), by=self.by, say=say, beat=beat)
-
-    def terms(self) -> Terms:
-        """Return on what terms models are brought."""
-        from pytest_ollama_warmup.warmup.bring import Terms
-
-        settings = self.settings
-        return Terms(
-            pull=settings.pull.value,
-            warm=settings.warm.value,
-            keep_alive_s=settings.keep_alive.value,
-            load_timeout_s=settings.load_timeout.value,
-            ci=settings.ci,
-        )
+        return bring(self.client(), target, self.settings.terms, by=self.by, say=say, beat=beat)
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""
@@ -137,9 +126,3 @@ class Run:
 
     def _server_failed(self, error: str, brief: str) -> Outcome:
         return Outcome(key=SERVER, model="", status="failed", by=self.by, error=error, brief=brief)
-
-    def _target(self, spec: ModelSpec, want: Want | None) -> Target:
-        listed = self.settings.listed
-        if listed.find(spec) is not None:
-            return Target(spec, f"from {listed.source}", listed.given_by)
-        return Target(spec, f"wanted by {want.test}" if want else "asked for at run time")

@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, cast
 import pytest
 
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.options import OUTER_RUN, set_environment
 from pytest_ollama_warmup.report.terminal import Screen, summary_lines
-from pytest_ollama_warmup.roles import OllamaWarmupWarning, folder_of, settings_of
+from pytest_ollama_warmup.roles import (
+    OllamaWarmupWarning,
+    folder_of,
+    set_environment,
+    settings_of,
+)
 from pytest_ollama_warmup.run import Run
-from pytest_ollama_warmup.text import clean, count, seconds
+from pytest_ollama_warmup.settings import OUTER_RUN
+from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
 from pytest_ollama_warmup.warmup.bring import PULLS_SIDE_BY_SIDE, Preparation, Say, bring
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
+    Need,
     Plan,
     Policy,
     Target,
@@ -77,10 +83,11 @@ class Controller(Run):
         self._collected = True
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
-        if selected and (self._plan.targets or self._plan.tests):
+        if selected and (self._plan.targets or self._plan.needs):
             with self._blocking():
                 self._begin()
                 self._wait("done")
+                self._check_capabilities()
                 self._say_failures()
 
     def summary(self) -> None:
@@ -116,7 +123,7 @@ class Controller(Run):
             self._say_once(f"waiting for {url} ({cause}), up to {seconds(limit_s)}", least=-1)
 
     def _bring(self, target: Target, say: Say, pulls: threading.Semaphore) -> Outcome:
-        client, terms = self.client(), self.terms()
+        client, terms = self.client(), self.settings.terms
         return self.gate.once(
             target.key,
             lambda beat: bring(client, target, terms, by=self.by, say=say, beat=beat, pulls=pulls),
@@ -127,7 +134,7 @@ class Controller(Run):
             raise pytest.UsageError(str(self.settings.problem))
         self._say_header()
         new = [one for key, one in self._plan.targets.items() if key not in self.record.models]
-        if not (new or SERVER in self._plan.tests):
+        if not (new or SERVER in self._plan.needs):
             return
         server = self.server()
         if server.ready:
@@ -168,11 +175,16 @@ class Controller(Run):
         one = decide(settings.on_missing.value, "", given_by, settings.ci)
         return ["exit" if one == "exit" else "skip"]
 
+    def _fates(self, key: str) -> list[tuple[Need, Policy]]:
+        """Return what each test does that needs *key*, should that fail."""
+        return list(zip(self._plan.needs.get(key, []), self._decisions(key), strict=False))
+
     def _end_run(self, outcome: Outcome) -> NoReturn:
         if not self._collected:
             # After an exit at session start pytest prints no summary.
             self.summary()
-        overridden = "exit" in self._plan.overrides.get(outcome.key, ())
+        needs = self._plan.needs.get(outcome.key, ())
+        overridden = any(need.on_missing == "exit" for need in needs)
         otherwise = (
             "The mark of a test that needs it says on_missing='exit'."
             if overridden
@@ -182,13 +194,36 @@ class Controller(Run):
             _note_in_junit(self._config, outcome)
         pytest.exit(f"ollama: {outcome.error} {otherwise}", returncode=2)
 
+    def _check_capabilities(self) -> None:
+        """Say which tests ask of a model that is ready what it cannot do."""
+        for key in self._plan.needs:
+            outcome = self.record.models.get(key)
+            asking: dict[tuple[str, ...], list[tuple[Need, Policy]]] = {}
+            for need, policy in self._fates(key):
+                if need.capabilities and outcome is not None and outcome.ready:
+                    asking.setdefault(need.capabilities, []).append((need, policy))
+            for capabilities, fates in asking.items():
+                assert outcome is not None
+                if outcome.capabilities is None:
+                    self._say_once(
+                        f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not "
+                        "tell; tests that ask for capabilities run all the same"
+                    )
+                origin = wanted_by([need.test for need, _ in fates])
+                failed = outcome.for_tests_that_need(capabilities, origin)
+                if not failed.ready:
+                    if any(policy == "exit" for _, policy in fates):
+                        self._end_run(failed)
+                    told = self._told(fates, server=False)
+                    self._say_once(f"{failed.error} {told}", least=-2, red=True)
+
     def _say_failures(self) -> None:
         failures: dict[str, list[str]] = {}
         for key, outcome in self.record.models.items():
             if not outcome.ready:
                 failures.setdefault(outcome.error, []).append(key)
         for error, keys in failures.items():
-            if SERVER in self._plan.tests and error == self.server().error:
+            if SERVER in self._plan.needs and error == self.server().error:
                 keys.append(SERVER)
             self._say_once(f"{error} {self._consequence(keys)}", least=-2, red=True)
         for problem in self._plan.problems.values():
@@ -196,31 +231,36 @@ class Controller(Run):
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
-        fates: dict[str, tuple[Policy, str]] = {}
-        setting = self.settings.on_missing
-        reason = "CI is set" if setting.value == "auto" else f"from {setting.source}"
-        for key in dict.fromkeys(keys):
-            tests, overrides = self._plan.tests.get(key, []), self._plan.overrides.get(key, [])
-            for test, own, fate in zip(tests, overrides, self._decisions(key), strict=False):
-                fates[test] = (fate, reason if own in ("", "auto") else "from the mark")
+        fates = [fate for key in dict.fromkeys(keys) for fate in self._fates(key)]
         if not fates:
             if not self._plan.marked:
                 models = ", ".join(self.record.models[key].title for key in keys)
                 self._warn_once(f"{models}: listed, and not ready; all tests run without")
                 return "No test says that it needs it: all run."
             return "No selected test needs it."
-        server = len(keys) > 1 or SERVER in keys or self.server().error
+        server = len(keys) > 1 or SERVER in keys or bool(self.server().error)
+        return self._told(fates, server=server)
+
+    def _told(self, fates_of_needs: list[tuple[Need, Policy]], *, server: bool) -> str:
+        setting, fates = self.settings.on_missing, dict[str, tuple[Policy, str]]()
+        reason = "CI is set" if setting.value == "auto" else f"from {setting.source}"
+        for need, policy in fates_of_needs:
+            own = need.on_missing not in ("", "auto")
+            fates[need.test] = (policy, "from the mark" if own else reason)
         parts = []
         for (fate, because), number in Counter(fates.values()).items():
-            need, be, them = ("needs", "is", "it") if number == 1 else ("need", "are", "them")
+            one = number == 1
+            needs, be, them = ("needs", "is", "it") if one else ("need", "are", "them")
             which = count(number, "test")
             if fate == "skip":
-                told = f"Skipped: {which} that {need} it" if server else f"Its {which} {be} skipped"
+                told = (
+                    f"Skipped: {which} that {needs} it" if server else f"Its {which} {be} skipped"
+                )
                 other = f"; --ollama-on-missing=fail makes {them} fail"
                 parts.append(told + (f" ({because})" if because == "from the mark" else other))
             else:
                 fail = "fails" if number == 1 else "fail"
-                told = f"Failed: {which} that {need} it" if server else f"Its {which} {fail}"
+                told = f"Failed: {which} that {needs} it" if server else f"Its {which} {fail}"
                 parts.append(f"{told} ({because})")
         return " ".join(f"{part}." for part in parts)
 

@@ -343,6 +343,6 @@ def test_fixtures_explain_themselves(suite: Suite) -> None:
 
 def test_the_mark_explains_itself(suite: Suite) -> None:
     assert (
-        "@pytest.mark.requires_model(*specs, options=None, on_missing=None): "
+        "@pytest.mark.requires_model(*specs, capabilities=(), options=None, on_missing=None): "
         in suite.run("--markers").out
     )

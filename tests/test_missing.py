@@ -30,7 +30,7 @@ TWO_TESTS = {
 }
 NO_SUCH = (
     "phi9: the registry has no such model (pull model manifest: file does not exist), {origin}. "
-    "Check name and tag."
+    "Check name and tag; for a role add --ollama-alias phi9=MODEL."
 )
 
 

@@ -161,7 +161,10 @@ def test_a_bad_mark_is_refused_by_name(
     assert 4 == run.ret
     assert "test_bad.py::test_bad: " in run.err
     assert message in run.err
-    assert "The mark is requires_model(*specs, options=None, on_missing=None)." in run.err
+    assert (
+        "The mark is requires_model(*specs, capabilities=(), options=None, on_missing=None)."
+        in run.err
+    )
     assert "Traceback" not in run.out + run.err
 
 

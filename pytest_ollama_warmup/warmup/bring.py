@@ -58,6 +58,8 @@ class Terms:
     pull: str = "auto"
     warm: str = "prompt"
     keep_alive_s: float = 600.0
+    wait_s: float = 2.0
+    stall_s: float = 25.0
     load_timeout_s: float = 900.0
     ci: bool = False
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pytest_ollama_warmup.errors import NoModelNamed
+from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.text import wanted_by
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
@@ -17,22 +18,85 @@ Policy = Literal["exit", "fail", "skip"]
 _POLICIES: dict[str, Policy] = {"exit": "exit", "fail": "fail", "skip": "skip"}
 
 
+class Alias(NamedTuple):
+    """A user's own name for a model: a role that tests ask for."""
+
+    name: str
+    spec: ModelSpec
+    source: str
+    given_by: GivenBy
+
+    @property
+    def key(self) -> str:
+        """The name as it compares."""
+        return self.name.lower()
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The models that the user listed for the run, and where."""
+    """The models that the user listed for the run, and where; *aliases* count as listed."""
 
     specs: tuple[ModelSpec, ...] = ()
     source: str = "default"
     given_by: GivenBy = "default"
+    aliases: tuple[Alias, ...] = ()
 
     @property
-    def up_front(self) -> bool:
-        """Whether they are brought in every run, before collection."""
-        return self.given_by in ("option", "environment")
+    def all(self) -> tuple[ModelSpec, ...]:
+        """The models that are listed by themselves and by an alias, each with its options once."""
+        specs = [*self.specs, *(self.meant(alias.spec) for alias in self.aliases)]
+        return tuple({spec.key: spec for spec in specs}.values())
 
-    def find(self, spec: ModelSpec) -> ModelSpec | None:
-        """Return the listed spec of the same model."""
-        return next((one for one in self.specs if one.model_key == spec.model_key), None)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tests call them: the alias where there is one."""
+        aliases = {self.meant(alias.spec).key: alias.name for alias in self.aliases}
+        return tuple(aliases.get(spec.key, spec.name) for spec in self.all)
+
+    def meant(self, spec: ModelSpec) -> ModelSpec:
+        """Return the model that *spec* means, with the options that are listed for it.
+
+        Only a spec that names options itself makes a variant.
+        """
+        alias = self._alias(spec)
+        if alias is not None:
+            spec = replace(_with_defaults(spec, alias.spec), name=alias.spec.name)
+        one = self._find(spec)
+        return spec if one is None else _with_defaults(spec, one)
+
+    def given(self, spec: ModelSpec) -> tuple[str, GivenBy] | None:
+        """Return who lists the model of *spec*, as messages show it; None where nobody does."""
+        if any(one.model_key == spec.model_key for one in self.specs):
+            return self.source, self.given_by
+        alias = next((one for one in self.aliases if one.spec.model_key == spec.model_key), None)
+        return None if alias is None else (alias.source, alias.given_by)
+
+    def _alias(self, spec: ModelSpec) -> Alias | None:
+        return next((one for one in self.aliases if one.key == spec.name.lower()), None)
+
+    def _find(self, spec: ModelSpec) -> ModelSpec | None:
+        specs = [*self.specs, *(alias.spec for alias in self.aliases)]
+        return next((one for one in specs if one.model_key == spec.model_key), None)
+
+
+def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple[Alias, ...]:
+    """Read ``NAME=SPEC`` texts, split at the first ``=``.
+
+    Raises:
+        BadSpec: names the text, *source*, and what is allowed.
+    """
+    found: dict[str, Alias] = {}
+    for text in texts:
+        name, equals, rest = (part.strip() for part in text.partition("="))
+        if not (equals and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)):
+            raise BadSpec(text, source, "NAME=SPEC is needed, like chat=llama3.2:1b")
+        specs = parse_specs(rest, source)
+        if len(specs) != 1:
+            raise BadSpec(text, source, "an alias means one model, like chat=llama3.2:1b")
+        alias = Alias(name, specs[0], source, given_by)
+        if found.setdefault(alias.key, alias).spec != alias.spec:
+            raise BadSpec(text, source, f"{name} is given twice with different models")
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,27 +104,34 @@ class Want:
     """What one test asks for: models by name, or (without *specs*) whatever is listed.
 
     *fixture* is the fixture that needs to know which model, where the mark names none.
+    *capabilities* are what the listed one must be able to do then.
     """
 
     test: str
     specs: tuple[ModelSpec, ...] = ()
     fixture: str = ""
     on_missing: str = ""
+    capabilities: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only."""
         return {
             "test": self.test,
-            "specs": [str(spec) for spec in self.specs],
+            "specs": [[str(spec), spec.capabilities] for spec in self.specs],
             "fixture": self.fixture,
             "on_missing": self.on_missing,
+            "capabilities": self.capabilities,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Want:
         """Read what ``to_dict`` wrote."""
-        specs = tuple(spec for text in data["specs"] for spec in parse_specs(text, "a worker"))
-        return cls(**{**data, "specs": specs})
+        specs = tuple(
+            replace(spec, capabilities=tuple(capabilities))
+            for text, capabilities in data["specs"]
+            for spec in parse_specs(text, "a worker")
+        )
+        return cls(**{**data, "specs": specs, "capabilities": tuple(data["capabilities"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,36 +152,47 @@ class Target:
 SERVER = "server"
 
 
+class Need(NamedTuple):
+    """One test's part in a plan: its own ``on_missing``, and what its model must be able to do."""
+
+    test: str
+    on_missing: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Plan:
-    """The models of a run; under each key the tests that need it, and their own ``on_missing``."""
+    """The models of a run, and under each key who needs it."""
 
     targets: dict[str, Target] = field(default_factory=dict)
-    tests: dict[str, list[str]] = field(default_factory=dict)
-    overrides: dict[str, list[str]] = field(default_factory=dict)
+    needs: dict[str, list[Need]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
     def marked(self) -> bool:
         """Whether any selected test says that it needs Ollama."""
-        return bool(self.tests or self.problems)
+        return bool(self.needs or self.problems)
+
+    @property
+    def tests(self) -> dict[str, list[str]]:
+        """The tests that need each model, by key."""
+        return {key: [need.test for need in needs] for key, needs in self.needs.items()}
 
 
 def resolve(want: Want, listed: Listed) -> tuple[ModelSpec, ...]:
     """Return the specs that a test needs, options of listed ones included.
 
-    Only a mark that names options itself makes a variant. No spec means: the server only.
+    No spec means: the only listed model, else the server only.
 
     Raises:
         NoModelNamed: a fixture needs to know the model, and not exactly one is listed.
     """
     if want.specs:
-        return tuple(_as_listed(spec, listed) for spec in want.specs)
-    if len(listed.specs) == 1:
-        return listed.specs
+        return tuple({spec.key: spec for spec in map(listed.meant, want.specs)}.values())
+    if len(listed.all) == 1:
+        return (replace(listed.all[0], capabilities=want.capabilities),)
     if want.fixture:
-        names = tuple(spec.name for spec in listed.specs)
-        raise NoModelNamed(want.test, want.fixture, names)
+        raise NoModelNamed(want.test, want.fixture, listed.names)
     return ()
 
 
@@ -126,18 +208,25 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
             continue
         for spec in needed:
             specs.setdefault(spec.key, spec)
-        for key in [spec.key for spec in needed] or [SERVER]:
-            plan.tests.setdefault(key, []).append(want.test)
-            plan.overrides.setdefault(key, []).append(want.on_missing)
-    if SERVER in plan.tests:
+            need = Need(want.test, want.on_missing, spec.capabilities)
+            plan.needs.setdefault(spec.key, []).append(need)
+        if not needed:
+            plan.needs.setdefault(SERVER, []).append(Need(want.test, want.on_missing))
+    if SERVER in plan.needs:
         # A test that needs Ollama without naming a model may look up any listed one.
-        specs = {spec.key: spec for spec in listed.specs} | specs
+        specs = {spec.key: spec for spec in listed.all} | specs
     for key, spec in specs.items():
-        if listed.find(spec) is not None:
-            plan.targets[key] = Target(spec, f"from {listed.source}", listed.given_by)
-        else:
-            plan.targets[key] = Target(spec, wanted_by(plan.tests[key]))
+        tests = [need.test for need in plan.needs.get(key, [])]
+        plan.targets[key] = target_of(spec, listed, tests)
     return plan
+
+
+def target_of(spec: ModelSpec, listed: Listed, tests: list[str]) -> Target:
+    """Return what is to be made ready for *spec*, and who wants it: a list, else *tests*."""
+    given = listed.given(spec)
+    if given is not None:
+        return Target(spec, f"from {given[0]}", given[1])
+    return Target(spec, wanted_by(tests) if tests else "asked for at run time")
 
 
 def decide(on_missing: str, override: str, given_by: GivenBy, ci: bool) -> Policy:
@@ -151,23 +240,23 @@ def decide(on_missing: str, override: str, given_by: GivenBy, ci: bool) -> Polic
 
 
 def decisions(plan: Plan, key: str, on_missing: str, ci: bool) -> list[Policy]:
-    """Return what each test does that needs *key*, should that fail.
+    """Return what each test does that needs *key*, should that fail, in the order of its needs.
 
     Where no selected test says what it needs, any may need a listed model: there is none to fail
     or to skip, so the one answer is for the run.
     """
     given_by = plan.targets[key].given_by if key in plan.targets else "default"
-    if key in plan.tests:
-        return [decide(on_missing, one, given_by, ci) for one in plan.overrides[key]]
+    if key in plan.needs:
+        return [decide(on_missing, need.on_missing, given_by, ci) for need in plan.needs[key]]
     one = decide(on_missing, "", given_by, ci)
     return ["exit" if one == "fail" and not plan.marked else one]
 
 
-def _as_listed(spec: ModelSpec, listed: Listed) -> ModelSpec:
-    one = listed.find(spec)
-    if one is None:
-        return spec
-    if not spec.options:
-        spec = replace(spec, options=one.options)
-    keep_alive = one.keep_alive if spec.keep_alive is None else spec.keep_alive
-    return replace(spec, keep_alive=keep_alive, insecure=spec.insecure or one.insecure)
+def _with_defaults(spec: ModelSpec, given: ModelSpec) -> ModelSpec:
+    return replace(
+        spec,
+        options=spec.options or given.options,
+        keep_alive=given.keep_alive if spec.keep_alive is None else spec.keep_alive,
+        insecure=spec.insecure or given.insecure,
+        digest=spec.digest or given.digest,
+    )

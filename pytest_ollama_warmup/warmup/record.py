@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_ollama_warmup.errors import LacksCapability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SCHEMA = 1
 StepKind = Literal["wait", "pull", "load"]
@@ -57,6 +62,19 @@ class Outcome:
     def step(self, kind: StepKind) -> Step | None:
         """Return the step of *kind*, if it took place."""
         return next((step for step in self.steps if step.kind == kind), None)
+
+    def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
+        """Return this outcome, as a failure where the model cannot do one of *capabilities*.
+
+        A server before v0.6.4 does not tell what its models can do: nothing is refused then.
+        """
+        if not self.ready or self.capabilities is None:
+            return self
+        lacking = tuple(one for one in capabilities if one not in self.capabilities)
+        if not lacking:
+            return self
+        exc = LacksCapability(self.model, origin, lacking, self.capabilities)
+        return replace(self, status="failed", error=str(exc), brief=exc.brief)
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only; ``from_dict`` is its inverse."""

@@ -35,12 +35,18 @@ _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model as somebody asked for it; equal names compare by ``key``."""
+    """A model as somebody asked for it; equal names compare by ``key``.
+
+    *digest* pins it: the first hex digits of its manifest's sha256, as ``/api/tags`` lists it.
+    *capabilities* are what a test needs it for; they are no part of its text or its key.
+    """
 
     name: str
     options: tuple[tuple[str, OptionValue], ...] = ()
     keep_alive: float | None = None
     insecure: bool = False
+    digest: str = ""
+    capabilities: tuple[str, ...] = ()
 
     @property
     def model_key(self) -> str:
@@ -49,17 +55,18 @@ class ModelSpec:
 
     @property
     def key(self) -> str:
-        """The model with its runner options: what is resident or not."""
-        return self.model_key + self._options_text
+        """The model with its pin and runner options: what is ready or not."""
+        return self.model_key + self._pin_and_options
 
     @property
     def title(self) -> str:
-        """The model with its runner options, as people read it."""
-        return self.name + self._options_text
+        """The model with its pin and runner options, as people read it."""
+        return self.name + self._pin_and_options
 
     @property
-    def _options_text(self) -> str:
-        return "".join(f",{key}={_write(value)}" for key, value in self.options)
+    def _pin_and_options(self) -> str:
+        pin = f"@sha256:{self.digest}" if self.digest else ""
+        return pin + "".join(f",{key}={_write(value)}" for key, value in self.options)
 
     def __str__(self) -> str:
         text = self.title
@@ -109,14 +116,29 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
                 continue
             if not name or (asked and not query):
                 raise BadSpec(token, source, "a model name is needed, like llama3.2:1b")
-            spec = ModelSpec(_check_name(name, source))
+            name, _, pin = name.partition("@")
+            spec = ModelSpec(_check_name(name, source), digest=_read_pin(pin, token, source))
             for pair in query.split("&") if query else ():
                 key, value = _split(pair, source)
                 key = {"keepalive": "keep_alive"}.get(key, key)
                 spec = _with_option(spec, key, value, token, source)
             specs.append(spec)
             before = spec
-    return _distinct(specs, source)
+    return distinct(specs, source)
+
+
+def distinct(specs: Iterable[ModelSpec], source: str) -> tuple[ModelSpec, ...]:
+    """Return each model of a list once, in the order in which they come.
+
+    Raises:
+        BadSpec: one model stands there twice with different options.
+    """
+    seen: dict[str, ModelSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.model_key, spec)
+        if replace(other, name=spec.name) != spec:
+            raise BadSpec(str(spec), source, f"{other.name} is listed twice with different options")
+    return tuple(seen.values())
 
 
 def parse_duration(text: str, source: str, token: str = "") -> float:
@@ -160,6 +182,15 @@ def _check_name(name: str, source: str) -> str:
     return name
 
 
+def _read_pin(pin: str, token: str, source: str) -> str:
+    if "@" not in token:
+        return ""
+    found = re.fullmatch(r"sha256[:-]([0-9a-fA-F]{8,64})", pin)
+    if found is None:
+        raise BadSpec(token, source, "a pin is @sha256: and 8 to 64 hex digits of the digest")
+    return found[1].lower()
+
+
 def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str) -> ModelSpec:
     if key == "keep_alive":
         seconds = parse_duration(value, source, token)
@@ -195,12 +226,3 @@ def _read_int(value: str, least: int, token: str, source: str) -> int:
 
 def _write(value: OptionValue) -> str:
     return str(value).lower()
-
-
-def _distinct(specs: list[ModelSpec], source: str) -> tuple[ModelSpec, ...]:
-    seen: dict[str, ModelSpec] = {}
-    for spec in specs:
-        other = seen.setdefault(spec.model_key, spec)
-        if replace(other, name=spec.name) != spec:
-            raise BadSpec(str(spec), source, f"{other.name} is listed twice with different options")
-    return tuple(seen.values())

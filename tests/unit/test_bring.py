@@ -192,7 +192,7 @@ def test_nothing_is_downloaded_by_surprise(
     if not allowed:
         assert (
             "m is not pulled (from --ollama-preload). Run 'ollama pull m', "
-            "or pytest with --ollama-pull=missing."
+            "or pytest with --ollama-pull=missing; for a role add --ollama-alias m=MODEL."
         ) == outcome.error
         assert "not pulled" == outcome.brief
         assert ["show"] == server.asked

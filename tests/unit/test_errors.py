@@ -15,11 +15,13 @@ from pytest_ollama_warmup.errors import (
     BadMark,
     BadSetting,
     BadSpec,
+    LacksCapability,
     LoadFailed,
     ModelError,
     NoModelNamed,
     NotOllama,
     NotPulled,
+    OtherDigest,
     PullFailed,
     ServerError,
     ServerUnreachable,
@@ -45,6 +47,8 @@ EACH = [
     TlsFailed("https://h:443", "--ollama-host", "certificate refused (self-signed)"),
     NotPulled("llama3.2:1b", "from --ollama-preload", True),
     UnknownModel("phi9", "from x", "pull model manifest: file does not exist"),
+    OtherDigest("m", "from x", "0a109f42", "c3d4" * 16),
+    LacksCapability("m", "from x", ("tools", "vision"), ("completion",)),
     PullFailed("m", "from x", "max retries exceeded: EOF", "Run again."),
     LoadFailed("m", "from x", "out of memory", "Try a smaller tag."),
     ApiError("POST /api/show", 500, "invalid file magic"),
@@ -129,7 +133,8 @@ def test_a_model_that_does_not_exist_says_who_named_it() -> None:
     )
     assert (
         "phi9: the registry has no such model (pull model manifest: file does not exist), "
-        "from ollama_preload in pyproject.toml. Check name and tag."
+        "from ollama_preload in pyproject.toml. Check name and tag; "
+        "for a role add --ollama-alias phi9=MODEL."
     ) == str(UnknownModel("phi9", origin, words))
 
 

@@ -6,17 +6,19 @@ import json
 
 import pytest
 
-from pytest_ollama_warmup.errors import NoModelNamed
+from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     GivenBy,
     Listed,
+    Need,
     Plan,
     Target,
     Want,
     decide,
     decisions,
     make_plan,
+    parse_aliases,
     resolve,
 )
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
@@ -45,20 +47,93 @@ def key(text: str) -> str:
     return spec.key
 
 
-@pytest.mark.parametrize(
-    ("given_by", "up_front"),
-    [("option", True), ("environment", True), ("configuration", False), ("default", False)],
-)
-def test_command_line_and_environment_are_brought_up_front(
-    given_by: GivenBy, up_front: bool
-) -> None:
-    assert up_front is Listed((), "x", given_by).up_front
-
-
 def test_a_listed_model_is_found_whatever_its_spelling_and_options() -> None:
-    models = listed("a llama3.2:latest,num_ctx=64")
-    assert models.specs[1] is models.find(ModelSpec("LLAMA3.2", (("num_ctx", 32),)))
-    assert None is models.find(ModelSpec("llama3.2:1b"))
+    models = listed("a llama3.2:latest,num_ctx=64", "option")
+    assert ("--ollama-preload", "option") == models.given(ModelSpec("LLAMA3.2", (("num_ctx", 32),)))
+    assert None is models.given(ModelSpec("llama3.2:1b"))
+
+
+ROLES = Listed(
+    parse_specs("llama3.2:1b,num_ctx=64,insecure=true", "--ollama-preload"),
+    "--ollama-preload",
+    "option",
+    (
+        *parse_aliases(["chat = llama3.2:1b", "Long=qwen3,num_ctx=128"], "ini", "configuration"),
+        *parse_aliases(["pinned=embed@sha256:0A109F42"], "--ollama-alias", "option"),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        # An alias without options has those that are listed for its model.
+        ("chat", "llama3.2:1b,num_ctx=64,insecure=true"),
+        ("CHAT", "llama3.2:1b,num_ctx=64,insecure=true"),
+        ("chat,num_ctx=32", "llama3.2:1b,num_ctx=32,insecure=true"),
+        ("chat,keep_alive=60", "llama3.2:1b,num_ctx=64,keep_alive=60,insecure=true"),
+        ("long", "qwen3,num_ctx=128"),
+        # The aliased options count for the model's own name too.
+        ("QWEN3:latest", "QWEN3:latest,num_ctx=128"),
+        ("pinned", "embed@sha256:0a109f42"),
+        ("pinned@sha256:11111111", "embed@sha256:11111111"),
+        # A tag makes it a model.
+        ("chat:latest", "chat:latest"),
+        ("other", "other"),
+    ],
+)
+def test_an_alias_means_its_model_with_the_options_listed_for_it(asked: str, meant: str) -> None:
+    (spec,) = parse_specs(asked, "x")
+    assert meant == str(ROLES.meant(spec))
+
+
+def test_aliases_count_as_listed_each_by_its_own_source() -> None:
+    assert ("--ollama-preload", "option") == ROLES.given(ModelSpec("llama3.2:1b"))
+    assert ("ini", "configuration") == ROLES.given(ModelSpec("qwen3"))
+    assert ("--ollama-alias", "option") == ROLES.given(ModelSpec("embed"))
+    assert ("chat", "Long", "pinned") == ROLES.names
+    assert ["llama3.2:1b,num_ctx=64,insecure=true", "qwen3,num_ctx=128"] == [
+        str(spec) for spec in ROLES.all[:2]
+    ]
+
+
+def test_the_only_alias_is_the_only_listed_model() -> None:
+    models = Listed(aliases=parse_aliases(["chat=llama3.2:1b"], "ini", "configuration"))
+    assert ["llama3.2:1b"] == resolved(want(fixture="ollama_model"), models)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("chat", "NAME=SPEC is needed, like chat=llama3.2:1b"),
+        ("=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
+        ("a/b=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
+        ("a:b=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
+        ("chat=", "an alias means one model, like chat=llama3.2:1b"),
+        ("chat=a b", "an alias means one model, like chat=llama3.2:1b"),
+    ],
+)
+def test_an_alias_that_cannot_be_read(text: str, why: str) -> None:
+    with pytest.raises(BadSpec) as caught:
+        parse_aliases([text], "--ollama-alias", "option")
+    assert f"'{text}' (from --ollama-alias): {why}" == str(caught.value)
+
+
+def test_an_alias_given_twice_must_mean_the_same() -> None:
+    assert 1 == len(parse_aliases(["chat=a", "CHAT=a"], "x", "option"))
+    with pytest.raises(BadSpec, match="CHAT is given twice with different models"):
+        parse_aliases(["chat=a", "CHAT=b"], "x", "option")
+
+
+def test_capabilities_belong_to_their_model_or_to_the_listed_one() -> None:
+    asked = Want(test="t", specs=(ModelSpec("a", capabilities=("tools",)), ModelSpec("b")))
+    assert asked == Want.from_dict(json.loads(json.dumps(asked.to_dict())))
+    plan = make_plan(listed("a,num_ctx=64"), [asked], up_front=False)
+    assert [Need("t", "", ("tools",))] == plan.needs[key("a,num_ctx=64")]
+    assert [Need("t")] == plan.needs[key("b")]
+    bare = Want(test="t", capabilities=("vision",))
+    assert bare == Want.from_dict(json.loads(json.dumps(bare.to_dict())))
+    assert ("vision",) == resolve(bare, listed("a"))[0].capabilities
 
 
 def test_a_want_survives_a_trip_through_json() -> None:
@@ -217,7 +292,7 @@ def test_auto_in_a_mark_leaves_it_to_the_option() -> None:
 
 def _plan(given_by: GivenBy, *wants: Want) -> Plan:
     models = listed("m", given_by)
-    return make_plan(models, wants, up_front=models.up_front)
+    return make_plan(models, wants, up_front=given_by in ("option", "environment"))
 
 
 def test_each_test_has_its_own_answer() -> None:

@@ -1,0 +1,243 @@
+"""The settings that a run reads from the table of options, each with its source."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from pytest_ollama_warmup.errors import BadSetting, BadSpec
+from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.warmup.bring import Terms
+    from pytest_ollama_warmup.warmup.plan import Alias, GivenBy, Listed
+
+T = TypeVar("T")
+# A run inside a test of this run finds this in its environment.
+OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
+
+
+class Setting(NamedTuple, Generic[T]):
+    """A value and who gave it."""
+
+    value: T
+    source: str
+    given_by: GivenBy
+
+
+class Sources(NamedTuple):
+    """Where values come from; the first that holds one wins.
+
+    *options* is a namespace with the ``dest`` of each option, *flag* says what the user typed.
+    *ini* returns what a configuration file holds for an option, None for nothing, and its name.
+    """
+
+    options: object
+    environ: Mapping[str, str] = os.environ
+    flag: Callable[[Option], str] = lambda option: option.flag
+    ini: Callable[[Option], tuple[Any, str]] = lambda option: (None, "")
+
+
+class Settings(NamedTuple):
+    """All settings of one run; *given_list* and *given_host* are None where nobody gave any.
+
+    What the environment holds and cannot be used waits in *problem* until a model is wanted: the
+    variables are other programs' too.
+    """
+
+    given_list: Listed | None
+    given_host: Setting[Host | None]
+    problem: BadSetting | None
+    off: bool
+    pull: Setting[str]
+    on_missing: Setting[str]
+    warm: Setting[str]
+    keep_alive: Setting[float]
+    wait: Setting[float]
+    stall: Setting[float]
+    load_timeout: Setting[float]
+    ci: bool
+    api_key: str
+    inner: bool
+
+    @property
+    def listed(self) -> Listed:
+        """The models that are listed for the run."""
+        from pytest_ollama_warmup.warmup.plan import Listed
+
+        return self.given_list or Listed()
+
+    @property
+    def host(self) -> Host:
+        """The address of the server."""
+        return self.given_host.value or read_host("127.0.0.1:11434", "default")
+
+    @property
+    def terms(self) -> Terms:
+        """On what terms models are brought."""
+        from pytest_ollama_warmup.warmup.bring import Terms
+
+        return Terms(
+            pull=self.pull.value,
+            warm=self.warm.value,
+            keep_alive_s=self.keep_alive.value,
+            wait_s=self.wait.value,
+            stall_s=self.stall.value,
+            load_timeout_s=self.load_timeout.value,
+            ci=self.ci,
+        )
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the user has set anything up for Ollama in this run, beside marks."""
+        listed = self.given_list is not None and bool(self.given_list.all)
+        return listed or self.given_host.given_by in ("option", "configuration")
+
+    @property
+    def up_front(self) -> bool:
+        """Whether the listed models are brought in every run, before collection."""
+        if self.given_list is None:
+            return False
+        given_by = self.given_list.given_by
+        # An outer run has brought what the environment lists already.
+        brings = given_by == "option" or (given_by == "environment" and not self.inner)
+        bad_list = given_by == "environment" and self.problem is not None
+        return brings and (bool(self.given_list.specs) or bad_list)
+
+    @classmethod
+    def read(cls, sources: Sources) -> Settings:
+        """Read option, then environment, then configuration file; the first one set wins.
+
+        Raises:
+            BadSetting: a value cannot be used; names it, its source and what is allowed.
+        """
+        read, environ = _Reader(sources), sources.environ
+        off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
+        read.lenient = off
+        listed, host = read.listed(), read.setting("host")
+        wait = read.setting("wait")
+        if wait.value is None:
+            by_option = listed is not None and listed.given_by == "option"
+            patient = ci or (by_option and bool(listed and listed.specs))
+            wait = Setting(60.0 if patient else 2.0, "default", "default")
+        return cls(
+            given_list=listed,
+            given_host=host,
+            problem=read.problem,
+            off=off,
+            pull=read.setting("pull"),
+            on_missing=read.setting("on_missing"),
+            warm=read.setting("warm"),
+            keep_alive=read.setting("keep_alive"),
+            wait=wait,
+            stall=read.setting("stall"),
+            load_timeout=read.setting("load_timeout"),
+            ci=ci,
+            api_key=environ.get("OLLAMA_API_KEY", "").strip(),
+            inner=OUTER_RUN in environ,
+        )
+
+
+def is_set(value: str | None) -> bool:
+    """Whether a switch in the environment is on: not empty, ``0`` or ``false``."""
+    return (value or "").strip().lower() not in ("", "0", "false")
+
+
+class _Reader:
+    """Finds which source gives an option."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._table = {option.name: option for option in OPTIONS}
+        self.problem: BadSetting | None = None
+        self.lenient = False
+        """Whether bad values count as not given: what is off has nothing to complain about."""
+
+    def setting(self, name: str) -> Setting[Any]:
+        option = self._table[name]
+        for raw, source, given_by in self._given(option)[:1]:
+            try:
+                return Setting(option.read(raw, source), source, given_by)
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+        return Setting(option.default, "default", "default")
+
+    def listed(self) -> Listed | None:
+        """Return the listed models and the aliases; None where nobody gave any."""
+        aliases = self._aliases()
+        given = next(iter(self._given(self._table["preload"])), None)
+        if given is None and not aliases:
+            return None
+        from pytest_ollama_warmup.warmup.plan import Listed
+        from pytest_ollama_warmup.warmup.spec import distinct, parse_specs
+
+        if given is None:
+            return Listed(aliases=aliases)
+        raw, source, given_by = given
+        try:
+            texts = _texts(raw, source)
+            if given_by == "configuration":
+                # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
+                texts = [" ".join(texts)]
+            empty = [index for index, text in enumerate(texts) if not text.strip()]
+            # An empty value clears what came before it, so that it also overrides addopts.
+            if given_by == "option" and empty:
+                texts = texts[empty[-1] + 1 :]
+            roles = Listed(aliases=aliases)
+            specs = [roles.meant(spec) for spec in parse_specs(texts, source)]
+            return Listed(distinct(specs, source), source, given_by, aliases)
+        except BadSetting as exc:
+            self._tolerate(exc, given_by)
+            return Listed((), source, given_by, aliases)
+
+    def _aliases(self) -> tuple[Alias, ...]:
+        """Return the aliases of all sources; of two with one name the first source's."""
+        found: dict[str, Alias] = {}
+        for raw, source, given_by in self._given(self._table["alias"]):
+            from pytest_ollama_warmup.warmup.plan import parse_aliases
+
+            try:
+                for alias in parse_aliases(_texts(raw, source), source, given_by):
+                    found.setdefault(alias.key, alias)
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+        for alias in found.values():
+            other = found.get(alias.spec.name.lower(), alias)
+            if other is not alias:
+                raise BadSpec(str(alias.spec), alias.source, f"{other.name} is an alias itself")
+        return tuple(found.values())
+
+    def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
+        if given_by == "environment":
+            self.problem = exc
+        elif not self.lenient:
+            raise exc
+
+    def _given(self, option: Option) -> list[tuple[Any, str, GivenBy]]:
+        """Return what each source gives for *option*, the one that wins first."""
+        sources, found = self._sources, list[tuple[Any, str, "GivenBy"]]()
+        if (given := getattr(sources.options, option.dest, None)) is not None:
+            found.append((given, sources.flag(option), "option"))
+        if option.environ and sources.environ.get(option.environ, "").strip():
+            found.append((sources.environ[option.environ], option.environ, "environment"))
+        # Only aliases add up: what wins already need not be read from the file.
+        if not found or option.name == "alias":
+            try:
+                ini, source = sources.ini(option)
+            except BadSetting:
+                if not self.lenient:
+                    raise
+                return found
+            if ini is not None and not (option.ini_type == "string" and not str(ini).strip()):
+                found.append((ini, source, "configuration"))
+        return found
+
+
+def _texts(raw: Any, source: str) -> list[str]:
+    texts = [raw] if isinstance(raw, str) else list(raw)
+    if not all(isinstance(text, str) for text in texts):
+        raise BadSetting(str(raw), source, NEEDED_TYPES["args"])
+    return texts
