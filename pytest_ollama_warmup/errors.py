@@ -10,7 +10,8 @@ WarmupError
 │   ├── ServerUnreachable
 │   ├── NotOllama
 │   ├── AccessDenied
-│   └── TlsFailed
+│   ├── TlsFailed
+│   └── Aborted
 ├── ModelError            one model cannot be made ready
 │   ├── NotPulled
 │   ├── UnknownModel
@@ -192,6 +193,22 @@ class TlsFailed(ServerError):
             "Use http:// for a server without TLS; for a private certificate authority "
             "set SSL_CERT_FILE."
         )
+
+
+class Aborted(ServerError):
+    """The run has ended, and with it all that was still under way."""
+
+    def __init__(self, url: str, source: str) -> None:
+        super().__init__(url, source)
+        self.url, self.source = url, source
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return "interrupted"
+
+    def __str__(self) -> str:
+        return f"interrupted while working with {self.url} (from {self.source})."
 
 
 class ModelError(WarmupError):

@@ -84,7 +84,10 @@ class Settings(NamedTuple):
             pull=self.pull.value,
             warm=self.warm.value,
             keep_alive_s=self.keep_alive.value,
-            wait_s=self.wait.value,
+            # A service manager starts a crashed server again, after 3 s by Ollama's unit file.
+            comes_back_s=(
+                max(self.wait.value, 10.0) if self.wait.given_by == "default" else self.wait.value
+            ),
             stall_s=self.stall.value,
             load_timeout_s=self.load_timeout.value,
             ci=self.ci,

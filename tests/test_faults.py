@@ -109,12 +109,29 @@ def test_a_server_that_dies_during_a_load_fails_the_model(suite: Suite, workers:
 def test_a_server_that_dies_during_a_pull_ends_the_run(suite: Suite, workers: list[str]) -> None:
     suite.ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
     suite.write(ONE_TEST)
-    process = suite.start("--ollama-preload=llama3.2:1b", *workers)
-    until(lambda: suite.ollama.calls("pull"))
+    process = suite.start("--ollama-preload=llama3.2:1b", "--ollama-wait=0.5", *workers)
+    until(lambda: suite.ollama.pulling)
     suite.ollama.stop()
     code, out = end(process)
     assert 2 == code
     assert "llama3.2:1b could not be pulled (from --ollama-preload): connection lost" in out
+    assert "then connection refused for 0.5 s (--ollama-wait)" in out
+
+
+@WORKERS
+def test_a_server_that_comes_back_during_a_pull_goes_on(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
+    suite.write(ONE_TEST)
+    process = suite.start("--ollama-preload=llama3.2:1b", *workers)
+    until(lambda: suite.ollama.pulling)
+    suite.ollama.stop()
+    suite.ollama.add(LLAMA)
+    suite.ollama.start()
+    code, out = end(process)
+    assert 0 == code
+    assert "resuming" in out
+    assert "ready: pulled" in out
+    assert 2 == len(suite.ollama.pulls)
 
 
 def test_a_killed_controller_leaves_no_worker(suite: Suite) -> None:

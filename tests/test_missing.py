@@ -474,11 +474,10 @@ def test_a_service_of_another_protocol_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pull_cut": True}, "llama3.2:1b could not be pulled (from --ollama-preload): the server ended the stream before 'success'. Run again: a pull goes on where it stopped."),
         ({"pull_error": "unauthorized: access denied"}, "could not be pulled (from --ollama-preload): unauthorized: access denied. The registry wants a login."),
         ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'. The server calls it a completion model, so its weights are damaged"""),
     ],
-    ids=["cut", "unauthorized", "damaged"],
+    ids=["unauthorized", "damaged"],
 )  # fmt: skip
 def test_what_goes_wrong_at_the_server_is_said_with_its_cure(
     suite: Suite, changes: dict[str, object], message: str

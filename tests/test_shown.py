@@ -38,7 +38,7 @@ def test_a_run_shows_header_changes_and_table(suite: Suite) -> None:
     assert [
         f"{suite.ollama.url} (from OLLAMA_HOST), preload llama3.2:1b (from --ollama-preload), "
         "missing models: skip (CI not set), but listed ones end the run",
-        "llama3.2:1b pulling",
+        "llama3.2:1b pulling 1.3 MB",
         "llama3.2:1b pulled in T s, loading",
         "llama3.2:1b ready: pulled 1.3 MB in T s, loaded in T s",
     ] == without_times(run.ours)
@@ -63,7 +63,9 @@ def test_with_a_mark_only_the_header_comes_after_collection(suite: Suite) -> Non
 def test_quiet_shows_pulls_and_the_table(suite: Suite) -> None:
     suite.write(ONE_TEST)
     run = suite.run(LIST, "-q")
-    assert ["llama3.2:1b pulling", "llama3.2:1b pulled in T s, loading"] == without_times(run.ours)
+    assert ["llama3.2:1b pulling 1.3 MB", "llama3.2:1b pulled in T s, loading"] == without_times(
+        run.ours
+    )
     assert run.table[0].startswith("✓ llama3.2:1b")
 
 
@@ -149,7 +151,7 @@ def test_a_log_gets_a_progress_line_at_most_every_ten_seconds() -> None:
     for now in range(25):
         screen.tick(a_pull(54_000_000 * now))
     assert [
-        "ollama: llama3.2:1b pulling",
+        "ollama: llama3.2:1b pulling 1.3 GB",
         "ollama: llama3.2:1b pulling 540 MB of 1.3 GB, 54 MB/s, 14.1 s left",
         "ollama: llama3.2:1b pulling 1.1 GB of 1.3 GB, 54 MB/s, 4.1 s left",
     ] == lines

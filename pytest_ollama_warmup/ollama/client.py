@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 
 from pytest_ollama_warmup.errors import (
+    Aborted,
     AccessDenied,
     ApiError,
     NotOllama,
@@ -27,7 +28,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from pytest_ollama_warmup.ollama.host import Host
 
@@ -50,6 +51,18 @@ class PullProgress:
     digest: str = ""
     total: int = 0
     completed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model on the server's disk, from ``GET /api/tags``: *digest* in bare hex, *size* in bytes.
+
+    The digest is that of the manifest: a copy under another name has the same.
+    """
+
+    name: str
+    digest: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +99,7 @@ class Client:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
         self._sockets_lock = threading.Lock()
+        self.aborted = False
         try:
             self._http = httpx.Client(
                 base_url=host.url,
@@ -111,10 +125,12 @@ class Client:
         self._http.close()
 
     def abort(self) -> None:
-        """Cut all connections, also those that another thread is waiting on.
+        """Cut all connections, also those that another thread is waiting on, and make no more.
 
-        The server ends a pull or a load when its client has gone.
+        The server ends a pull or a load when its client has gone; a thread that would try again
+        gets an Aborted instead.
         """
+        self.aborted = True
         with self._sockets_lock:
             sockets = list(self._sockets)
         for sock in sockets:
@@ -200,7 +216,7 @@ class Client:
 
     def pull(
         self, name: str, *, insecure: bool = False, silence_s: float
-    ) -> Iterator[PullProgress]:
+    ) -> Generator[PullProgress, None, None]:
         """Download a model; yields the server's lines as they come, the last is ``success``.
 
         The server is silent while it fetches the manifest and verifies digests: *silence_s* is how
@@ -286,6 +302,21 @@ class Client:
             if isinstance(one, dict)
         ]
 
+    def stored(self) -> list[Stored]:
+        """Return the models on the server's disk, in the cloud as far as it knows them."""
+        with self._translated():
+            response = self._http.get("/api/tags", extensions=self._extensions())
+        models = self._data("/api/tags", response).get("models")
+        return [
+            Stored(
+                clean(one.get("name") or one.get("model") or "", 500),
+                clean(one.get("digest") or "", 100).removeprefix("sha256:"),
+                _whole(one.get("size")),
+            )
+            for one in (models if isinstance(models, list) else [])
+            if isinstance(one, dict)
+        ]
+
     def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
         with self._translated():
             response = self._http.post(
@@ -352,11 +383,18 @@ class _Translation:
         self._client = client
 
     def __enter__(self) -> None:
-        pass
+        if self._client.aborted:
+            raise self._aborted()
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if isinstance(exc, httpx.RequestError):
+            if self._client.aborted:
+                raise self._aborted() from exc
             raise self._as_server_error(exc) from exc
+
+    def _aborted(self) -> Aborted:
+        host = self._client.host
+        return Aborted(host.url, host.source)
 
     def _as_server_error(self, exc: httpx.RequestError) -> ServerError:
         host = self._client.host

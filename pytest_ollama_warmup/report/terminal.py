@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.record import Outcome, Record
 
 PROGRESS_LINE_EVERY_S = 10.0
+# A template or a licence is no download to speak of.
+WORTH_SAYING = 100_000
 SAY_LOADING_AFTER_S = 2.0
 # The whole message stands above; a table that wraps is none.
 BRIEF = 64
@@ -80,6 +82,8 @@ class _Shown:
     since: float = 0.0
     begin: float = 0.0
     first: int | None = None
+    announced: bool = False
+    """Whether it has been said that it is pulled."""
     said: float = 0.0
     doing: str = ""
     task: TaskID | None = None
@@ -149,15 +153,22 @@ class Screen:
             self._change(event)
         now = self._clock()
         for one in self._shown.values():
-            if one.phase == "loading" and not one.said and now - one.since >= SAY_LOADING_AFTER_S:
-                one.said = now
-                if self._progress is None:
-                    self.say(f"{one.name} loading")
+            if now - one.since >= SAY_LOADING_AFTER_S:
+                self._say_what_takes_long(one, now)
             if self._progress is not None and one.task is not None:
                 doing = one.doing or f"{one.phase}, {now - one.since:.0f} s"
                 self._progress.update(one.task, doing=doing)
         if self._progress is not None:
             self._progress.refresh()
+
+    def _say_what_takes_long(self, one: _Shown, now: float) -> None:
+        if one.phase == "loading" and not one.said:
+            one.said = now
+            if self._progress is None:
+                self.say(f"{one.name} loading")
+        elif one.phase == "pulling" and not one.announced:
+            one.announced = True
+            self.say(f"{one.name} pulling, the registry has not answered yet", least=-1)
 
     def _change(self, event: Event) -> None:
         now, target = self._clock(), event.target
@@ -166,8 +177,11 @@ class Screen:
             before, one.phase, one.since, one.said = one.phase, event.phase, now, 0.0
             one.doing = ""
             if event.phase == "pulling":
-                one.begin, one.said = now, now
-                self.say(f"{one.name} pulling", least=-1)
+                one.begin, one.said = one.begin or now, now
+            elif event.phase == "resuming":
+                self.say(f"{one.name} pulling: {event.why}", least=-1)
+            elif event.phase == "present" and event.why:
+                self.say(f"{one.name} {event.why}", least=-1)
             elif event.phase == "present" and before == "pulling":
                 self.say(f"{one.name} pulled in {seconds(now - one.begin)}, loading", least=-1)
             elif event.phase == "waiting":
@@ -177,6 +191,9 @@ class Screen:
             elif event.outcome is not None and event.outcome.ready:
                 self.say(ready_line(event.outcome))
         if event.phase == "pulling" and event.total:
+            if not one.announced and event.total >= WORTH_SAYING:
+                one.announced = True
+                self.say(f"{one.name} pulling {_announced(event)}", least=-1)
             self._pulling(one, event, now)
         if self._progress is not None:
             self._draw(one, event)
@@ -204,6 +221,13 @@ class Screen:
             one.task = progress.add_task("", name=one.name, doing="", total=None)
         # Without a total the bar only moves: that of a load is not known.
         progress.update(one.task, total=event.total or None, completed=event.completed)
+
+
+def _announced(event: Event) -> str:
+    if event.free is None:
+        return size(event.total)
+    short = "only " if event.free < event.total - event.completed else ""
+    return f"{size(event.total)}, {short}{size(event.free)} free on the disk"
 
 
 def _bars(file: TextIO, width: int, coloured: bool) -> Progress:

@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
     LoadFailed,
     NotPulled,
+    OtherDigest,
     PullFailed,
     ServerError,
     ServerUnreachable,
@@ -22,29 +23,39 @@ from pytest_ollama_warmup.errors import (
     WarmupError,
 )
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.text import clean, seconds
 from pytest_ollama_warmup.warmup.gate import Beat, held, pull_lock_path
-from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, pull
+from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
 from pytest_ollama_warmup.warmup.spec import FOREVER
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, Resident, Stored
     from pytest_ollama_warmup.warmup.plan import Target
 
-Phase = Literal["checking", "queued", "waiting", "pulling", "present", "loading", "busy", "done"]
+T = TypeVar("T", "Resident", "Stored")
+Phase = Literal[
+    "checking", "queued", "waiting", "pulling", "resuming", "present", "loading", "busy", "done"
+]
 PULLS_SIDE_BY_SIDE = 4
 WARM_UP_PROMPT = "Hi"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome."""
+    """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
+
+    *free* is the number of bytes on the disk that it comes to, where that is known; *why* is what
+    has to be said of the phase.
+    """
 
     target: Target
     phase: Phase
     completed: int = 0
     total: int = 0
+    free: int | None = None
+    why: str = ""
     outcome: Outcome | None = None
 
 
@@ -58,7 +69,8 @@ class Terms:
     pull: str = "auto"
     warm: str = "prompt"
     keep_alive_s: float = 600.0
-    wait_s: float = 2.0
+    comes_back_s: float = 10.0
+    """How long a server that went away in a pull may take to come back."""
     stall_s: float = 25.0
     load_timeout_s: float = 900.0
     ci: bool = False
@@ -84,15 +96,17 @@ class _Bringing:
     notes: list[str] = field(default_factory=list)
     waited: bool = False
     """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
+    kept: str = ""
+    """Why a refresh left what was there."""
 
     @property
     def name(self) -> str:
         return self.target.spec.name
 
-    def enter(self, phase: Phase, completed: int = 0, total: int = 0) -> None:
+    def enter(self, phase: Phase, **more: Any) -> None:
         self.waited = self.waited or phase == "waiting"
         self.beat()
-        self.say(Event(self.target, phase, completed, total))
+        self.say(Event(self.target, phase, **more))
 
     def add_step(self, kind: StepKind, start: float, begin: float, size: int = 0) -> None:
         took = time.monotonic() - begin
@@ -113,7 +127,13 @@ def bring(
     work = _Bringing(client, target, terms, say, beat, pulls or threading.Semaphore(1))
     try:
         info = _ensure_present(work)
-        work.enter("present")
+        stored = _check_pin(work, info)
+        if stored is not None:
+            # A part that is there within 60 ms is not told in a pull, nor is its size.
+            work.steps = [
+                replace(one, size=stored.size) if one.kind == "pull" else one for one in work.steps
+            ]
+        work.enter("present", why=work.kept)
         resident = _ensure_loaded(work, info)
     except WarmupError as exc:
         return failed(target, exc, by, tuple(work.steps))
@@ -124,8 +144,8 @@ def bring(
         by=by,
         notes=tuple(work.notes),
         steps=tuple(work.steps),
-        digest=resident.digest if resident else "",
-        size=resident.size if resident else 0,
+        digest=stored.digest if stored else "",
+        size=stored.size if stored else 0,
         context_length=resident.context_length if resident else 0,
         capabilities=info.capabilities,
         options=target.spec.options,
@@ -216,26 +236,38 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
             return pulled_by_another
         work.enter("pulling")
         start, begin = time.time(), time.monotonic()
+        free: dict[str, int | None] = {}
 
-        def on_line(completed: int, total: int, *, moved: bool) -> None:
+        def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
             if moved:
+                # For those who wait for this download, and for those who wait for this model.
                 beat()
-            work.enter("pulling", completed, total)
+                work.beat()
+            if digest and digest not in free:
+                free[digest] = free_bytes(work.client.host, digest)
+            completed, total = progress.completed, progress.total
+            work.say(Event(target, "pulling", completed, total, free.get(digest)))
+
+        def on_resume(why: str) -> None:
+            work.enter("resuming", why=why)
 
         try:
-            pulled = pull(
-                work.client, target.spec, target.origin, work.terms.load_timeout_s, on_line
-            )
+            pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
         except (UnknownModel, PullFailed) as exc:
             if info is None:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
-            work.notes.append(f"not refreshed, using what is there: {exc.words}")
+            work.notes.append("not refreshed")
+            work.kept = f"is not refreshed, what is there is used: {exc.words}"
             return info
     if info is not None and not pulled.fresh:
         work.notes.append("up to date")
+        work.kept = "is up to date"
     else:
         work.add_step("pull", start, begin, pulled.size)
+    if pulled.resumed:
+        times = "once" if pulled.resumed == 1 else f"{pulled.resumed} times"
+        work.notes.append(f"resumed {times}")
     # A stream can end with success for a manifest whose parts were cleared away meanwhile.
     info = _show(work)
     if info is None:
@@ -266,6 +298,24 @@ def _turn_to_pull(work: _Bringing) -> Iterator[Beat]:
 
 
 _CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
+
+
+def _check_pin(work: _Bringing, info: ModelInfo) -> Stored | None:
+    """Return what the server says of the model on its disk; None where it does not."""
+    spec = work.target.spec
+    if _in_cloud(work, info):
+        return None
+    try:
+        stored = _find(work.client.stored(), spec.model_key)
+    except ApiError as exc:
+        if not spec.digest:
+            return None
+        words, advice = exc.words, "Its digest is not known, and the pin cannot be checked."
+        raise LoadFailed(work.name, work.target.origin, words, advice) from exc
+    digest = stored.digest if stored else ""
+    if not digest.startswith(spec.digest):
+        raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
+    return stored
 
 
 def _in_cloud(work: _Bringing, info: ModelInfo) -> bool:
@@ -374,8 +424,8 @@ def _ensure_lease(work: _Bringing, kind: LoadKind) -> Resident | None:
     return resident
 
 
-def _find(residents: list[Resident], model_key: str) -> Resident | None:
-    for one in residents:
+def _find(models: list[T], model_key: str) -> T | None:
+    for one in models:
         try:
             if ModelName.parse(one.name).key == model_key:
                 return one
@@ -388,6 +438,11 @@ def _not_for_text(exc: ApiError) -> bool:
     return "does not support generate" in exc.words
 
 
+# "invalid character" is a damaged part beside the weights: after a pull that ended with a digest
+# mismatch the server takes its other parts as they are (seen on v0.33.0).
+_DAMAGED = ("file size", "file magic", "tensor", "incomplete", "corrupt", "invalid character")
+
+
 def _advice_on_load(work: _Bringing, exc: ApiError, info: ModelInfo | None = None) -> str:
     text = exc.words.lower()
     cure = f"'ollama rm {work.name}' and pull it again."
@@ -395,7 +450,7 @@ def _advice_on_load(work: _Bringing, exc: ApiError, info: ModelInfo | None = Non
         return f"The server calls it a completion model, so its weights are damaged: {cure}"
     if any(sign in text for sign in ("memory", "cudamalloc", "vram")):
         return f"Try a smaller tag or num_ctx; resident now: {_others(work)}."
-    if any(sign in text for sign in ("file size", "file magic", "tensor", "incomplete", "corrupt")):
+    if any(sign in text for sign in _DAMAGED):
         return f"Its weights look damaged: {cure}"
     if exc.status == 503:
         limit = seconds(work.terms.load_timeout_s)

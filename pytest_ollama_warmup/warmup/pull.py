@@ -1,18 +1,29 @@
-"""Download one model, and say why where that fails."""
+"""Download one model, over as many requests as it takes, and say why where that fails."""
 
 from __future__ import annotations
 
+import re
 import time
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_ollama_warmup.errors import ApiError, PullFailed, ServerUnreachable, UnknownModel
-from pytest_ollama_warmup.text import seconds, size
+from pytest_ollama_warmup.text import count, seconds, size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.warmup.bring import Terms
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
+# How often a pull is resumed without a new byte, and how long the pause before that is; twice as
+# long each time after errors, which come at once. There must be one: a request that comes before
+# the server has noticed that the last one is gone joins the stalled download.
+RESUMPTIONS = 5
+PAUSE_S = 0.5
 
 
 class Pulled(NamedTuple):
@@ -20,71 +31,177 @@ class Pulled(NamedTuple):
 
     size: int
     fresh: bool
+    resumed: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a pull has come, in bytes, by the digest of each part.
+
+    The server rolls stalled parts back, so only a part's highest mark counts.
+    """
+
+    marks: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+    fresh: bool = False
+
+    @property
+    def completed(self) -> int:
+        """Bytes that are there."""
+        return sum(self.marks.values())
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts that the server has named so far."""
+        return sum(self.totals.values())
+
+    def __str__(self) -> str:
+        return f"{size(self.completed)} of {size(self.total)}"
 
 
 class OnLine(Protocol):
-    """Hears each line of a pull: bytes so far, bytes in all, and whether that is progress."""
+    """Hears each line of a pull, whether it is *moved* (progress), and of which part it tells."""
 
-    def __call__(self, completed: int, total: int, *, moved: bool) -> None:
+    def __call__(self, progress: Progress, digest: str, *, moved: bool) -> None:
         """Hear a line."""
 
 
-def pull(client: Client, spec: ModelSpec, origin: str, limit_s: float, on_line: OnLine) -> Pulled:
+class _Stalled(Exception):
+    """No new byte for too long, while the server says that it downloads."""
+
+
+def pull(
+    client: Client,
+    spec: ModelSpec,
+    origin: str,
+    terms: Terms,
+    on_line: OnLine,
+    on_resume: Callable[[str], None] = lambda why: None,
+) -> Pulled:
     """Download a model to its end.
 
-    It is done at the stream's last line, ``success``, and nothing else. *limit_s* is how long no
-    new byte may come.
+    It is done at a stream's last line, ``success``, and nothing else. What may pass is tried
+    again: where no new byte has come for ``stall_s`` the request is dropped and sent again, before
+    the server's own retry after 30 s, which throws away what a part had (v0.33, seen).
 
     Raises:
         UnknownModel: the registry has none of this name.
-        PullFailed: an error line, a stream that ends early, no progress, or no server any more.
+        PullFailed: an error that does not pass, no progress, or no server any more.
+        ServerError: the server came back as something else.
     """
-    name, status, moved_at = spec.name, "", time.monotonic()
-    totals: dict[str, int] = {}
-    fresh = False
-    # The server rolls stalled parts back, so only the highest mark of a part is progress.
+    name, progress, resumed, fruitless, damaged = spec.name, Progress(), 0, 0, 0
+    while True:
+        before, stalled = progress.completed, False
+        try:
+            _read(client, spec, terms, progress, on_line)
+            return Pulled(progress.total, progress.fresh, resumed)
+        except _Stalled as exc:
+            why, stalled = str(exc), True
+        except ApiError as exc:
+            why = exc.words
+            damaged += "digest mismatch" in why
+            if "file does not exist" in why:
+                raise UnknownModel(name, origin, why) from exc
+            if not _may_pass(exc, came=progress.completed > 0, damaged=damaged):
+                raise PullFailed(name, origin, why, _advice(name, why)) from exc
+        except ServerUnreachable as exc:
+            why = exc.cause
+            if why == "no answer":
+                why = f"no word from the server for {seconds(terms.load_timeout_s)}"
+                advice = f"Is the server still running? {RUN_AGAIN}"
+                raise PullFailed(name, origin, f"{why} (ollama_load_timeout)", advice) from exc
+        if progress.completed > before:
+            fruitless = 0
+        elif resumed:
+            fruitless += 1
+        if fruitless == RESUMPTIONS:
+            words = f"{why}, also after {count(RESUMPTIONS, 'resumption')}"
+            raise PullFailed(name, origin, words, _advice(name, words))
+        resumed += 1
+        if progress.total:
+            why += f" at {progress}"
+        again = f" ({fruitless + 1} of {RESUMPTIONS})" if fruitless else ""
+        on_resume(f"{why}, resuming{again}")
+        time.sleep(PAUSE_S if stalled else PAUSE_S * 2**fruitless)
+        _wait_for_server(client, spec, origin, terms, why)
+
+
+def _read(
+    client: Client, spec: ModelSpec, terms: Terms, progress: Progress, on_line: OnLine
+) -> None:
+    """Read one stream to its last line.
+
+    Raises:
+        _Stalled, ApiError, ServerUnreachable: as their names say.
+    """
+    status, moved_at = "", time.monotonic()
+    # Of this stream alone: a server that was killed begins again from less than it had.
     marks: dict[str, int] = {}
-    try:
-        for line in client.pull(name, insecure=spec.insecure, silence_s=limit_s):
+    lines = client.pull(spec.name, insecure=spec.insecure, silence_s=terms.load_timeout_s)
+    with closing(lines):
+        for line in lines:
             now, moved, status = time.monotonic(), line.status != status, line.status
-            if line.digest:
+            if digest := line.digest:
                 # A part that is there already gives one line, complete.
-                fresh = fresh or line.completed < line.total
-                totals[line.digest] = max(line.total, totals.get(line.digest, 0))
-                moved = moved or line.completed > marks.get(line.digest, 0)
-                marks[line.digest] = max(line.completed, marks.get(line.digest, 0))
-            moved_at = now if moved else moved_at
-            if now - moved_at > limit_s:
-                still = f"no new byte for {seconds(limit_s)} (ollama_load_timeout)"
-                raise PullFailed(name, origin, still, RUN_AGAIN)
-            on_line(sum(marks.values()), sum(totals.values()), moved=moved)
-    except ApiError as exc:
-        if "file does not exist" in exc.words:
-            raise UnknownModel(name, origin, exc.words) from exc
-        raise PullFailed(name, origin, exc.words, _advice(name, exc.words)) from exc
-    except ServerUnreachable as exc:
-        cause = exc.cause
-        if cause == "no answer":
-            cause = f"no word from the server for {seconds(limit_s)} (ollama_load_timeout)"
-        elif totals:
-            cause += f" at {size(sum(marks.values()))} of {size(sum(totals.values()))}"
-        raise PullFailed(name, origin, cause, f"Is the server still running? {RUN_AGAIN}") from exc
+                progress.fresh = progress.fresh or line.completed < line.total
+                progress.totals[digest] = max(line.total, progress.totals.get(digest, 0))
+                progress.marks[digest] = max(line.completed, progress.marks.get(digest, 0))
+                moved = moved or line.completed > marks.get(digest, 0)
+                marks[digest] = max(line.completed, marks.get(digest, 0))
+            if moved:
+                moved_at = now
+            # Silence is no stall: the server says nothing while it asks the registry for the
+            # manifest and a part's size, and while it verifies.
+            elif now - moved_at > terms.stall_s:
+                raise _Stalled(f"no new byte for {seconds(terms.stall_s)} (ollama_stall)")
+            on_line(progress, digest, moved=moved)
     if status != "success":
-        raise PullFailed(name, origin, "the server ended the stream before 'success'", RUN_AGAIN)
-    return Pulled(sum(totals.values()), fresh)
+        cause = "the server ended the stream before 'success'"
+        raise ServerUnreachable(client.host.url, client.host.source, cause, 0.0)
+
+
+# The registry is there, and cannot answer now. A status stands after a colon: ports and digests
+# hold such digits too.
+_BUSY = re.compile(
+    r"(?:^|: |status code )(?:429|5\d\d)(?::|$| )|\beof\b|connection reset|broken pipe"
+    r"|server misbehaving|stream error|goaway"
+)
+# Nothing is there. Waiting helps where it was there a moment ago.
+_AWAY = re.compile(r"refused|no such host|unreachable|timeout|deadline exceeded|no route")
+
+
+def _may_pass(exc: ApiError, *, came: bool, damaged: int) -> bool:
+    words = exc.words.lower()
+    if "digest mismatch" in words:
+        # The server has thrown the part away, and downloads it anew.
+        return damaged < 2
+    if exc.status == 429 or exc.status >= 500 or _BUSY.search(words):
+        return True
+    return came and _AWAY.search(words) is not None
+
+
+def _wait_for_server(client: Client, spec: ModelSpec, origin: str, terms: Terms, why: str) -> None:
+    limit_s = terms.comes_back_s
+    try:
+        client.wait_until_ready(limit_s)
+    except ServerUnreachable as exc:
+        cause = f"{why}, then {exc.cause} for {seconds(limit_s)} (--ollama-wait)"
+        advice = f"Is the server still running? {RUN_AGAIN}"
+        raise PullFailed(spec.name, origin, cause, advice) from exc
 
 
 def _advice(name: str, words: str) -> str:
     text = words.lower()
     for signs, advice in (
         (
-            ("http response to https", "tls: first record", "tls handshake"),
+            ("http response to https", "tls: first record"),
             f"For a registry without TLS write {name},insecure=true.",
         ),
         (("unauthorized", "access denied", "realm host"), "The registry wants a login."),
         (("no space left",), "Free some space where the server keeps its models."),
         # Not a bare 412, which digests and ports hold too.
         (("newer version", "manifest: 412:"), "Update Ollama."),
+        (("no new byte",), f"The registry sends nothing. {RUN_AGAIN}"),
         (
             ("no such host", "connection refused", "timeout", "unreachable", "eof"),
             "The server cannot reach the registry: pull while online, or see its proxy settings.",

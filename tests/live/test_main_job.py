@@ -204,7 +204,8 @@ def test_a_server_killed_during_a_pull_ends_the_run(
     own_registry.rate = 1e6
     model = own_registry.name("big")
     suite.write({"test_it.py": "def test_it(): pass\n"})
-    process = suite.start(f"--ollama-preload={model},insecure=true", *workers)
+    arguments = [f"--ollama-preload={model},insecure=true", "--ollama-wait=1"]
+    process = suite.start(*arguments, *workers)
     until(lambda: any(one.sent > 1e5 for one in own_registry.requests))
     server.kill()
     out, _ = process.communicate(timeout=BOUND_S)

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_ollama_warmup import errors
 from pytest_ollama_warmup.errors import (
+    Aborted,
     AccessDenied,
     ApiError,
     BadHost,
@@ -44,6 +45,7 @@ EACH = [
     ServerUnreachable(URL, "default", "connection refused", 2.0),
     NotOllama(URL, "OLLAMA_HOST", "404 text/plain", ""),
     AccessDenied(URL, "OLLAMA_HOST", 401, "unauthorized", "sent"),
+    Aborted(URL, "default"),
     TlsFailed("https://h:443", "--ollama-host", "certificate refused (self-signed)"),
     NotPulled("llama3.2:1b", "from --ollama-preload", True),
     UnknownModel("phi9", "from x", "pull model manifest: file does not exist"),
