@@ -13,7 +13,8 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
-from pytest_ollama_warmup.roles import WORKER_INPUT, folder_of, is_looking, run_of
+from pytest_ollama_warmup.roles import WORKER_INPUT, adopt_host, folder_of, is_looking, run_of
+from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
 from pytest_ollama_warmup.verdict import watch
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class ControllerSide:
         """Prepare when the first worker knows its tests; none is scheduled until all do."""
         if not self._prepared:
             self._prepared = True
-            self._prepare(_read_wants(folder_of(self._config), node.gateway.id), len(ids))
+            self._prepare(_read_wants(self._config, node.gateway.id), len(ids))
         return (yield)
 
 
@@ -64,14 +65,26 @@ class WorkerSide:
         # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
         # tests will: each asks for its model at set-up.
         with suppress(Exception):
-            found = _wants_or_error(session.items)
+            found = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
             if found.get("wants") != []:
                 watch(config)
                 # Here, where the worker waits for its tests anyway, and not in the first of them.
                 run_of(config)
+                if found["host_hooks"]:
+                    config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
             content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
+
+
+class _BeforeFirstTest:
+    """Takes over, once, the server that the controller got from a hook of the suite."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        # It has prepared by now: no test is sent before.
+        item.config.pluginmanager.unregister(self)
+        adopt_host(item.config)
 
 
 def _wants_or_error(items: list[pytest.Item]) -> dict[str, Any]:
@@ -85,14 +98,16 @@ def _wants_path(folder: Path, worker: str) -> Path:
     return folder / f"wants-{worker}.json"
 
 
-def _read_wants(folder: Path, worker: str) -> list[Want]:
-    path = _wants_path(folder, worker)
+def _read_wants(config: pytest.Config, worker: str) -> list[Want]:
+    path = _wants_path(folder_of(config), worker)
     if not path.exists():
         # A worker without the plugin (-p no:ollama_warmup in its own addopts) wants nothing.
         return []
     content = json.loads(path.read_text(encoding="utf-8"))
     if "error" in content:
         raise pytest.UsageError(content["error"])
+    if content["wants"]:
+        refuse_late_host_hooks(config, content["host_hooks"])
     from pytest_ollama_warmup.warmup.plan import Want
 
     return [Want.from_dict(one) for one in content["wants"]]

@@ -9,12 +9,21 @@ import pytest
 from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    import ollama
+
     from pytest_ollama_warmup.models import Models
 
 
 @pytest.fixture(scope="session")
 def ollama_host(pytestconfig: pytest.Config) -> str:
-    """URL of the Ollama server of this run, like http://127.0.0.1:11434."""
+    """URL of the Ollama server of this run, like http://127.0.0.1:11434.
+
+    A suite may define its own, of session scope, to give some of its tests another server: their
+    models are brought to it when the first of them runs.
+    """
     return settings_of(pytestconfig).host.url
 
 
@@ -25,24 +34,74 @@ def ollama_openai_url(ollama_host: str) -> str:
 
 
 @pytest.fixture
-def ollama_model(request: pytest.FixtureRequest) -> str:
+def ollama_model(request: pytest.FixtureRequest, ollama_host: str) -> str:
     """Name of the test's model: the first one of its mark, else the only listed one; warm."""
     from pytest_ollama_warmup.models import spec_of
 
-    return spec_of(request).name
+    return spec_of(request, ollama_host).name
 
 
 @pytest.fixture
-def ollama_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str, Any]:
     """Runner options of the test's model, to send along so that the server need not reload it."""
     from pytest_ollama_warmup.models import spec_of
 
-    return dict(spec_of(request).options)
+    return dict(spec_of(request, ollama_host).options)
 
 
 @pytest.fixture(scope="session")
-def ollama_models(request: pytest.FixtureRequest) -> Models:
-    """Models by name or spec: ollama_models["llama3.2:1b"].name; looking one up makes it ready."""
+def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
+    """Models by alias, name or spec: ollama_models["chat"].name; looking one up makes it ready."""
     from pytest_ollama_warmup.models import Models
 
-    return Models(request.session)
+    return Models(request.session, ollama_host)
+
+
+@pytest.fixture(scope="session")
+def ollama_client(ollama_host: str) -> Iterator[ollama.Client]:
+    """The official client (pip install ollama) on ollama_host."""
+    library = _official_library("ollama_client")
+    with library.Client(ollama_host, **_connection(ollama_host)) as client:
+        yield client
+
+
+@pytest.fixture
+def ollama_async_client(ollama_host: str) -> ollama.AsyncClient:
+    """The official client for async tests, under any event loop; leaves nothing open behind."""
+    library = _official_library("ollama_async_client")
+    # The loop of the test is closed when a fixture without one could close the client: each
+    # connection ends with its request instead.
+    headers = {"Connection": "close"}
+    client: ollama.AsyncClient = library.AsyncClient(
+        ollama_host, headers=headers, **_connection(ollama_host)
+    )
+    return client
+
+
+@pytest.fixture
+def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> None:
+    """Bring a test's models to the server that the suite's own ollama_host gives it."""
+    from pytest_ollama_warmup.models import bring_elsewhere
+
+    bring_elsewhere(request.node, ollama_host)
+
+
+def _official_library(fixture: str) -> ModuleType:
+    problem = (
+        f"{fixture} needs the official client: pip install ollama (or pytest-ollama-warmup[client])"
+    )
+    try:
+        import ollama
+    except ImportError:
+        pass
+    else:
+        return ollama
+    # Not in the except: pytest would show the import's failure too.
+    pytest.fail(problem, pytrace=False)
+
+
+def _connection(url: str) -> dict[str, Any]:
+    from pytest_ollama_warmup.models import host_of
+
+    # Like ours, and unlike by default, it does not send loopback addresses to HTTP_PROXY.
+    return {"trust_env": not host_of(url).loopback}

@@ -25,15 +25,27 @@ ON_MISSING = ("auto", "exit", "fail", "skip")
 
 # Who gets one of these needs Ollama, and of these two, to know which model.
 NEEDING_A_NAME = ("ollama_model", "ollama_options")
-NEEDING = (*NEEDING_A_NAME, "ollama_models")
+NEEDING = (*NEEDING_A_NAME, "ollama_models", "ollama_client", "ollama_async_client")
+HOST_FIXTURE = "ollama_host"
+ELSEWHERE_FIXTURE = "_ollama_elsewhere"
 _FIXTURES_MODULE = "pytest_ollama_warmup.fixtures"
 
 
-def mark_users_of_fixtures(items: Iterable[pytest.Item]) -> None:
-    """Add the mark to items that get one of our fixtures, before ``-m`` looks at marks."""
+def prepare_items(items: Iterable[pytest.Item]) -> None:
+    """Add the mark to items that get one of our fixtures, before ``-m`` looks at marks.
+
+    Those whose suite gives them another server also get the fixture that brings models to it.
+    """
     for item in items:
-        if _our_fixtures(item) and item.get_closest_marker(NAME) is None:
+        marked = item.get_closest_marker(NAME) is not None
+        if not marked and _our_fixtures(item):
             item.add_marker(getattr(pytest.mark, NAME))
+            marked = True
+        if marked and _is_elsewhere(item):
+            names: list[str] = item.fixturenames  # type: ignore[attr-defined]
+            # Tests that differ in parameters only share this list.
+            if ELSEWHERE_FIXTURE not in names:
+                names.insert(0, ELSEWHERE_FIXTURE)
 
 
 def wants_of(items: Iterable[pytest.Item]) -> list[Want]:
@@ -80,6 +92,7 @@ def want_of(item: pytest.Item) -> Want | None:
         fixture=fixture,
         on_missing=on_missing,
         capabilities=_united(of_listed),
+        elsewhere=_is_elsewhere(item),
     )
 
 
@@ -137,7 +150,19 @@ def _requires_model(
 def _our_fixtures(item: pytest.Item) -> list[str]:
     """Return those of our fixtures that *item* gets and that nobody has replaced."""
     names = getattr(item, "fixturenames", ())
-    return [name for name in NEEDING if name in names and _is_ours(name, item)]
+    found = [name for name in NEEDING if name in names and _is_ours(name, item)]
+    # An address is no need in itself, but one that a hook of the suite has yet to give.
+    if HOST_FIXTURE in names and item.config.hook.pytest_ollama_host.get_hookimpls():
+        found += [HOST_FIXTURE] if _is_ours(HOST_FIXTURE, item) else []
+    return found
+
+
+def _is_elsewhere(item: pytest.Item) -> bool:
+    """Whether the suite has a fixture of its own that says where this item's server is."""
+    if not hasattr(item, "fixturenames"):
+        return False
+    definitions = item.session._fixturemanager.getfixturedefs(HOST_FIXTURE, item)
+    return definitions is not None and definitions[-1].func.__module__ != _FIXTURES_MODULE
 
 
 def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
+from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import want_of
+from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
-from pytest_ollama_warmup.verdict import enforce, watch
+from pytest_ollama_warmup.verdict import NOT_READY, enforce, watch
 from pytest_ollama_warmup.warmup.plan import Want, resolve
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import parse_specs
@@ -18,6 +19,8 @@ from pytest_ollama_warmup.warmup.spec import parse_specs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.run import Run
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 
@@ -37,8 +40,8 @@ class Model:
 class Models:
     """The run's models; iterates over what the listed ones are called: alias, else name."""
 
-    def __init__(self, session: pytest.Session) -> None:
-        self._session, self._run = session, run_of(session.config)
+    def __init__(self, session: pytest.Session, url: str) -> None:
+        self._session, self._run = session, _run_at(session.config, url)
         # --setup-only runs fixtures, and must not touch the network.
         self._look_up = not (self._run.settings.off or is_looking(session.config))
         if self._look_up:
@@ -85,8 +88,8 @@ def _one_spec(key: str) -> ModelSpec:
     return specs[0]
 
 
-def spec_of(request: pytest.FixtureRequest) -> ModelSpec:
-    """Return the spec of the first model of the test that asks; it is ready."""
+def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
+    """Return the spec of the first model of the test that asks; it is ready on the server *url*."""
     listed = settings_of(request.config).listed
     fixture = request.fixturename or "ollama_model"
     want = want_of(request.node)
@@ -103,5 +106,37 @@ def spec_of(request: pytest.FixtureRequest) -> ModelSpec:
         # Not in the except: pytest would show the message twice.
         pytest.fail(problem, pytrace=False)
     if not seen:
-        Models(request.session)[str(spec)]
+        Models(request.session, url)[str(spec)]
     return spec
+
+
+def bring_elsewhere(item: pytest.Item, url: str) -> None:
+    """Make the models of *item* ready on the server *url*; skip or fail it where that cannot be."""
+    config = item.config
+    # --setup-only runs fixtures, and must not touch the network.
+    if settings_of(config).off or is_looking(config):
+        return
+    try:
+        want = want_of(item)
+    except BadMark as exc:
+        pytest.fail(str(exc), pytrace=False)
+    verdict = _run_at(config, url).verdict(want) if want is not None else None
+    if verdict is not None:
+        watch(config)
+        item.stash[NOT_READY] = verdict
+        enforce(verdict, item.session)
+
+
+def _run_at(config: pytest.Config, url: str) -> Run:
+    return run_of(config).at(host_of(url).url)
+
+
+def host_of(url: object) -> Host:
+    """Return the server that the fixture ollama_host, the suite's own maybe, names."""
+    problem = f"the fixture ollama_host returned {url!r}; a text like 'http://host:11434' is due"
+    if isinstance(url, str):
+        try:
+            return read_host(url, "the fixture ollama_host")
+        except BadHost as exc:
+            problem = str(exc)
+    pytest.fail(problem, pytrace=False)

@@ -12,13 +12,16 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.fixtures import (
+    _ollama_elsewhere,
+    ollama_async_client,
+    ollama_client,
     ollama_host,
     ollama_model,
     ollama_models,
     ollama_openai_url,
     ollama_options,
 )
-from pytest_ollama_warmup.marks import MARK_HELP, mark_users_of_fixtures, want_of, wants_of
+from pytest_ollama_warmup.marks import MARK_HELP, prepare_items, want_of, wants_of
 from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
     NEEDED,
@@ -31,6 +34,11 @@ from pytest_ollama_warmup.roles import (
     set_environment,
     settings_of,
 )
+from pytest_ollama_warmup.suite_hooks import (
+    host_hook_files,
+    note_host_hooks,
+    refuse_late_host_hooks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -40,6 +48,9 @@ if TYPE_CHECKING:
 
 # pytest finds fixtures in the modules of its plugins.
 __all__ = [
+    "_ollama_elsewhere",
+    "ollama_async_client",
+    "ollama_client",
     "ollama_host",
     "ollama_model",
     "ollama_models",
@@ -60,6 +71,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     # A run in which nothing is set up for Ollama keeps the environment that it was given.
     if settings.in_use and not settings.off and settings.problem is None:
         set_environment(early_config, "OLLAMA_HOST", settings.host.url)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks that suites can implement."""
+    from pytest_ollama_warmup import hookspec
+
+    pluginmanager.add_hookspecs(hookspec)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,6 +111,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
     """Step 1: bring the models listed on the command line or in the environment."""
+    if not settings_of(session.config).off:
+        note_host_hooks(session.config)
     if _prepares(session.config) and settings_of(session.config).up_front:
         _controller_of(session.config).session_start()
     return (yield)
@@ -102,7 +122,7 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that get one of our fixtures."""
-    mark_users_of_fixtures(items)
+    prepare_items(items)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -120,6 +140,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             from pytest_ollama_warmup.verdict import watch
 
             watch(config)
+            refuse_late_host_hooks(config, host_hook_files(config))
         _prepare(config, wants, len(session.items))
     return (yield)
 
@@ -134,7 +155,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         want = want_of(item)
     except BadMark as exc:
         pytest.fail(str(exc), pytrace=False)
-    verdict = run_of(config).verdict(want) if want is not None else None
+    # Where the suite gives it another server, a fixture of ours asks that one.
+    if want is None or want.elsewhere:
+        return
+    verdict = run_of(config).verdict(want)
     if verdict is None:
         return
     from pytest_ollama_warmup.verdict import NOT_READY, enforce

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.options import from_ini
+from pytest_ollama_warmup.options import from_ini, read_host
 from pytest_ollama_warmup.settings import Settings, Sources
 
 if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.run import Run
 
 SETTINGS = pytest.StashKey[Settings]()
@@ -23,6 +25,7 @@ RUN = pytest.StashKey["Run"]()
 NEEDED = pytest.StashKey[bool]()
 _FOLDER = pytest.StashKey[Path]()
 WORKER_INPUT = "ollama_warmup"
+_HOST_FILE = "host.json"
 
 _LOOKING = (
     "collectonly",
@@ -99,16 +102,42 @@ def folder_of(config: pytest.Config) -> Path:
 
 def has_outcomes(config: pytest.Config) -> bool:
     """Whether any process of the run has brought a model, or tried to."""
-    return _FOLDER in config.stash and any(config.stash[_FOLDER].glob("outcome-*.json"))
+    return _FOLDER in config.stash and any(config.stash[_FOLDER].rglob("outcome-*.json"))
+
+
+def write_host(config: pytest.Config, host: Host) -> None:
+    """Make *host*, which the suite's own hook names, the server of all processes of the run."""
+    path = folder_of(config) / _HOST_FILE
+    path.write_text(json.dumps({"url": host.url, "source": host.source}), encoding="utf-8")
+    _adopt(config, host)
+
+
+def adopt_host(config: pytest.Config) -> None:
+    """Take over what the controller wrote by ``write_host``, if anything."""
+    path = folder_of(config) / _HOST_FILE
+    if path.exists():
+        written = json.loads(path.read_text(encoding="utf-8"))
+        _adopt(config, read_host(written["url"], written["source"]))
+
+
+def _adopt(config: pytest.Config, host: Host) -> None:
+    settings = config.stash[SETTINGS] = settings_of(config).on(host)
+    if RUN in config.stash:
+        config.stash[RUN].settings = settings
+    # For clients that tests make themselves.
+    set_environment(config, "OLLAMA_HOST", host.url)
 
 
 def run_of(config: pytest.Config) -> Run:
     """Return this process's view of the run's models, made when first needed."""
     if RUN not in config.stash:
         from pytest_ollama_warmup.run import Run
+        from pytest_ollama_warmup.suite_hooks import ask_request
 
         by = config.workerinput["workerid"] if is_worker(config) else "main"  # type: ignore[attr-defined]
-        run = Run(settings_of(config), folder_of(config), by)
+        run = Run(
+            settings_of(config), folder_of(config), by, lambda spec: ask_request(config, spec)
+        )
         config.stash[RUN] = run
         config.add_cleanup(run.close)
     return config.stash[RUN]

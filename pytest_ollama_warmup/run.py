@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import NoModelNamed, ServerError, WaitedTooLong
-from pytest_ollama_warmup.verdict import Verdict
+from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.warmup.gate import Beat, Gate
-from pytest_ollama_warmup.warmup.plan import SERVER, Target, Want, decide, resolve, target_of
+from pytest_ollama_warmup.warmup.plan import (
+    SERVER,
+    Target,
+    Verdict,
+    Want,
+    decide,
+    resolve,
+    target_of,
+)
 from pytest_ollama_warmup.warmup.record import Outcome, Record
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
@@ -19,23 +30,54 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.bring import Say
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
+    AskRequest = Callable[[ModelSpec], Mapping[str, Any] | None]
+
 
 class Run:
-    """One process's view. httpx is imported only by the process that has to ask the server."""
+    """One process's view. httpx is imported only by the process that has to ask the server.
 
-    def __init__(self, settings: Settings, folder: Path, by: str) -> None:
-        self.settings, self.by = settings, by
+    *ask_request* returns the suite's own warm-up request for a model, None where it has none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        by: str,
+        ask_request: AskRequest = lambda spec: None,
+    ) -> None:
+        self.settings, self.by, self._ask_request = settings, by, ask_request
         self.record = Record()
+        self._folder = folder
         # A leader may wait for the server, and then for a load, without a sign of progress.
         self.gate = Gate(folder, settings.load_timeout.value + settings.wait.value)
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
+        self._elsewhere: dict[str, Run] = {}
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
+        for run in self._elsewhere.values():
+            run.close()
         if self._client is not None:
             self._client.abort()
             self._client.close()
+
+    def at(self, url: str) -> Run:
+        """Return the view of the same run on the server *url*, which a suite gives some tests.
+
+        Raises:
+            BadHost: no client could connect to it.
+        """
+        if url == self.settings.host.url:
+            return self
+        if url not in self._elsewhere:
+            host = read_host(url, "the fixture ollama_host")
+            folder = self._folder / f"host-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+            folder.mkdir(exist_ok=True)
+            settings = self.settings.on(host)
+            self._elsewhere[url] = Run(settings, folder, self.by, self._ask_request)
+        return self._elsewhere[url]
 
     def verdict(self, want: Want) -> Verdict | None:
         """Return why a test that wants *want* cannot run; None when all is ready."""
@@ -89,11 +131,27 @@ class Run:
             self._client = Client(self.settings.host, self.settings.api_key)
         return self._client
 
-    def bring(self, target: Target, say: Say, beat: Beat) -> Outcome:
-        """Make one model ready; the caller holds the gate."""
+    def asked(self, target: Target) -> Target:
+        """Return *target* with the suite's own warm-up request, where it has one."""
+        if self.settings.warm.value != "prompt":
+            return target
+        return replace(target, request=self._ask_request(target.spec))
+
+    def bring(self, target: Target, say: Say, pulls: threading.Semaphore | None = None) -> Outcome:
+        """Make one model ready unless another process of the run has, or does now.
+
+        Raises:
+            WaitedTooLong: another process works on it, and shows no progress.
+        """
         from pytest_ollama_warmup.warmup.bring import bring
 
-        return bring(self.client(), target, self.settings.terms, by=self.by, say=say, beat=beat)
+        client, terms = self.client(), self.settings.terms
+
+        def work(beat: Beat) -> Outcome:
+            found = bring(client, target, terms, by=self.by, say=say, beat=beat, pulls=pulls)
+            return replace(found, host=client.host.url)
+
+        return self.gate.once(target.key, work)
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""
@@ -106,23 +164,28 @@ class Run:
         if not server.ready:
             return self.failed_like(server, target)
         try:
-            return self.gate.once(
-                target.key, lambda beat: self.bring(target, lambda event: None, beat)
-            )
+            return self.bring(self.asked(target), lambda event: None)
         except WaitedTooLong as exc:
             from pytest_ollama_warmup.warmup.bring import failed
 
             return failed(target, exc, self.by)
 
     def _ask_server(self, beat: Beat) -> Outcome:
-        settings = self.settings
+        settings, error, brief, version = self.settings, "", "", ""
         try:
             if settings.problem is not None:
-                return self._server_failed(str(settings.problem), "a bad environment variable")
-            version = self.client().wait_until_ready(settings.wait.value, self.on_wait)
+                error, brief = str(settings.problem), "a bad environment variable"
+            else:
+                version = self.client().wait_until_ready(settings.wait.value, self.on_wait)
         except ServerError as exc:
-            return self._server_failed(str(exc), exc.brief)
-        return Outcome(key=SERVER, model="", status="ready", by=self.by, notes=(version,))
-
-    def _server_failed(self, error: str, brief: str) -> Outcome:
-        return Outcome(key=SERVER, model="", status="failed", by=self.by, error=error, brief=brief)
+            error, brief = str(exc), exc.brief
+        return Outcome(
+            key=SERVER,
+            model="",
+            status="failed" if error else "ready",
+            by=self.by,
+            error=error,
+            brief=brief,
+            notes=(version,) if version else (),
+            host=settings.host.url,
+        )

@@ -75,6 +75,10 @@ class Settings(NamedTuple):
         """The address of the server."""
         return self.given_host.value or read_host("127.0.0.1:11434", "default")
 
+    def on(self, host: Host) -> Settings:
+        """Return these settings with another server, which the suite itself names."""
+        return self._replace(given_host=Setting(host, host.source, "configuration"))
+
     @property
     def terms(self) -> Terms:
         """On what terms models are brought."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import pytest
 
+from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.report.terminal import Screen, summary_lines
 from pytest_ollama_warmup.roles import (
@@ -23,17 +23,16 @@ from pytest_ollama_warmup.roles import (
     folder_of,
     set_environment,
     settings_of,
+    write_host,
 )
-from pytest_ollama_warmup.run import Run
 from pytest_ollama_warmup.settings import OUTER_RUN
+from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
-from pytest_ollama_warmup.warmup.bring import PULLS_SIDE_BY_SIDE, Preparation, Say, bring
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Need,
     Plan,
     Policy,
-    Target,
     Want,
     decide,
     decisions,
@@ -45,26 +44,25 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.warmup.record import Outcome
 
-SAY_WAITING_AFTER_S = 2.0
 SERVERS_OWN_STALL_S = 300.0
 
 
-class Controller(Run):
+class Controller(Leader):
     """Brings the models of a run, says so, and ends the run where it must."""
 
     def __init__(self, config: pytest.Config) -> None:
-        super().__init__(settings_of(config), folder_of(config), "main")
-        self._config = config
         self._terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin(
             "terminalreporter"
         )
-        self._screen = _screen(config, self._terminal)
+        screen = _screen(config, self._terminal)
+        super().__init__(
+            settings_of(config), folder_of(config), screen, lambda spec: ask_request(config, spec)
+        )
+        self._config = config
         self._plan = Plan()
         self._collected = False
         self._interrupted = False
-        self._said: set[str] = set()
-        pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
-        self._preparation = Preparation(lambda target, say: self._bring(target, say, pulls))
+        self._host_asked = False
         # Told to runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
 
@@ -74,21 +72,25 @@ class Controller(Run):
         self._plan = make_plan(self.settings.listed, (), up_front=True)
         with self._blocking():
             self._begin()
-            self._wait("present")
+            self.wait("present", self._is_over)
+        self._end_run_if_over()
 
     def before_tests(self, wants: list[Want], selected: int) -> None:
         """Step 2: bring what the *selected* tests need beside that; wait for all of it."""
         settings = self.settings
-        self._plan = make_plan(settings.listed, wants, up_front=settings.up_front)
+        # Where those run that get another server is known when their fixtures are.
+        here = [want for want in wants if not want.elsewhere]
+        self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
         self._collected = True
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
         if selected and (self._plan.targets or self._plan.needs):
             with self._blocking():
                 self._begin()
-                self._wait("done")
-                self._check_capabilities()
-                self._say_failures()
+                self.wait("done", self._is_over)
+            self._end_run_if_over()
+            self._check_capabilities()
+            self._say_failures()
 
     def summary(self) -> None:
         """Write the table of what the models cost."""
@@ -115,46 +117,33 @@ class Controller(Run):
                 f"waited {seconds(self.record.waited_s)} before the first test"
             )
 
-    def on_wait(self, cause: str, waited_s: float) -> None:
-        """Say once what is waited for, when that takes longer than a moment."""
-        limit_s = self.settings.wait.value
-        if SAY_WAITING_AFTER_S <= waited_s < limit_s:
-            url = self.settings.host.url
-            self._say_once(f"waiting for {url} ({cause}), up to {seconds(limit_s)}", least=-1)
-
-    def _bring(self, target: Target, say: Say, pulls: threading.Semaphore) -> Outcome:
-        client, terms = self.client(), self.settings.terms
-        return self.gate.once(
-            target.key,
-            lambda beat: bring(client, target, terms, by=self.by, say=say, beat=beat, pulls=pulls),
-        )
-
     def _begin(self) -> None:
         if self.settings.problem is not None:
             raise pytest.UsageError(str(self.settings.problem))
-        self._say_header()
         new = [one for key, one in self._plan.targets.items() if key not in self.record.models]
-        if not (new or SERVER in self._plan.needs):
-            return
-        server = self.server()
-        if server.ready:
-            self.client()
-            self._preparation.start(new)
-            return
-        for target in new:
-            self.record.add(self.failed_like(server, target))
-        if not self._plan.targets:
-            self.record.add(server)
+        asks = bool(new) or SERVER in self._plan.needs
+        if asks:
+            self._ask_host()
+        self._say_header()
+        if asks:
+            self.begin(new)
+            if self.record.server is not None and not self.record.server.ready and not new:
+                self.record.add(self.record.server)
 
-    def _wait(self, until: Literal["present", "done"]) -> None:
-        with self._screen.watching():
-            for event in self._preparation.events(until):
-                self._screen.tick(event)
-                if event is not None and event.outcome is not None:
-                    self.record.add(event.outcome)
-                # The first one ends the run: no further download for one that will not be.
-                if self._ending() is not None:
-                    break
+    def _ask_host(self) -> None:
+        """Take the server that the suite's own hook names, once, and tell all who ask later."""
+        if self._host_asked:
+            return
+        self._host_asked = True
+        host = ask_host(self._config, self.settings, self.say_once)
+        if host is not None:
+            write_host(self._config, host)
+
+    def _is_over(self) -> bool:
+        # The first one ends the run: no further download for one that will not be.
+        return self._ending() is not None
+
+    def _end_run_if_over(self) -> None:
         # Not before the bars are gone: with them would go what is written below them.
         if (outcome := self._ending()) is not None:
             self._end_run(outcome)
@@ -205,7 +194,7 @@ class Controller(Run):
             for capabilities, fates in asking.items():
                 assert outcome is not None
                 if outcome.capabilities is None:
-                    self._say_once(
+                    self.say_once(
                         f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not "
                         "tell; tests that ask for capabilities run all the same"
                     )
@@ -215,7 +204,7 @@ class Controller(Run):
                     if any(policy == "exit" for _, policy in fates):
                         self._end_run(failed)
                     told = self._told(fates, server=False)
-                    self._say_once(f"{failed.error} {told}", least=-2, red=True)
+                    self.say_once(f"{failed.error} {told}", least=-2, red=True)
 
     def _say_failures(self) -> None:
         failures: dict[str, list[str]] = {}
@@ -225,9 +214,9 @@ class Controller(Run):
         for error, keys in failures.items():
             if SERVER in self._plan.needs and error == self.server().error:
                 keys.append(SERVER)
-            self._say_once(f"{error} {self._consequence(keys)}", least=-2, red=True)
+            self.say_once(f"{error} {self._consequence(keys)}", least=-2, red=True)
         for problem in self._plan.problems.values():
-            self._say_once(problem, least=-2, red=True)
+            self.say_once(problem, least=-2, red=True)
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
@@ -272,32 +261,25 @@ class Controller(Run):
             yield
         except KeyboardInterrupt:
             self._interrupted = True
-            doing = ", ".join(self._screen.under_way) or f"waiting for {self.settings.host.url}"
-            later = " A pull goes on where it stopped." if "pulling" in doing else ""
             if self._terminal is not None and self._terminal.isatty:
                 # The terminal has echoed ^C.
                 self._terminal.write_line("")
-            self._screen.say(f"interrupted: {doing}.{later}", least=-2)
+            self.say_interrupted()
             self.close()
             raise
         finally:
             self.record.waited_s += time.monotonic() - begin
 
     def _say_header(self) -> None:
-        self._say_once(header(self._config))
+        self.say_once(header(self._config))
         for hint in _hints(self._config):
-            self._say_once(hint)
+            self.say_once(hint)
         limit_s = self.settings.load_timeout.value
         if limit_s < SERVERS_OWN_STALL_S:
             self._warn_once(
                 f"ollama_load_timeout is {seconds(limit_s)}, shorter than the "
                 f"{seconds(SERVERS_OWN_STALL_S)} after which the server itself ends a stalled load"
             )
-
-    def _say_once(self, text: str, *, least: int = 0, **colours: bool) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._screen.say(text, least=least, **colours)
 
     def _warn_once(self, text: str) -> None:
         if text in self._said:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -12,19 +12,12 @@ from pytest_ollama_warmup.roles import NEEDED, is_worker
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.warmup.plan import Policy
+    from pytest_ollama_warmup.warmup.plan import Verdict
 
 _HERE = str(Path(__file__).parent)
 
 
-class Verdict(NamedTuple):
-    """Why a test cannot run, and what follows."""
-
-    policy: Policy
-    message: str
-
-
-NOT_READY = pytest.StashKey[Verdict]()
+NOT_READY = pytest.StashKey["Verdict"]()
 
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:

@@ -22,12 +22,13 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 
 # What a module may import lies in its own layer or in one before it.
 LAYERS = ("text", "errors", "ollama", "warmup", "report", "top")
-COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio"}
+COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
 # Each library has one module that imports it; pytest is for the files at the top.
 IMPORTERS = {
     "httpx": {"ollama/client.py"},
     "filelock": {"warmup/gate.py"},
     "rich": {"report/terminal.py"},
+    "ollama": {"fixtures.py"},
 }
 
 

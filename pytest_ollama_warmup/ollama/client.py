@@ -283,6 +283,31 @@ class Client:
             body["keep_alive"] = int(keep_alive) if keep_alive == int(keep_alive) else keep_alive
         self._post(f"/api/{kind}", body, read_s=limit_s)
 
+    def warm_up(
+        self,
+        name: str,
+        request: Mapping[str, object],
+        *,
+        options: Mapping[str, object],
+        limit_s: float,
+    ) -> None:
+        """Make a model resident by a request of somebody else's making; read *limit_s* as in load.
+
+        It goes to the endpoint that its fields are for. Options that it lacks are *options*, and
+        five tokens: without a limit some models generate for minutes.
+        """
+        own = request.get("options")
+        body = {**request, "model": name, "stream": False}
+        body["options"] = {**options, "num_predict": 5, **(own if isinstance(own, dict) else {})}
+        path = "generate"
+        if "messages" in request:
+            path = "chat"
+        elif "input" in request:
+            path = "embed"
+            # What answers is one object, and knows no stream.
+            del body["stream"]
+        self._post(f"/api/{path}", body, read_s=limit_s)
+
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
         with self._translated():

@@ -379,9 +379,14 @@ def _load(work: _Bringing, kind: LoadKind, info: ModelInfo) -> LoadKind:
     while True:
         left = deadline - time.monotonic()
         try:
-            work.client.load(
-                work.name, kind, prompt=prompt, options=options, limit_s=max(left, 1.0)
-            )
+            if work.target.request is None:
+                work.client.load(
+                    work.name, kind, prompt=prompt, options=options, limit_s=max(left, 1.0)
+                )
+            else:
+                work.client.warm_up(
+                    work.name, work.target.request, options=options, limit_s=max(left, 1.0)
+                )
             return kind
         except ApiError as exc:
             if exc.status == 503 and left > pause:
@@ -455,6 +460,8 @@ def _advice_on_load(work: _Bringing, exc: ApiError, info: ModelInfo | None = Non
     if exc.status == 503:
         limit = seconds(work.terms.load_timeout_s)
         return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."
+    if exc.status in (400, 501) and work.target.request is not None:
+        return "The request is that of the suite's hook pytest_ollama_warmup_request."
     if "newer version" in text or "incompatible" in text:
         return f"Update Ollama, or {cure}"
     return "The server's log says more."

@@ -11,11 +11,18 @@ from pytest_ollama_warmup.text import wanted_by
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 GivenBy = Literal["option", "environment", "configuration", "default"]
 Policy = Literal["exit", "fail", "skip"]
 _POLICIES: dict[str, Policy] = {"exit": "exit", "fail": "fail", "skip": "skip"}
+
+
+class Verdict(NamedTuple):
+    """Why a test cannot run, and what follows."""
+
+    policy: Policy
+    message: str
 
 
 class Alias(NamedTuple):
@@ -104,7 +111,8 @@ class Want:
     """What one test asks for: models by name, or (without *specs*) whatever is listed.
 
     *fixture* is the fixture that needs to know which model, where the mark names none.
-    *capabilities* are what the listed one must be able to do then.
+    *capabilities* are what the listed one must be able to do then. *elsewhere* is whether the suite
+    gives the test another server than the run's, by its own fixture ``ollama_host``.
     """
 
     test: str
@@ -112,6 +120,7 @@ class Want:
     fixture: str = ""
     on_missing: str = ""
     capabilities: tuple[str, ...] = ()
+    elsewhere: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only."""
@@ -121,6 +130,7 @@ class Want:
             "fixture": self.fixture,
             "on_missing": self.on_missing,
             "capabilities": self.capabilities,
+            "elsewhere": self.elsewhere,
         }
 
     @classmethod
@@ -136,11 +146,15 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model to make ready; *origin* says who wants it, as messages show it."""
+    """A model to make ready; *origin* says who wants it, as messages show it.
+
+    *request* is the suite's own warm-up request, the body of a POST; None for ours.
+    """
 
     spec: ModelSpec
     origin: str
     given_by: GivenBy = "default"
+    request: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def key(self) -> str:

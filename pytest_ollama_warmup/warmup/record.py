@@ -31,7 +31,8 @@ class Step:
 class Outcome:
     """What happened to one model, or (with an empty *model*) to the server.
 
-    *error* is the whole message, *brief* its few words for a table; *by* is the process.
+    *error* is the whole message, *brief* its few words for a table; *by* is the process; *host* the
+    server's URL.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Outcome:
     capabilities: tuple[str, ...] | None = None
     context_length: int = 0
     options: tuple[tuple[str, int | bool], ...] = ()
+    host: str = ""
 
     @property
     def ready(self) -> bool:
@@ -98,11 +100,34 @@ class Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """One run: each model's outcome, and the tests that need it, by key."""
+    """One run: each model's outcome, and the tests that need it, by key.
+
+    *server* is the outcome of asking the server; *waited_s* counts seconds before the first test.
+    """
 
     models: dict[str, Outcome] = field(default_factory=dict)
     tests: dict[str, list[str]] = field(default_factory=dict)
     waited_s: float = 0.0
+    server: Outcome | None = None
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The models that are not ready."""
+        return [outcome for outcome in self.models.values() if not outcome.ready]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run as one JSON document: builtins only, times in seconds, sizes in bytes."""
+        server = self.server
+        return {
+            "schema": SCHEMA,
+            "host": server.host if server else "",
+            "version": server.notes[0] if server and server.ready else "",
+            "waited_s": self.waited_s,
+            "models": [
+                {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
+                for outcome in self.models.values()
+            ],
+        }
 
     def add(self, outcome: Outcome) -> None:
         """Keep *outcome*; the first one of a model stays, later ones are the same by the gate."""

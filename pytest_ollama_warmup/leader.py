@@ -1,0 +1,82 @@
+"""The process of a run that brings models side by side, and shows how it goes."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from pytest_ollama_warmup.run import Run
+from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.warmup.bring import PULLS_SIDE_BY_SIDE, Preparation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from pytest_ollama_warmup.report.terminal import Screen
+    from pytest_ollama_warmup.run import AskRequest
+    from pytest_ollama_warmup.settings import Settings
+    from pytest_ollama_warmup.warmup.plan import Target
+
+SAY_WAITING_AFTER_S = 2.0
+
+
+class Leader(Run):
+    """Brings the models of a run, and says so on a *screen*."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        screen: Screen,
+        ask_request: AskRequest = lambda spec: None,
+    ) -> None:
+        super().__init__(settings, folder, "main", ask_request)
+        self.screen = screen
+        self._said: set[str] = set()
+        pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
+        self._preparation = Preparation(lambda target, say: self.bring(target, say, pulls))
+
+    def begin(self, targets: Iterable[Target]) -> None:
+        """Ask the server, then begin to bring *targets* in the background, where it answers."""
+        self.record.server = server = self.server()
+        if not server.ready:
+            for target in targets:
+                self.record.add(self.failed_like(server, target))
+            return
+        # Asked here: what a suite's own hook does, it may expect to do in the main thread.
+        asked = [self.asked(target) for target in targets]
+        # Made before the threads begin, which would else make one each.
+        self.client()
+        self._preparation.start(asked)
+
+    def wait(
+        self, until: Literal["present", "done"], is_over: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Show what happens until no model is short of *until*, or *is_over* says so."""
+        with self.screen.watching():
+            for event in self._preparation.events(until):
+                self.screen.tick(event)
+                if event is not None and event.outcome is not None:
+                    self.record.add(event.outcome)
+                if is_over():
+                    break
+
+    def on_wait(self, cause: str, waited_s: float) -> None:
+        """Say once what is waited for, when that takes longer than a moment."""
+        limit_s = self.settings.wait.value
+        if SAY_WAITING_AFTER_S <= waited_s < limit_s:
+            url = self.settings.host.url
+            self.say_once(f"waiting for {url} ({cause}), up to {seconds(limit_s)}", least=-1)
+
+    def say_once(self, text: str, *, least: int = 0, **colours: bool) -> None:
+        """Write one line, if it was not written before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.screen.say(text, least=least, **colours)
+
+    def say_interrupted(self) -> None:
+        """Say what Ctrl-C has ended."""
+        doing = ", ".join(self.screen.under_way) or f"waiting for {self.settings.host.url}"
+        later = " A pull goes on where it stopped." if "pulling" in doing else ""
+        self.screen.say(f"interrupted: {doing}.{later}", least=-2)
