@@ -79,6 +79,18 @@ class Run:
             self._elsewhere[url] = Run(settings, folder, self.by, self._ask_request)
         return self._elsewhere[url]
 
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return what all processes of the run have recorded, also of other servers."""
+        found = {one.key: one for one in self.gate.outcomes()}
+        for folder in sorted(self._folder.glob("host-*")):
+            for one in Gate(folder, 0.0).outcomes():
+                if one.key != SERVER:
+                    there = f"at {one.host}"
+                    found[f"{one.key} {there}"] = replace(
+                        one, notes=(there, *one.notes), brief=f"{there}: {one.brief}"
+                    )
+        return found
+
     def verdict(self, want: Want) -> Verdict | None:
         """Return why a test that wants *want* cannot run; None when all is ready."""
         settings = self.settings

@@ -99,7 +99,7 @@ class Controller(Leader):
         # In the order of the plan; a worker may have brought more at run time.
         # What fails after Ctrl-C fails by our own hand.
         found = self.record.models | {
-            one.key: one for one in self.gate.outcomes() if one.ready or not self._interrupted
+            key: one for key, one in self.outcomes().items() if one.ready or not self._interrupted
         }
         if self._plan.targets or len(found) > 1:
             found.pop(SERVER, None)

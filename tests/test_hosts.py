@@ -1,0 +1,272 @@
+"""Another server than the usual one: by the suite's own hook, or by its own fixture ollama_host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import Emulator
+from tests.conftest import LLAMA, ONE_TEST, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+THERE = replace(LLAMA, present=True)
+WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+LIST = "--ollama-preload=llama3.2:1b"
+
+
+@pytest.fixture
+def other() -> Iterator[Emulator]:
+    """A second server, which has the model."""
+    with Emulator([THERE]) as emulator:
+        yield emulator
+
+
+def a_hook(url: str) -> str:
+    return f"""
+        import os, pathlib, pytest
+
+        CALLS = pathlib.Path(__file__).parent / "calls"
+
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_ollama_host(config):
+            with CALLS.open("a") as file:
+                file.write(f"{{os.getpid()}} {{hasattr(config, 'workerinput')}}\\n")
+            return {url!r}
+    """
+
+
+def calls(suite: Suite) -> list[str]:
+    path = suite.pytester.path / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+ASKS_WHERE = """
+    import os, pytest
+
+    @pytest.mark.requires_model("llama3.2:1b")
+    @pytest.mark.parametrize("n", range(4))
+    def test_where(ollama_host, ollama_openai_url, n):
+        assert "URL" == ollama_host == os.environ["OLLAMA_HOST"]
+        assert "URL/v1" == ollama_openai_url
+"""
+
+
+# The hook
+
+
+@WORKERS
+@pytest.mark.parametrize("args", [[], [LIST]], ids=["marked", "listed"])
+def test_a_hook_of_the_suite_names_the_server_once(
+    suite: Suite, other: Emulator, workers: list[str], args: list[str]
+) -> None:
+    suite.write(
+        {"conftest.py": a_hook(other.url), "test_it.py": ASKS_WHERE.replace("URL", other.url)}
+    )
+    run = suite.run(*args, *workers)
+    assert {"passed": 4} == run.counts
+    assert 1 == len(other.loads)
+    assert [] == suite.ollama.requests
+    (call,) = calls(suite)
+    assert call.endswith("False")
+    assert f"{other.url} (from pytest_ollama_host in conftest.py)" in run.out
+    assert "asking pytest_ollama_host in conftest.py for a server" in run.ours
+
+
+def test_a_run_that_needs_no_model_does_not_ask_the_hook(suite: Suite, other: Emulator) -> None:
+    suite.write({"conftest.py": a_hook(other.url), "test_it.py": "def test_it(): pass\n"})
+    run = suite.run()
+    assert ({"passed": 1}, [], []) == (run.counts, calls(suite), run.ours)
+
+
+@WORKERS
+def test_with_a_hook_the_address_alone_is_a_need(
+    suite: Suite, other: Emulator, workers: list[str]
+) -> None:
+    suite.write(
+        {
+            "conftest.py": a_hook(other.url),
+            "test_it.py": f"def test_it(ollama_openai_url): assert '{other.url}/v1' == ollama_openai_url\n",
+        }
+    )
+    assert {"passed": 1} == suite.run(*workers).counts
+    assert {"/api/version"} == {one.path for one in other.requests}
+
+
+def test_the_command_line_goes_before_the_hook(suite: Suite, other: Emulator) -> None:
+    suite.ollama.add(THERE)
+    suite.write({"conftest.py": a_hook(other.url), **ONE_TEST})
+    assert {"passed": 1} == suite.run(f"--ollama-host={suite.ollama.url}").counts
+    assert ([], 1) == (calls(suite), len(suite.ollama.loads))
+
+
+def test_a_hook_that_returns_none_leaves_the_usual_server(suite: Suite) -> None:
+    suite.ollama.add(THERE)
+    suite.write({"conftest.py": "def pytest_ollama_host(config): return None\n", **ONE_TEST})
+    assert {"passed": 1} == suite.run().counts
+    assert 1 == len(suite.ollama.loads)
+
+
+@WORKERS
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 7", "pytest_ollama_host in conftest.py returned 7; a text like 'http://host:11434' is due"),
+        ("return 'ftp://x'", "is not an address of an Ollama server: scheme ftp"),
+        ("raise OSError('no docker')", "pytest_ollama_host in conftest.py failed at conftest.py:2: OSError: no docker"),
+    ],
+    ids=["number", "scheme", "raises"],
+)  # fmt: skip
+def test_a_hook_that_gives_no_server_ends_the_run_with_its_place(
+    suite: Suite, workers: list[str], body: str, message: str
+) -> None:
+    suite.write({"conftest.py": f"def pytest_ollama_host(config):\n    {body}\n", **ONE_TEST})
+    run = suite.run(*workers)
+    assert 4 == run.ret
+    assert message in run.err + run.out
+    assert "INTERNALERROR" not in run.err + run.out
+
+
+@WORKERS
+@pytest.mark.parametrize("args", [[], [LIST]], ids=["marked", "listed"])
+def test_a_hook_that_is_loaded_too_late_ends_the_run_with_its_file(
+    suite: Suite, other: Emulator, workers: list[str], args: list[str]
+) -> None:
+    suite.ollama.add(THERE)
+    suite.write({"sub/conftest.py": a_hook(other.url), "sub/test_it.py": ONE_TEST["test_chat.py"]})
+    run = suite.run(*args, *workers)
+    assert 4 == run.ret
+    assert "the hook pytest_ollama_host in sub/conftest.py comes too late" in run.err + run.out
+    assert [] == calls(suite)
+
+
+def test_a_hook_beside_the_tests_that_are_named_is_in_time(suite: Suite, other: Emulator) -> None:
+    suite.write({"sub/conftest.py": a_hook(other.url), "sub/test_it.py": ONE_TEST["test_chat.py"]})
+    assert {"passed": 1} == suite.run("sub").counts
+    assert 1 == len(other.loads)
+
+
+@WORKERS
+def test_a_server_that_the_hook_names_and_nobody_answers_at(
+    suite: Suite, other: Emulator, workers: list[str]
+) -> None:
+    other.stop()
+    suite.write({"conftest.py": a_hook(other.url), **ONE_TEST})
+    run = suite.run("--ollama-wait=0", "-rs", *workers)
+    assert {"skipped": 1} == run.counts
+    assert f"no Ollama at {other.url} (from pytest_ollama_host in conftest.py)" in run.out
+
+
+# The fixture
+
+
+def a_fixture(url: str) -> str:
+    return f"""
+        import pytest
+
+        @pytest.fixture(scope="session")
+        def ollama_host():
+            return {url!r}
+    """
+
+
+@WORKERS
+def test_a_fixture_of_the_suite_gives_its_tests_another_server(
+    suite: Suite, other: Emulator, workers: list[str]
+) -> None:
+    suite.ollama.add(THERE)
+    suite.write(
+        {
+            "test_here.py": ASKS_WHERE.replace("URL", suite.ollama.url),
+            "sub/conftest.py": a_fixture(other.url),
+            "sub/test_there.py": f"""
+                import pytest
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                @pytest.mark.parametrize("n", range(4))
+                def test_marked(n): pass
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                def test_named(ollama_host, ollama_model, ollama_models):
+                    assert "{other.url}" == ollama_host
+                    assert "llama3.2:1b" == ollama_model == ollama_models[ollama_model].name
+            """,
+        }
+    )
+    run = suite.run(*workers)
+    assert {"passed": 9} == run.counts
+    assert (1, 1) == (len(suite.ollama.loads), len(other.loads))
+    assert f"at {other.url}" in run.out
+
+
+@WORKERS
+def test_what_is_missing_there_skips_or_fails_the_test(
+    suite: Suite, other: Emulator, workers: list[str]
+) -> None:
+    suite.write(
+        {
+            "conftest.py": a_fixture(other.url),
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model("phi9")
+                def test_skips(): pass
+
+                @pytest.mark.requires_model("phi9", on_missing="fail")
+                def test_fails(): pass
+
+                @pytest.mark.xfail
+                @pytest.mark.requires_model("phi9", on_missing="fail")
+                def test_expected_to_fail(): pass
+
+                @pytest.mark.requires_model("llama3.2:1b", capabilities=["tools"])
+                def test_cannot(): pass
+            """,
+        }
+    )
+    run = suite.run("-rs", *workers)
+    assert {"skipped": 2, "error": 2} == run.counts
+    assert "phi9 is not pulled (wanted by test_it.py::test_" in run.out
+    assert "llama3.2:1b cannot do tools" in run.out
+    assert [] == suite.ollama.requests
+
+
+def test_models_of_the_command_line_are_prepared_before_any_fixture(
+    suite: Suite, other: Emulator
+) -> None:
+    suite.ollama.add(THERE)
+    suite.write(
+        {"conftest.py": a_fixture(other.url), "test_it.py": "def test_it(ollama_model): pass\n"}
+    )
+    assert {"passed": 1} == suite.run(LIST).counts
+    assert (1, 1) == (len(suite.ollama.loads), len(other.loads))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("7", "the fixture ollama_host returned 7"), ("'h:abc'", "'h:abc' (from the fixture ollama_host)")],
+)  # fmt: skip
+def test_a_fixture_that_gives_no_address_is_told_so(suite: Suite, value: str, message: str) -> None:
+    conftest = (
+        f"import pytest\n@pytest.fixture(scope='session')\ndef ollama_host(): return {value}\n"
+    )
+    suite.write({"conftest.py": conftest, **ONE_TEST})
+    run = suite.run()
+    assert {"error": 1} == run.counts
+    assert message in run.out
+
+
+def test_looking_asks_neither_hook_nor_server(suite: Suite, other: Emulator) -> None:
+    suite.write({"conftest.py": a_hook(other.url) + a_fixture(other.url), **ONE_TEST})
+    for look in ("--collect-only", "--setup-only", "--setup-plan", "--fixtures"):
+        assert 0 == suite.run(look, LIST).ret
+    assert ([], [], []) == (calls(suite), other.requests, suite.ollama.requests)
+
+
+def test_off_leaves_hook_and_fixture_alone(suite: Suite, other: Emulator) -> None:
+    suite.write({"conftest.py": a_hook(other.url) + a_fixture(other.url), **ONE_TEST})
+    assert {"passed": 1} == suite.run("--ollama-off", LIST).counts
+    assert ([], [], []) == (calls(suite), other.requests, suite.ollama.requests)
