@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["OllamaWarmupWarning"]
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.preloading import preload
+    from pytest_ollama_warmup.roles import OllamaWarmupWarning
+
+__all__ = ["OllamaWarmupWarning", "preload"]
 
 
 def __getattr__(name: str) -> Any:
-    # For -W and filterwarnings, which look the class up here; scripts need not pay for pytest.
+    # Only what is asked for: scripts need not pay for pytest, nor pytest runs for httpx.
     if name == "OllamaWarmupWarning":
+        # For -W and filterwarnings, which look the class up here.
         from pytest_ollama_warmup.roles import OllamaWarmupWarning
 
         return OllamaWarmupWarning
+    if name == "preload":
+        from pytest_ollama_warmup.preloading import preload
+
+        return preload
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""One table of options: into pytest's parser, and out of its configuration file.
+"""One table of options: into the parsers of pytest and of the command line, and out of ini files.
 
 This is part of every pytest run: named tuples, which cost a sixth of a dataclass to make, and the
 readers of addresses and specs only where one is given.
@@ -26,7 +26,7 @@ class Option(NamedTuple):
     """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
 
     *read* turns what a source holds into the value, and gets the source for its error; *default* is
-    a value already.
+    a value already. *pytest_only* rows mean nothing where there are no tests.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Option(NamedTuple):
     action: str = "store"
     environ: str = ""
     ini_only: bool = False
+    pytest_only: bool = False
 
     @property
     def flag(self) -> str:
@@ -112,6 +113,7 @@ OPTIONS = (
         ini_type="args",
         action="append",
         environ="OLLAMA_PRELOAD_MODELS",
+        pytest_only=True,
     ),
     Option(
         "alias",
@@ -142,6 +144,7 @@ OPTIONS = (
         read=_choice("auto", "exit", "fail", "skip"),
         default="auto",
         metavar="WHAT",
+        pytest_only=True,
     ),
     Option(
         "off",
@@ -151,6 +154,7 @@ OPTIONS = (
         default=False,
         ini_type="bool",
         action="store_true",
+        pytest_only=True,
     ),
     Option(
         "warm",
@@ -202,8 +206,8 @@ OPTIONS = (
     Option(
         "wait",
         "server",
-        "How long the server may take to answer. Default: 60 when models are listed on the "
-        "command line or CI is set, else 2.",
+        "How long the server may take to answer. Default: 60 outside pytest, when models are "
+        "listed on the command line, and when CI is set; else 2.",
         read=_number(0),
         metavar="SECONDS",
         ini_type="float",

@@ -33,12 +33,14 @@ class Sources(NamedTuple):
 
     *options* is a namespace with the ``dest`` of each option, *flag* says what the user typed.
     *ini* returns what a configuration file holds for an option, None for nothing, and its name.
+    *patient* is whether bringing models is all that the process is there for.
     """
 
     options: object
     environ: Mapping[str, str] = os.environ
     flag: Callable[[Option], str] = lambda option: option.flag
     ini: Callable[[Option], tuple[Any, str]] = lambda option: (None, "")
+    patient: bool = False
 
 
 class Settings(NamedTuple):
@@ -98,6 +100,14 @@ class Settings(NamedTuple):
         )
 
     @property
+    def title(self) -> str:
+        """Where the server is and what is listed, each with its source."""
+        host, listed = self.host, self.listed
+        names = " ".join(str(spec) for spec in listed.specs)
+        what = f", preload {names} (from {listed.source})" if listed.specs else ""
+        return f"{host.url} (from {host.source}){what}"
+
+    @property
     def in_use(self) -> bool:
         """Whether the user has set anything up for Ollama in this run, beside marks."""
         listed = self.given_list is not None and bool(self.given_list.all)
@@ -128,7 +138,7 @@ class Settings(NamedTuple):
         wait = read.setting("wait")
         if wait.value is None:
             by_option = listed is not None and listed.given_by == "option"
-            patient = ci or (by_option and bool(listed and listed.specs))
+            patient = sources.patient or ci or (by_option and bool(listed and listed.specs))
             wait = Setting(60.0 if patient else 2.0, "default", "default")
         return cls(
             given_list=listed,

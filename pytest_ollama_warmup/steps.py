@@ -17,7 +17,7 @@ import pytest
 
 from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.report.terminal import Screen, summary_lines
+from pytest_ollama_warmup.report.terminal import Screen, can_write_signs, summary_lines
 from pytest_ollama_warmup.roles import (
     OllamaWarmupWarning,
     folder_of,
@@ -106,7 +106,7 @@ class Controller(Leader):
         order = [key for key in self._plan.targets if key in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
-        lines = summary_lines(self.record, only_failed=quiet, plain=not _can_write("✓✗"))
+        lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
@@ -312,17 +312,13 @@ def header(config: pytest.Config) -> str:
     """Say where the server is, what is listed, and what missing models do, each with its source."""
     settings = settings_of(config)
     listed, on_missing = settings.listed, settings.on_missing
-    parts = [f"{settings.host.url} (from {settings.host.source})"]
-    if listed.specs:
-        names = " ".join(str(spec) for spec in listed.specs)
-        parts.append(f"preload {names} (from {listed.source})")
     if on_missing.value == "auto":
         what = "fail (CI is set)" if settings.ci else "skip (CI not set)"
         if listed.given_by == "option" and listed.specs:
             what += ", but listed ones end the run"
     else:
         what = f"{on_missing.value} (from {on_missing.source})"
-    return ", ".join([*parts, f"missing models: {what}"])
+    return f"{settings.title}, missing models: {what}"
 
 
 def _hints(config: pytest.Config) -> Iterator[str]:
@@ -400,11 +396,3 @@ def _screen(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> 
         width=writer.fullwidth - 4,
         coloured=writer.hasmarkup,
     )
-
-
-def _can_write(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

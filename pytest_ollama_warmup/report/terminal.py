@@ -73,6 +73,15 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
     return lines
 
 
+def can_write_signs(file: TextIO) -> bool:
+    """Whether *file* takes the signs of the table."""
+    try:
+        "✓✗".encode(file.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class _Shown:
     """What has been said of one model."""

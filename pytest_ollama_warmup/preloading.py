@@ -1,0 +1,76 @@
+"""Bring models without pytest: for scripts, and for the command line."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.leader import Leader
+from pytest_ollama_warmup.options import OPTIONS
+from pytest_ollama_warmup.report.terminal import Screen
+from pytest_ollama_warmup.settings import Settings, Sources
+from pytest_ollama_warmup.warmup.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_ollama_warmup.warmup.record import Record
+
+
+def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: object) -> Record:
+    """Pull what is missing of *specs* and load all of it; return what happened.
+
+    *specs* are written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``. *host* is
+    the address of the server, else OLLAMA_HOST says it. *settings* are options without their
+    ``--ollama-``: ``pull="always"``, ``warm="load"``, ``keep_alive="-1"``, ``wait=120`` (seconds),
+    ``alias=["chat=llama3.2:1b"]``, ``stall``, ``load_timeout``.
+
+    A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
+    its ``model`` and ``error``; ``models`` has all of them, by name and options.
+
+    Raises:
+        BadSetting: also a ValueError; a value cannot be used, names it and what is allowed.
+        TypeError: there is no such setting.
+    """
+    rows = {option.name: option for option in OPTIONS if not option.pytest_only}
+    if unknown := [name for name in settings if name not in rows]:
+        known = ", ".join(name for name in rows if name != "host")
+        raise TypeError(f"preload() has no setting {unknown[0]!r}; there are host, {known}")
+    given = {rows[name].dest: value for name, value in settings.items() if value is not None}
+    if isinstance(given.get(rows["alias"].dest), str):
+        given[rows["alias"].dest] = [given[rows["alias"].dest]]
+    if host is not None:
+        given[rows["host"].dest] = host
+    options = SimpleNamespace(
+        **given, ollama_warmup_preload=[specs] if isinstance(specs, str) else list(specs)
+    )
+    sources = Sources(options, flag=lambda option: f"preload({option.name}=)", patient=True)
+    read = Settings.read(sources)
+    if read.problem is not None:
+        raise read.problem
+    return bring_listed(read, Screen(lambda line, **colours: None))
+
+
+def bring_listed(settings: Settings, screen: Screen) -> Record:
+    """Bring the listed models and return what happened, also where some could not be had.
+
+    Ctrl-C says what it interrupts, makes the server end that, and goes on as KeyboardInterrupt.
+    """
+    targets = make_plan(settings.listed, (), up_front=True).targets
+    folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
+    leader = Leader(settings, folder, screen)
+    try:
+        leader.begin(targets.values())
+        leader.wait("done")
+    except KeyboardInterrupt:
+        leader.say_interrupted()
+        raise
+    finally:
+        leader.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    # In the order in which they are listed, not in which they came.
+    leader.record.models = {key: leader.record.models[key] for key in targets}
+    return leader.record

@@ -1,0 +1,377 @@
+"""The same work without pytest: the command line, and ``preload()`` for scripts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pytest_ollama_warmup
+from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
+from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.options import OPTIONS
+from tests.conftest import LLAMA, UserSuite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAME = "llama3.2:1b"
+EMBED = ScriptedModel("embed:a", size=500_000, capabilities=("embedding",))
+BOUND_S = 30.0
+
+
+class Run:
+    """How a command ended, and what it wrote."""
+
+    def __init__(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            timeout=100,
+            check=False,
+        )
+        self.ret, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def _usual_server(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama.add(EMBED)
+    monkeypatch.setenv("OLLAMA_HOST", ollama.url)
+
+
+def until(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + BOUND_S
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+# What the commands do
+
+
+def test_preload_pulls_and_loads_what_is_named(ollama: Emulator) -> None:
+    run = Run("preload", "llama3.2:1b,num_ctx=2048", "embed:a")
+    assert (0, "") == (run.ret, run.err)
+    assert [NAME, "embed:a"] == sorted(ollama.pulls, reverse=True)
+    assert {NAME: 2048, "embed:a": 4096} == {
+        load.model: load.options["num_ctx"] for load in ollama.loads
+    }
+    assert (
+        f"ollama: {ollama.url} (from OLLAMA_HOST), "
+        "preload llama3.2:1b,num_ctx=2048 embed:a (from the command line)"
+    ) == run.lines[0]
+    assert [NAME, "embed:a"] == [line.split(",")[0].split()[1] for line in run.lines[-2:]]
+    assert all("ready   pulled" in line and line[0] == "✓" for line in run.lines[-2:])
+
+
+def test_what_is_there_is_loaded_only(ollama: Emulator) -> None:
+    ollama.add(replace(LLAMA, present=True))
+    assert 0 == Run("preload", NAME, "--warm=load", "--keep-alive=30m").ret
+    assert ([], 1) == (ollama.pulls, len(ollama.loads))
+    (loading, lease) = (one.body for one in ollama.calls("generate"))
+    assert ("", 1800) == (loading["prompt"], lease["keep_alive"])
+
+
+def test_pull_downloads_only(ollama: Emulator) -> None:
+    run = Run("pull", NAME)
+    assert (0, [NAME], []) == (run.ret, ollama.pulls, ollama.loads)
+    assert "loaded" not in run.out
+
+
+def test_one_that_fails_leaves_the_others_alone(ollama: Emulator) -> None:
+    run = Run("preload", NAME, "phi9")
+    assert 1 == run.ret
+    assert "ollama: phi9: the registry has no such model" in run.out
+    assert run.lines[-2].startswith("✓ llama3.2:1b   ready")
+    assert run.lines[-1].startswith("✗ phi9          failed")
+
+
+def test_nothing_named_is_nothing_to_do(ollama: Emulator) -> None:
+    run = Run("preload")
+    assert (0, []) == (run.ret, ollama.requests)
+    assert run.out.startswith("ollama: no model is named: ")
+
+
+@pytest.mark.parametrize("command", ["preload", "pull"])
+def test_a_server_that_starts_late_is_waited_for(ollama: Emulator, command: str) -> None:
+    ollama.stop()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest_ollama_warmup", command, NAME],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    assert process.stdout is not None
+    assert any("waiting for http" in line for line in process.stdout)
+    ollama.start()
+    out, _ = process.communicate(timeout=BOUND_S)
+    assert 0 == process.returncode
+    assert "✓ llama3.2:1b   ready" in out
+
+
+# Where models are named
+
+
+@pytest.mark.parametrize(
+    ("command", "environ", "pulled"),
+    [
+        ("preload", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "embed:a"}, [NAME]),
+        ("preload", {"OLLAMA_MODELS": "embed:a, llama3.2:1b"}, ["embed:a", NAME]),
+        ("preload", {"OLLAMA_MODELS": "/srv/models"}, []),
+        ("preload", {"OLLAMA_MODELS": "~/models"}, []),
+        ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "embed:a"}, ["embed:a", NAME]),
+        ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "C:\\models"}, [NAME]),
+    ],
+)
+def test_the_environment_names_models_where_the_command_line_does_not(
+    ollama: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    environ: dict[str, str],
+    pulled: list[str],
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert 0 == main([command])
+    assert pulled == sorted(ollama.pulls)
+
+
+def test_the_command_line_goes_before_the_environment(
+    ollama: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "phi9")
+    assert 0 == main(["pull", NAME])
+    assert [NAME] == ollama.pulls
+
+
+def test_a_role_can_be_named(ollama: Emulator) -> None:
+    assert 0 == main(["pull", "chat", "--alias", "chat=llama3.2:1b"])
+    assert [NAME] == ollama.pulls
+
+
+# The same options
+
+
+def test_every_option_that_makes_sense_here_has_both_forms(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["preload", "--help"])
+    assert 0 == caught.value.code
+    text = capsys.readouterr().out
+    for option in OPTIONS:
+        short = f"--{option.name.replace('_', '-')} "
+        assert option.pytest_only == (short not in text)
+        assert (option.pytest_only or option.ini_only) == (option.flag not in text)
+
+
+def test_both_forms_mean_the_same(ollama: Emulator) -> None:
+    for flag in ("--host", "--ollama-host"):
+        run = Run("pull", NAME, flag, ollama.url)
+        assert (0, True) == (run.ret, f"{ollama.url} (from --host)" in run.out)
+
+
+def test_always_refreshes(ollama: Emulator) -> None:
+    ollama.add(replace(LLAMA, present=True))
+    run = Run("pull", NAME, "--pull=always")
+    assert (0, [NAME]) == (run.ret, ollama.pulls)
+    assert "up to date" in run.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["preload", "x,num_ctx=1"], "'num_ctx=1' (from the command line): a whole number of at least 16 is needed"),
+        (["pull", "x", "--pull=soon"], "'soon' is not a valid --pull. Valid values: auto, missing, always, never."),
+        (["preload", "x", "--host=h:abc"], "'h:abc' (from --host) is not an address of an Ollama server"),
+        (["preload", "x", "--wait=soon"], "'soon' is not a valid --wait."),
+        (["preload", "x", "--load-timeout=0"], "'0' is not a valid --load-timeout."),
+        (["preload", "a", "a,num_ctx=64"], "a is listed twice with different options"),
+        (["pull", "x", "--warm=load"], "unrecognized arguments: --warm=load"),
+        (["preload", "x", "--on-missing=skip"], "unrecognized arguments: --on-missing=skip"),
+        ([], "the following arguments are required: COMMAND"),
+        (["warm"], "invalid choice: 'warm'"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_told_without_a_traceback(
+    ollama: Emulator, arguments: list[str], message: str
+) -> None:
+    run = Run(*arguments)
+    assert (2, "") == (run.ret, run.out)
+    assert message in run.err
+    assert "Traceback" not in run.err
+    assert [] == ollama.requests
+
+
+def test_a_bad_variable_is_named(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "ftp://x")
+    run = Run("preload", NAME)
+    assert (2, True) == (run.ret, "'ftp://x' (from OLLAMA_HOST)" in run.err)
+
+
+# What it writes
+
+
+def test_json_goes_to_stdout_and_progress_to_stderr(ollama: Emulator) -> None:
+    run = Run("preload", NAME, "phi9", "--json")
+    assert 1 == run.ret
+    written: dict[str, Any] = json.loads(run.out)
+    assert (1, ollama.url, "0.33.0") == (written["schema"], written["host"], written["version"])
+    ready, failed = written["models"]
+    assert (NAME, "ready", 1_300_000) == (ready["model"], ready["status"], ready["size"])
+    assert ["pull", "load"] == [step["kind"] for step in ready["steps"]]
+    assert all(step["seconds"] >= 0 for step in ready["steps"])
+    assert ("failed", True) == (failed["status"], "no such model" in failed["error"])
+    assert "ollama: llama3.2:1b ready: pulled" in run.err
+
+
+def test_json_of_nothing_is_a_document_too() -> None:
+    assert [] == json.loads(Run("preload", "--json").out)["models"]
+
+
+def test_quiet_and_quieter(ollama: Emulator) -> None:
+    quiet = Run("preload", NAME, "-q")
+    assert "ollama: llama3.2:1b pulling 1.3 MB" == quiet.lines[0]
+    assert quiet.lines[-1].startswith("✓ llama3.2:1b")
+    assert (0, "") == ((very := Run("preload", NAME, "-qq")).ret, very.out)
+    failed = Run("preload", "phi9", "-qq")
+    error, row = failed.lines
+    assert error.startswith("ollama: phi9: the registry has no such model")
+    assert row.startswith("✗ phi9   failed   pull model manifest: file does not exist")
+
+
+def test_an_output_without_signs_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert Run("preload", NAME).lines[-1].startswith("+ llama3.2:1b   ready")
+
+
+def test_ctrl_c_ends_a_pull_at_once_and_says_so(ollama: Emulator) -> None:
+    ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest_ollama_warmup", "pull", NAME],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: ollama.pulling)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=BOUND_S)
+    assert (130, "") == (process.returncode, err)
+    assert "interrupted: llama3.2:1b pulling. A pull goes on where it stopped." in out
+    until(lambda: not ollama.pulling)
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = f"{sys.executable} -m pytest_ollama_warmup pull {NAME} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "" == done.stderr
+
+
+# What it imports
+
+
+def modules_after(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.split())
+
+
+def test_neither_the_command_line_nor_a_script_imports_pytest() -> None:
+    after = modules_after(
+        f"import pytest_ollama_warmup as w; w.preload({NAME!r})\n"
+        "from pytest_ollama_warmup.cli import main; main(['preload'])"
+    )
+    assert "httpx" in after
+    assert "pytest" not in after
+    assert "_pytest" not in after
+
+
+def test_help_imports_no_library() -> None:
+    after = modules_after(
+        "from pytest_ollama_warmup.cli import main\ntry: main(['pull', '--help'])\n"
+        "except SystemExit: pass"
+    )
+    assert not after & {"httpx", "rich", "filelock"}
+
+
+# For scripts
+
+
+def test_preload_returns_what_happened(ollama: Emulator) -> None:
+    record = pytest_ollama_warmup.preload(f"{NAME} phi9", warm="load")
+    ready, failed = record.models.values()
+    assert (True, NAME, 1_300_000) == (ready.ready, ready.model, ready.size)
+    assert [failed] == record.failed
+    assert failed.error.startswith("phi9: the registry has no such model")
+    assert 1 == len(ollama.loads)
+
+
+def test_preload_takes_a_list_a_host_and_settings(ollama: Emulator) -> None:
+    with Emulator([LLAMA]) as other:
+        record = pytest_ollama_warmup.preload(
+            ["chat,num_ctx=512"], host=other.url, alias="chat=llama3.2:1b", keep_alive="30m"
+        )
+        assert [] == record.failed
+        assert [512] == [load.options["num_ctx"] for load in other.loads]
+    assert [] == ollama.requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"specs": "a,b=1"}, BadSpec, "'b=1' (from preload(preload=)): unknown key 'b'"),
+        ({"specs": "a", "pull": "soon"}, BadSetting, "'soon' is not a valid preload(pull=)."),
+        ({"specs": "a", "host": "ftp://x"}, BadHost, "'ftp://x' (from preload(host=))"),
+        ({"specs": "a", "on_missing": "skip"}, TypeError, "preload() has no setting 'on_missing'"),
+    ],
+)
+def test_preload_refuses_what_cannot_be_meant(
+    ollama: Emulator, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as caught:
+        pytest_ollama_warmup.preload(**arguments)
+    assert message in str(caught.value)
+    assert [] == ollama.requests
+
+
+def test_a_test_of_a_run_may_call_it(ollama: Emulator, pytester: pytest.Pytester) -> None:
+    suite = UserSuite(pytester)
+    suite.write(
+        {
+            "test_it.py": f"""
+                import pytest_ollama_warmup
+
+                def test_it():
+                    assert [] == pytest_ollama_warmup.preload({NAME!r}).failed
+            """
+        }
+    )
+    assert {"passed": 1} == suite.run().counts
+    assert [NAME] == ollama.pulls
+
+
+def test_the_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("ollama-warmup")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+    assert "usage: ollama-warmup [-h] COMMAND" in done.stdout
