@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_ollama_warmup.marks import MARK
 from pytest_ollama_warmup.options import OPTIONS
 from pytest_ollama_warmup.warmup.spec import KEYS
+from tests.conftest import LLAMA, Suite
 
 TOP = Path(__file__).parents[1]
 REFERENCE = (TOP / "docs" / "reference.md").read_text(encoding="utf-8")
@@ -27,3 +30,16 @@ def test_the_readme_fits_one_screen_and_gives_the_two_commands() -> None:
         "    python -m pip install tox && tox -e demo",
         "    python -m pip install tox && tox",
     ] == [line for line in lines if "pip install tox" in line]
+
+
+def test_the_example_of_a_system_prompt_warms_by_it(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    example = TOP / "docs" / "examples" / "system_prompt"
+    shutil.copytree(example, suite.pytester.path, dirs_exist_ok=True)
+    assert {"passed": 2} == suite.run("--ollama-preload=llama3.2:1b").counts
+    first, *tests = suite.ollama.calls("chat")
+    assert 2 == len(tests)
+    (system,) = first.body["messages"]
+    # What the server has read is of use only to a conversation that begins with it.
+    assert all(system == test.body["messages"][0] for test in tests)
+    assert 1 == len(suite.ollama.loads)
