@@ -183,16 +183,19 @@ class Screen:
         now, target = self._clock(), event.target
         one = self._shown.setdefault(target.key, _Shown(target.spec.title))
         if event.phase != one.phase:
-            before, one.phase, one.since, one.said = one.phase, event.phase, now, 0.0
+            before, since = one.phase, one.since
+            one.phase, one.since, one.said = event.phase, now, 0.0
             one.doing = ""
             if event.phase == "pulling":
                 one.begin, one.said = one.begin or now, now
             elif event.phase == "resuming":
                 self.say(f"{one.name} pulling: {event.why}", least=-1)
             elif event.phase == "present" and event.why:
+                one.begin = 0.0
                 self.say(f"{one.name} {event.why}", least=-1)
-            elif event.phase == "present" and before == "pulling":
-                self.say(f"{one.name} pulled in {seconds(now - one.begin)}, loading", least=-1)
+            elif event.phase == "loading" and before == "present" and one.begin:
+                # Said when the load begins: where only a pull is wanted, there is none.
+                self.say(f"{one.name} pulled in {seconds(since - one.begin)}, loading", least=-1)
             elif event.phase == "waiting":
                 self.say(f"{one.name} waits: another run is pulling it", least=-1)
             elif event.phase == "busy":
