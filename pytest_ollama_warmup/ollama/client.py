@@ -310,11 +310,8 @@ class Client:
 
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
-        with self._translated():
-            response = self._http.get("/api/ps", extensions=self._extensions())
-        data = self._data("/api/ps", response)
-        now = _server_time(response.headers.get("date"))
-        models = data.get("models")
+        models, headers = self._models("/api/ps")
+        now = _server_time(headers.get("date"))
         return [
             Resident(
                 clean(one.get("name") or one.get("model") or "", 500),
@@ -323,24 +320,28 @@ class Client:
                 _whole(one.get("context_length")),
                 _seconds_until(one.get("expires_at"), now),
             )
-            for one in (models if isinstance(models, list) else [])
-            if isinstance(one, dict)
+            for one in models
         ]
 
     def stored(self) -> list[Stored]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
-        with self._translated():
-            response = self._http.get("/api/tags", extensions=self._extensions())
-        models = self._data("/api/tags", response).get("models")
+        models, _ = self._models("/api/tags")
         return [
             Stored(
                 clean(one.get("name") or one.get("model") or "", 500),
                 clean(one.get("digest") or "", 100).removeprefix("sha256:"),
                 _whole(one.get("size")),
             )
-            for one in (models if isinstance(models, list) else [])
-            if isinstance(one, dict)
+            for one in models
         ]
+
+    def _models(self, path: str) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+        """Return a list of models, and the headers of the answer."""
+        with self._translated():
+            response = self._http.get(path, extensions=self._extensions())
+        models = self._data(path, response).get("models")
+        found = models if isinstance(models, list) else []
+        return [one for one in found if isinstance(one, dict)], response.headers
 
     def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
         with self._translated():

@@ -23,7 +23,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     TlsFailed,
 )
-from pytest_ollama_warmup.ollama.client import Client, ModelInfo, PullProgress, Resident
+from pytest_ollama_warmup.ollama.client import Client, ModelInfo, PullProgress, Resident, Stored
 from pytest_ollama_warmup.ollama.host import parse_host
 
 if TYPE_CHECKING:
@@ -701,6 +701,86 @@ def test_a_load_that_fails_keeps_status_and_words(
     assert (status, " ".join(words.split("\n"))) == caught.value.args[1:]
 
 
+# A request of the suite's own
+
+SYSTEM = [{"role": "system", "content": "Be brief."}]
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "body"),
+    [
+        (
+            "chat",
+            {"messages": SYSTEM, "model": "other", "stream": True},
+            {
+                "messages": SYSTEM,
+                "model": "m",
+                "stream": False,
+                "options": {"num_ctx": 64, "num_predict": 5},
+            },
+        ),
+        (
+            "generate",
+            {"prompt": "Hi", "options": {"num_ctx": 128, "num_predict": 1}, "think": False},
+            {
+                "prompt": "Hi",
+                "model": "m",
+                "stream": False,
+                "think": False,
+                "options": {"num_ctx": 128, "num_predict": 1},
+            },
+        ),
+        (
+            "embed",
+            {"input": ["a", "b"], "options": None},
+            {"input": ["a", "b"], "model": "m", "options": {"num_ctx": 64, "num_predict": 5}},
+        ),
+    ],
+)
+def test_a_request_of_the_suite_goes_where_its_fields_belong(
+    client: Client,
+    server: respx.MockRouter,
+    path: str,
+    request_: dict[str, Any],
+    body: dict[str, Any],
+) -> None:
+    route = server.post(f"/api/{path}").respond(json={"done": True})
+    client.warm_up("m", request_, options={"num_ctx": 64}, limit_s=900)
+    assert body == body_of(route)
+    assert 900 == timeouts_of(route)["read"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 501, 503])
+def test_a_request_of_the_suite_that_fails_keeps_status_and_words(
+    client: Client, server: respx.MockRouter, status: int
+) -> None:
+    server.post("/api/chat").respond(status, json={"error": "no"})
+    with pytest.raises(ApiError) as caught:
+        client.warm_up("m", {"messages": SYSTEM}, options={}, limit_s=900)
+    assert (status, "no") == caught.value.args[1:]
+
+
+# GET /api/tags
+
+
+def test_stored_models_have_digest_and_size(client: Client, server: respx.MockRouter) -> None:
+    server.get("/api/tags").respond(
+        json={
+            "models": [
+                {"name": "m:latest", "digest": "ab12", "size": 5, "capabilities": ["tools"]},
+                {"model": "old:1b", "digest": "sha256:cd34"},
+                {"name": "odd", "size": "big", "digest": "\x1b[2Jx"},
+                "rubbish",
+            ]
+        }
+    )
+    assert [
+        Stored("m:latest", "ab12", 5),
+        Stored("old:1b", "cd34", 0),
+        Stored("odd", "x", 0),
+    ] == client.stored()
+
+
 # GET /api/ps
 
 DATE = "Tue, 01 Jul 2025 10:00:00 GMT"
@@ -763,23 +843,29 @@ def test_without_a_clock_of_the_server_ours_is_taken(
     assert 3000 < one.lease_s <= 3600
 
 
+LISTS = pytest.mark.parametrize("verb", ["resident", "stored"])
+PATHS = {"resident": "/api/ps", "stored": "/api/tags"}
+
+
+@LISTS
 @pytest.mark.parametrize("answer", [{"models": []}, {"models": None}, {}])
-def test_nothing_resident_is_an_empty_list(
-    client: Client, server: respx.MockRouter, answer: dict[str, Any]
+def test_no_models_are_an_empty_list(
+    client: Client, server: respx.MockRouter, verb: str, answer: dict[str, Any]
 ) -> None:
-    server.get("/api/ps").respond(json=answer)
-    assert [] == client.resident()
+    server.get(PATHS[verb]).respond(json=answer)
+    assert [] == getattr(client, verb)()
 
 
+@LISTS
 @pytest.mark.parametrize(
     "answer", [httpx.Response(500, json={"error": "nil"}), httpx.Response(200, html="<p>")]
 )
 def test_what_is_not_ollamas_answer_is_an_error(
-    client: Client, server: respx.MockRouter, answer: httpx.Response
+    client: Client, server: respx.MockRouter, verb: str, answer: httpx.Response
 ) -> None:
-    server.get("/api/ps").mock(answer)
+    server.get(PATHS[verb]).mock(answer)
     with pytest.raises(ApiError):
-        client.resident()
+        getattr(client, verb)()
 
 
 # Waiting
