@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _tags(self, body: Body) -> None:
         models = [
-            {**_entry(model), "capabilities": list(model.capabilities), **_origin(model)}
+            {**_entry(model), **self._abilities(model), **_origin(model)}
             for model in self._emulator.store.present()
         ]
         self._send_json({"models": models})
@@ -136,9 +136,13 @@ class Handler(BaseHTTPRequestHandler):
                 "emulated.context_length": model.context_length,
             },
             "tensors": [],
-            "capabilities": list(model.capabilities),
         }
-        self._send_json(info | _origin(model))
+        self._send_json(info | self._abilities(model) | _origin(model))
+
+    def _abilities(self, model: ScriptedModel) -> Body:
+        return (
+            {"capabilities": list(model.capabilities)} if self._emulator.tells_capabilities else {}
+        )
 
     def _copy(self, body: Body) -> None:
         names = {}

@@ -50,6 +50,8 @@ class Emulator:
             self.add(model)
         self.log: list[Request] = []
         self.canned: tuple[int, str, bytes] | None = None
+        self.tells_capabilities = True
+        """Whether it says what models can do; servers before v0.6.4 do not."""
         self._start = start
         self._thread: threading.Thread | None = None
         self._server = Server(self, port)

@@ -315,6 +315,8 @@ def _check_pin(work: _Bringing, info: ModelInfo) -> Stored | None:
     digest = stored.digest if stored else ""
     if not digest.startswith(spec.digest):
         raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
+    if spec.digest:
+        work.notes.append("digest as pinned")
     return stored
 
 
