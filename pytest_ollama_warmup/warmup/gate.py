@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytest_ollama_warmup.errors import WaitedTooLong
+from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup.record import Outcome
 
 Beat = Callable[[], None]
@@ -111,6 +113,10 @@ def pull_lock_path(url: str, model_key: str) -> Path:
 
     A second puller that leaves early can crash a v0.33 server.
     """
+    host = Host(url, "")
+    if host.loopback:
+        # One run says localhost and the other 127.0.0.1.
+        url = re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
     owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(tempfile.gettempdir()) / f"pytest-ollama-warmup-{owner}"
     with suppress(FileExistsError):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
 # How often a pull is resumed without a new byte, and how long the pause before that is; twice as
-# long each time after errors, which come at once. There must be one: a request that comes before
-# the server has noticed that the last one is gone joins the stalled download.
+# long each time after errors, which come at once. A request that comes before the server has
+# noticed that the last one is gone would join the stalled download: v0.33 notices within 10 ms.
 RESUMPTIONS = 5
 PAUSE_S = 0.5
 
@@ -152,8 +152,12 @@ def _read(
                 moved_at = now
             # Silence is no stall: the server says nothing while it asks the registry for the
             # manifest and a part's size, and while it verifies.
-            elif now - moved_at > terms.stall_s:
+            elif line.total and now - moved_at > terms.stall_s:
                 raise _Stalled(f"no new byte for {seconds(terms.stall_s)} (ollama_stall)")
+            # Nor are lines without a size: another pull, of a model with the same part, asks for
+            # it. Who leaves before it is told crashes the server (v0.33, seen).
+            elif now - moved_at > terms.load_timeout_s:
+                raise ServerUnreachable(client.host.url, client.host.source, "no answer", 0.0)
             on_line(progress, digest, moved=moved)
     if status != "success":
         cause = "the server ended the stream before 'success'"
@@ -165,6 +169,9 @@ def _read(
 _BUSY = re.compile(
     r"(?:^|: |status code )(?:429|5\d\d)(?::|$| )|\beof\b|connection reset|broken pipe"
     r"|server misbehaving|stream error|goaway"
+    # A server that waits before it tries a part again notices only then that its last client has
+    # left; who comes meanwhile is told so (v0.33: for up to 32 s).
+    r"|context canceled"
 )
 # Nothing is there. Waiting helps where it was there a moment ago.
 _AWAY = re.compile(r"refused|no such host|unreachable|timeout|deadline exceeded|no route")

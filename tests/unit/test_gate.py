@@ -361,6 +361,13 @@ def test_one_model_on_one_host_has_one_lock(temporary: Path) -> None:
     assert paths[0] != pull_lock_path("http://h:1", "n")
 
 
+def test_two_names_of_this_machine_are_one_host(temporary: Path) -> None:
+    hosts = ("127.0.0.1:1", "localhost:1", "[::1]:1", "127.0.0.1:2", "h:1")
+    paths = [pull_lock_path(f"http://{host}", "m") for host in hosts]
+    assert 1 == len(set(paths[:3]))
+    assert 3 == len(set(paths))
+
+
 def _symlink(place: Path, elsewhere: Path) -> None:
     elsewhere.mkdir(mode=0o700)
     place.symlink_to(elsewhere)

@@ -167,6 +167,18 @@ def test_silence_beyond_its_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None
     assert [] == server.slept
 
 
+def test_a_part_whose_size_another_pull_asks_for_is_waited_for_as_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unknown = PullProgress("pulling b", "b")
+    waiting: list[Line] = [unknown, 85.0, unknown]
+    server = Server([[part(100), *waiting, part(1, "b", 1), SUCCESS]])
+    assert 0 == pulled(monkeypatch, server, load_timeout_s=90).resumed
+    server = Server([[part(100), *waiting, 10.0, unknown]])
+    with pytest.raises(PullFailed, match="no word from the server for 90 s"):
+        pulled(monkeypatch, server, load_timeout_s=90)
+
+
 def test_five_resumptions_without_a_new_byte_fail(
     monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
@@ -214,6 +226,8 @@ PASSING = [
     "read tcp 10.0.0.1:500->10.0.0.2:443: read: connection reset by peer",
     "write: broken pipe",
     'Get "https://h/v2/": dial tcp: lookup h: server misbehaving',
+    "context canceled",
+    'Get "http://h/v2/t/m/blobs/sha256:500": context canceled',
 ]
 
 
