@@ -157,6 +157,21 @@ def test_a_log_gets_a_progress_line_at_most_every_ten_seconds() -> None:
     ] == lines
 
 
+@pytest.mark.parametrize("verbosity", [0, -1, -2])
+def test_a_model_that_could_not_be_refreshed_is_warned_of_however_quiet(verbosity: int) -> None:
+    lines: list[tuple[str, dict[str, bool]]] = []
+    screen = Screen(
+        lambda line, **colours: lines.append((line, colours)),
+        verbosity=verbosity,
+        clock=lambda: 0.0,
+    )
+    target = Target(ModelSpec("llama3.2:1b"), "")
+    for phase, why in (("pulling", ""), ("outdated", "is not refreshed"), ("present", "")):
+        screen.tick(Event(target, phase, why=why))
+    screen.tick(Event(target, "loading"))
+    assert [("ollama: llama3.2:1b is not refreshed", {"yellow": True})] == lines
+
+
 def test_a_load_that_takes_a_while_is_said_once() -> None:
     lines: list[str] = []
     times = iter([0.0, 0.0, 1.0, 2.0, 3.0, 60.0])

@@ -190,6 +190,11 @@ class Screen:
                 one.begin, one.said = one.begin or now, now
             elif event.phase == "resuming":
                 self.say(f"{one.name} pulling: {event.why}", least=-1)
+            elif event.phase == "outdated":
+                one.begin = 0.0
+                # A warning, and none of pytest's: where those are errors, the old one could not
+                # be used.
+                self.say(f"{one.name} {event.why}", least=-2, yellow=True)
             elif event.phase == "present" and event.why:
                 one.begin = 0.0
                 self.say(f"{one.name} {event.why}", least=-1)

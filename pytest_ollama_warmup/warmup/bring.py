@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", "Resident", "Stored")
 Phase = Literal[
-    "checking", "queued", "waiting", "pulling", "resuming", "present", "loading", "busy", "done"
+    "checking",
+    "queued",
+    "waiting",
+    "pulling",
+    "resuming",
+    "outdated",
+    "present",
+    "loading",
+    "busy",
+    "done",
 ]
 PULLS_SIDE_BY_SIDE = 4
 WARM_UP_PROMPT = "Hi"
@@ -97,7 +106,7 @@ class _Bringing:
     waited: bool = False
     """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
     kept: str = ""
-    """Why a refresh left what was there."""
+    """What a refresh found to be so already."""
 
     @property
     def name(self) -> str:
@@ -258,7 +267,7 @@ def _ensure_present(work: _Bringing) -> ModelInfo:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
             work.notes.append("not refreshed")
-            work.kept = f"is not refreshed, what is there is used: {exc.words}"
+            work.enter("outdated", why=f"is not refreshed, what is there is used: {exc.words}")
             return info
     if info is not None and not pulled.fresh:
         work.notes.append("up to date")

@@ -279,7 +279,7 @@ def test_always_keeps_the_old_one_where_the_registry_is_away(failure: ApiError) 
     assert outcome.ready
     assert ("not refreshed",) == outcome.notes
     assert [f"is not refreshed, what is there is used: {failure.words}"] == [
-        event.why for event in told if event.phase == "present"
+        event.why for event in told if event.phase == "outdated"
     ]
 
 

@@ -1,4 +1,4 @@
-"""What an emulated Ollama holds: scripted models, downloads, loaded models and their leases.
+"""What an emulated Ollama has in memory: runners with their options and leases.
 
 All behaviour is that of Ollama v0.33.0; where its source was not clear, a real server was asked.
 """
@@ -6,23 +6,21 @@ All behaviour is that of Ollama v0.33.0; where its source was not clear, a real 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import threading
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.emulator.script import ClientGone, Refusal, ScriptedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 RunnerOptions = dict[str, int | bool | None]
 
 # Go's longest duration, 292 years: what the server makes of a negative keep_alive.
 FOREVER_S = (2**63 - 1) / 1e9
-_TICK_S = 0.06
 _POLL_S = 0.01
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _OTHER_TYPES: dict[type, str] = {
@@ -41,172 +39,11 @@ _DEFAULTS: RunnerOptions = {
 }
 
 
-class Refusal(Exception):
-    """An answer ``{"error": text}`` with an HTTP status."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(status, text)
-        self.status, self.text = status, text
-
-
-class ClientGone(Exception):
-    """The client has closed its connection: nobody waits for this work any more."""
-
-
-@dataclass(slots=True)
-class ScriptedModel:
-    """A model as the emulator plays it: times in seconds, sizes in bytes.
-
-    *pull_rate* is in bytes a second, None is at once. *digest* is bare hex and made from the name
-    where it is empty; models with equal *weights* (empty: the digest) share one runner.
-    """
-
-    name: str
-    size: int = 1_000_000
-    present: bool = False
-    in_registry: bool = True
-    pull_rate: float | None = None
-    load_s: float = 0.0
-    eval_s: float = 0.0
-    capabilities: Collection[str] = ("completion",)
-    digest: str = ""
-    weights: str = ""
-    context_length: int = 32768
-    remote_host: str | None = None
-    pull_error: str | None = None
-    """What each pull ends with, as an error line inside HTTP 200."""
-    pull_cut: bool = False
-    """Whether each pull ends half-way, without a word."""
-    load_error: str | None = None
-    """What each load ends with, as HTTP 500."""
-    damaged: bool = False
-    """Whether it cannot generate, although ``/api/show`` says so."""
-    busy: int = 0
-    """How many load requests are turned away with 503 first."""
-
-
 class Load(NamedTuple):
     """A load that succeeded: the model's short name and the options it now runs with."""
 
     model: str
     options: RunnerOptions
-
-
-@dataclass(slots=True)
-class _Download:
-    """The weights of one model on their way; all clients that pull it watch the same bytes.
-
-    *kept* are those from before *since*, when the first of the present clients came.
-    """
-
-    kept: int = 0
-    clients: int = 0
-    since: float = 0.0
-
-    def completed(self, model: ScriptedModel) -> int:
-        reach = _reach(model)
-        if model.pull_rate is None:
-            return reach
-        fresh = (time.monotonic() - self.since) * model.pull_rate
-        return min(reach, self.kept + int(fresh))
-
-
-def _reach(model: ScriptedModel) -> int:
-    return model.size // 2 if model.pull_cut else model.size
-
-
-class Store:
-    """The models on disk and in the registry."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._models: dict[str, ScriptedModel] = {}
-        self._downloads: dict[str, _Download] = {}
-
-    def add(self, model: ScriptedModel) -> None:
-        """Add a copy of *model*, or change the one of its name; work under way goes on by it."""
-        name = ModelName.parse(model.name)
-        digest = model.digest or hashlib.sha256(name.key.encode()).hexdigest()
-        new = replace(model, name=name.short, digest=digest, weights=model.weights or digest)
-        with self._lock:
-            known = self._models.setdefault(name.key, new)
-            for each in fields(ScriptedModel):
-                setattr(known, each.name, getattr(new, each.name))
-
-    def find(self, name: str) -> ScriptedModel | None:
-        """Return the model that *name* means, pulled or not.
-
-        Raises:
-            Refusal: 400, no valid name.
-        """
-        key = parse_name(name).key
-        with self._lock:
-            return self._models.get(key)
-
-    def present(self) -> list[ScriptedModel]:
-        """Return the models on disk."""
-        with self._lock:
-            return [model for model in self._models.values() if model.present]
-
-    def pulling(self) -> list[str]:
-        """Return the names of the models that are on their way."""
-        with self._lock:
-            under_way = {weights for weights, one in self._downloads.items() if one.clients}
-            return [model.name for model in self._models.values() if model.weights in under_way]
-
-    def pull(
-        self, model: ScriptedModel | None, pause: Callable[[float], None]
-    ) -> Generator[dict[str, object], None, None]:
-        """Play a pull of *model*, None is unknown to the registry; yields the lines of its stream.
-
-        *pause* sleeps, and raises when the client has gone.
-
-        Raises:
-            Refusal: the error line that ends the stream.
-        """
-        yield {"status": "pulling manifest"}
-        if model is None or not model.in_registry:
-            raise Refusal(500, "pull model manifest: file does not exist")
-        if model.pull_error is not None:
-            raise Refusal(500, model.pull_error)
-        line: dict[str, object] = {
-            "status": f"pulling {model.weights[:12]}",
-            "digest": f"sha256:{model.weights}",
-            "total": model.size,
-        }
-        if model.present:
-            yield {**line, "completed": model.size}
-        else:
-            with self._joined(model) as download:
-                while (done := download.completed(model)) < _reach(model):
-                    # Go leaves out fields that are zero.
-                    yield {**line, "completed": done} if done else line
-                    pause(_TICK_S)
-                yield {**line, "completed": done}
-        if model.pull_cut:
-            return
-        yield {"status": "verifying sha256 digest"}
-        yield {"status": "writing manifest"}
-        with self._lock:
-            model.present = True
-            self._downloads.pop(model.weights, None)
-        yield {"status": "success"}
-
-    @contextlib.contextmanager
-    def _joined(self, model: ScriptedModel) -> Iterator[_Download]:
-        with self._lock:
-            download = self._downloads.setdefault(model.weights, _Download())
-            if not download.clients:
-                download.since = time.monotonic()
-            download.clients += 1
-        try:
-            yield download
-        finally:
-            with self._lock:
-                # The last client that leaves stops the download; its bytes are kept.
-                if download.clients == 1:
-                    download.kept = download.completed(model)
-                download.clients -= 1
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +55,8 @@ class Runner:
     lease_s: float
     users: int = 0
     deadline: float = 0.0
+    dead: bool = False
+    """Whether its process has ended: it stays listed until the next request notices."""
     slot: threading.Lock = field(default_factory=threading.Lock)
     """Held while generating: one at a time, as OLLAMA_NUM_PARALLEL=1 has it."""
 
@@ -291,6 +130,11 @@ class Scheduler:
             if runner := self._runners.get(model.weights):
                 self._end_lease(runner)
 
+    def kill(self, model: ScriptedModel) -> None:
+        """End the process of *model*'s runner, as the system does when memory is short."""
+        with self._changed:
+            self._runners[model.weights].dead = True
+
     def clear(self) -> None:
         """Forget all runners, as when the server's process ends."""
         with self._changed:
@@ -299,6 +143,9 @@ class Scheduler:
     def _fitting(self, model: ScriptedModel, options: RunnerOptions) -> Runner | None:
         self._expire()
         runner = self._runners.get(model.weights)
+        if runner is not None and runner.dead:
+            del self._runners[model.weights]
+            runner = None
         return runner if runner is not None and runner.fits(options) else None
 
     def _load(
@@ -362,18 +209,6 @@ class Scheduler:
         for key, runner in list(self._runners.items()):
             if not runner.users and runner.deadline <= now:
                 del self._runners[key]
-
-
-def parse_name(text: str) -> ModelName:
-    """Read a model's name.
-
-    Raises:
-        Refusal: 400, no valid name.
-    """
-    try:
-        return ModelName.parse(text)
-    except ValueError:
-        raise Refusal(400, "invalid model name") from None
 
 
 def runner_options(

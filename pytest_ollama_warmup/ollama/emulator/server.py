@@ -1,36 +1,36 @@
-"""A stand-in Ollama server, for tests and for the demo where no real one can be had.
-
-It speaks HTTP like Ollama v0.33.0 and has no models behind it: what it plays is scripted, how long
-it takes is slept, and what it generates says that it is an emulator.
-"""
+"""The server that plays an Ollama: its port, its life, and what tests ask of it."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import socket
 import socketserver
 import sys
 import threading
+import time
 from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.ollama.emulated import Load, Scheduler, ScriptedModel, Store
-from pytest_ollama_warmup.ollama.emulated_api import Handler, Request
+from pytest_ollama_warmup.ollama.emulator.http import Connection
+from pytest_ollama_warmup.ollama.emulator.native import NATIVE
+from pytest_ollama_warmup.ollama.emulator.openai import OPENAI
+from pytest_ollama_warmup.ollama.emulator.scheduler import Load, Scheduler
+from pytest_ollama_warmup.ollama.emulator.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
-__all__ = ["Emulator", "Load", "Request", "ScriptedModel", "main"]
+    from pytest_ollama_warmup.ollama.emulator.http import Request
+    from pytest_ollama_warmup.ollama.emulator.script import ScriptedModel
 
 
 class Emulator:
     """A server on 127.0.0.1 that plays *models*; runs while it is entered as a context.
 
     The port is its own from the beginning: until it is started, and after ``stop()``, connections
-    are refused. *keep_alive_s* and *default_num_ctx* are what requests get that ask for nothing.
+    are refused. *keep_alive_s* and *default_num_ctx* are what requests get that ask for nothing;
+    for *start_s* seconds after it is started, requests wait.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Emulator:
         keep_alive_s: float = 300.0,
         default_num_ctx: int = 4096,
         start: bool = True,
+        start_s: float = 0.0,
     ) -> None:
         self.version, self.default_num_ctx = version, default_num_ctx
         self.store, self.scheduler = Store(), Scheduler(max_loaded, keep_alive_s)
@@ -52,7 +53,8 @@ class Emulator:
         self.canned: tuple[int, str, bytes] | None = None
         self.tells_capabilities = True
         """Whether it says what models can do; servers before v0.6.4 do not."""
-        self._start = start
+        self._start, self._start_s = start, start_s
+        self._started_at = 0.0
         self._thread: threading.Thread | None = None
         self._server = Server(self, port)
         self.port: int = self._server.server_address[1]
@@ -75,6 +77,7 @@ class Emulator:
     def start(self) -> None:
         """Begin to answer, with no model loaded."""
         if self._thread is None:
+            self._started_at = time.monotonic()
             self._server.server_activate()
             # stop() waits for the end of a poll.
             serve, poll_s = self._server.serve_forever, 0.005
@@ -111,6 +114,16 @@ class Emulator:
         """Take a model out of memory as soon as it is idle, as if something had evicted it."""
         if model := self.store.find(name):
             self.scheduler.unload(model)
+
+    def kill_runner(self, name: str) -> None:
+        """End the process of a loaded model; it stays listed until a request notices."""
+        if model := self.store.find(name):
+            self.scheduler.kill(model)
+
+    @property
+    def starting_s(self) -> float:
+        """The seconds until it begins to answer."""
+        return self._started_at + self._start_s - time.monotonic()
 
     def answer_all_with(
         self, status: int | None, content_type: str = "text/plain", body: bytes | str = b""
@@ -154,6 +167,10 @@ class Emulator:
         self.scheduler.loads.clear()
 
 
+class _Handler(Connection):
+    routes = NATIVE | OPENAI
+
+
 class Server(ThreadingHTTPServer):
     """The listening socket, and the connections it has accepted."""
 
@@ -162,7 +179,7 @@ class Server(ThreadingHTTPServer):
     server_address: tuple[str, int]
 
     def __init__(self, emulator: Emulator, port: int) -> None:
-        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=False)
+        super().__init__(("127.0.0.1", port), _Handler, bind_and_activate=False)
         self.emulator = emulator
         self._connections: set[socket.socket] = set()
         self._ended = threading.Condition()
@@ -202,21 +219,3 @@ class Server(ThreadingHTTPServer):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             self._ended.wait_for(lambda: not self._connections, timeout=10)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve models given as JSON until interrupted; prints the URL first."""
-    parser = argparse.ArgumentParser(description="Emulate an Ollama server on 127.0.0.1.")
-    parser.add_argument("--port", type=int, default=0, help="Default: a free one.")
-    parser.add_argument(
-        "models", metavar="JSON", help='List of models: [{"name": "tiny", "load_s": 0.5}]'
-    )
-    given = parser.parse_args(arguments)
-    models = [ScriptedModel(**fields) for fields in json.loads(given.models)]
-    with Emulator(models, port=given.port) as emulator, contextlib.suppress(KeyboardInterrupt):
-        print(emulator.url, flush=True)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()
