@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import ssl
 import threading
 import time
 import weakref
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
@@ -25,6 +21,14 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     TlsFailed,
 )
+from pytest_ollama_warmup.ollama.answers import (
+    ModelInfo,
+    PullProgress,
+    Resident,
+    Stored,
+    parse,
+    server_time,
+)
 from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
@@ -33,47 +37,6 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
 LoadKind = Literal["generate", "embed"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field."""
-
-    capabilities: tuple[str, ...] | None
-    remote_host: str
-
-
-@dataclass(frozen=True, slots=True)
-class PullProgress:
-    """One line of a pull's stream; *total* and *completed* are bytes of the part *digest*."""
-
-    status: str
-    digest: str = ""
-    total: int = 0
-    completed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A model on the server's disk, from ``GET /api/tags``: *digest* in bare hex, *size* in bytes.
-
-    The digest is that of the manifest: a copy under another name has the same.
-    """
-
-    name: str
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive."""
-
-    name: str
-    digest: str
-    size: int
-    context_length: int
-    lease_s: float | None
 
 
 class Client:
@@ -184,7 +147,7 @@ class Client:
             raise self._denied(response.status_code, self._words(response.content))
         if response.status_code >= 500:
             raise self._unreachable(f"HTTP {response.status_code}")
-        data = _json(response.content)
+        data = parse(response.content)
         if response.status_code == 200 and isinstance(data, dict) and "version" in data:
             return self._clean(data["version"], 40)
         text = response.text
@@ -206,13 +169,7 @@ class Client:
             if exc.status == 404:
                 return None
             raise
-        capabilities = data.get("capabilities")
-        return ModelInfo(
-            tuple(clean(one, 40) for one in capabilities)
-            if isinstance(capabilities, list)
-            else None,
-            clean(data.get("remote_host") or "", 100),
-        )
+        return ModelInfo.read(data)
 
     def pull(
         self, name: str, *, insecure: bool = False, silence_s: float
@@ -241,17 +198,12 @@ class Client:
             for line in response.iter_lines():
                 if not line.strip():
                     continue
-                data = _json(line)
+                data = parse(line)
                 if not isinstance(data, dict):
                     raise ApiError("POST /api/pull", 200, f"not JSON: {self._clean(line)}")
                 if "error" in data:
                     raise ApiError("POST /api/pull", 200, self._clean(data["error"]))
-                yield PullProgress(
-                    clean(data.get("status", ""), 100),
-                    clean(data.get("digest", ""), 100),
-                    _whole(data.get("total")),
-                    _whole(data.get("completed")),
-                )
+                yield PullProgress.read(data)
 
     def load(
         self,
@@ -311,29 +263,12 @@ class Client:
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
         models, headers = self._models("/api/ps")
-        now = _server_time(headers.get("date"))
-        return [
-            Resident(
-                clean(one.get("name") or one.get("model") or "", 500),
-                clean(one.get("digest") or "", 100),
-                _whole(one.get("size")),
-                _whole(one.get("context_length")),
-                _seconds_until(one.get("expires_at"), now),
-            )
-            for one in models
-        ]
+        now = server_time(headers.get("date"))
+        return [Resident.read(one, now) for one in models]
 
     def stored(self) -> list[Stored]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
-        models, _ = self._models("/api/tags")
-        return [
-            Stored(
-                clean(one.get("name") or one.get("model") or "", 500),
-                clean(one.get("digest") or "", 100).removeprefix("sha256:"),
-                _whole(one.get("size")),
-            )
-            for one in models
-        ]
+        return [Stored.read(one) for one in self._models("/api/tags")[0]]
 
     def _models(self, path: str) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
         """Return a list of models, and the headers of the answer."""
@@ -354,7 +289,7 @@ class Client:
         return self._data(path, response)
 
     def _data(self, path: str, response: httpx.Response) -> dict[str, Any]:
-        data = _json(response.content)
+        data = parse(response.content)
         if response.status_code != 200 or not isinstance(data, dict) or "error" in data:
             raise self._error(path, response.status_code, response.content)
         return data
@@ -366,7 +301,7 @@ class Client:
         return ApiError(path, status, words or f"HTTP {status} without a word")
 
     def _words(self, content: bytes) -> str:
-        data = _json(content)
+        data = parse(content)
         text = (
             data.get("error", data) if isinstance(data, dict) else content.decode(errors="replace")
         )
@@ -467,29 +402,3 @@ def _tls_words(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate refused ({clean(exc.verify_message, 200)})"
     return clean(exc.reason or exc, 200).replace("_", " ").lower()
-
-
-def _json(content: bytes | str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _server_time(date: str | None) -> datetime:
-    # By its own clock: with another machine's the lease would be off by the difference.
-    try:
-        return parsedate_to_datetime(date or "")
-    except ValueError:
-        return datetime.now(UTC)
-
-
-def _seconds_until(text: object, now: datetime) -> float | None:
-    try:
-        return (datetime.fromisoformat(str(text)) - now).total_seconds()
-    except (ValueError, TypeError):
-        return None

@@ -31,7 +31,8 @@ from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
 from pytest_ollama_warmup.warmup.spec import FOREVER
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.ollama.client import Client, LoadKind, ModelInfo, Resident, Stored
+    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident, Stored
+    from pytest_ollama_warmup.ollama.client import Client, LoadKind
     from pytest_ollama_warmup.warmup.plan import Target
 
 T = TypeVar("T", "Resident", "Stored")

@@ -17,14 +17,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     WaitedTooLong,
 )
-from pytest_ollama_warmup.ollama.client import (
-    Client,
-    LoadKind,
-    ModelInfo,
-    PullProgress,
-    Resident,
-    Stored,
-)
+from pytest_ollama_warmup.ollama.answers import ModelInfo, PullProgress, Resident, Stored
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup import bring as bring_module
 from pytest_ollama_warmup.warmup import pull as pull_module
@@ -44,6 +37,8 @@ from pytest_ollama_warmup.warmup.spec import parse_specs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.client import Client, LoadKind
 
 HOST = Host("http://h:1", "--ollama-host")
 CHAT = ModelInfo(("completion", "tools"), "")

@@ -23,7 +23,8 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     TlsFailed,
 )
-from pytest_ollama_warmup.ollama.client import Client, ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.ollama.answers import ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 
 if TYPE_CHECKING:

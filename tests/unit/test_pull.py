@@ -14,7 +14,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     UnknownModel,
 )
-from pytest_ollama_warmup.ollama.client import Client, PullProgress
+from pytest_ollama_warmup.ollama.answers import PullProgress
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup.bring import Terms
@@ -23,6 +23,8 @@ from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from pytest_ollama_warmup.ollama.client import Client
 
 HOST = Host("http://h:1", "--ollama-host")
 MANIFEST, SUCCESS = PullProgress("pulling manifest"), PullProgress("success")
