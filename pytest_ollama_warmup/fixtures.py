@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.models import Models
 
+_ENDING = {"Connection": "close"}
+
 
 @pytest.fixture(scope="session")
 def ollama_host(pytestconfig: pytest.Config) -> str:
@@ -61,8 +63,13 @@ def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
 def ollama_client(ollama_host: str) -> Iterator[ollama.Client]:
     """The official client (pip install ollama) on ollama_host."""
     library = _official_library("ollama_client")
-    with library.Client(ollama_host, **_connection(ollama_host)) as client:
-        yield client
+    # Before 0.6.2 it cannot be closed.
+    closable = hasattr(library.Client, "close")
+    headers = {} if closable else _ENDING
+    client = library.Client(ollama_host, headers=headers, **_connection(ollama_host))
+    yield client
+    if closable:
+        client.close()
 
 
 @pytest.fixture
@@ -71,9 +78,8 @@ def ollama_async_client(ollama_host: str) -> ollama.AsyncClient:
     library = _official_library("ollama_async_client")
     # The loop of the test is closed when a fixture without one could close the client: each
     # connection ends with its request instead.
-    headers = {"Connection": "close"}
     client: ollama.AsyncClient = library.AsyncClient(
-        ollama_host, headers=headers, **_connection(ollama_host)
+        ollama_host, headers=_ENDING, **_connection(ollama_host)
     )
     return client
 

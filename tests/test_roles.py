@@ -67,8 +67,8 @@ def test_a_role_stands_wherever_a_model_can(models: Suite, workers: list[str]) -
 def test_roles_of_a_file_and_one_of_the_command_line_that_goes_before(models: Suite) -> None:
     models.write(
         {
-            "pytest.toml": """
-                [pytest]
+            "pyproject.toml": """
+                [tool.pytest.ini_options]
                 ollama_alias = ["chat=qwen3:0.6b", "embed=nomic-embed-text"]
             """,
             "test_it.py": """
