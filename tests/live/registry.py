@@ -38,7 +38,9 @@ class Faults:
 
     stall_at: int | None = None
     stall_s: float | None = None
-    """How long a stall lasts; None: until ``stall_at`` is taken back."""
+    """How long a stall lasts; None: until its field is taken back."""
+    stall_after: int | None = None
+    """Bytes that a connection sends before it stalls: a download that resumes comes as far again."""
     drop_at: int | None = None
     drops: int = 0
     """How many more answers are cut at ``drop_at``."""
@@ -47,9 +49,11 @@ class Faults:
     unauthorized: bool = False
     unknown: bool = False
     """Answer 404 for every model, as for one that nobody pushed."""
+    manifest_s: float = 0.0
     head_s: float = 0.0
-    wrong_bytes: bool = False
-    """Send zeros for the weights; the server would not verify small parts beside them again."""
+    wrong_bytes: int = 0
+    """How many more answers with weights are zeros; the server would not verify small parts beside
+    them again."""
 
 
 @dataclass(slots=True)
@@ -181,10 +185,10 @@ class Registry:
             pause = self._line_free_at - now
         self.closing.wait(pause)
 
-    def stall(self) -> None:
+    def stall(self, fault: str) -> None:
         """Sleep until the stall is over, taken back, or the registry closes."""
         began = time.monotonic()
-        while self.faults.stall_at is not None and not self.closing.wait(0.02):
+        while getattr(self.faults, fault) is not None and not self.closing.wait(0.02):
             limit_s = self.faults.stall_s
             if limit_s is not None and time.monotonic() - began >= limit_s:
                 return
@@ -249,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             realm = f'Bearer realm="http://{self.headers["Host"]}/token",service="t",scope="pull"'
             self._send(401, b"", {"WWW-Authenticate": realm})
         elif found := re.fullmatch(r"/v2/t/([^/]+)/manifests/[^/]+", self.path):
+            registry.closing.wait(faults.manifest_s)
             manifest = None if faults.unknown else registry.manifest(found[1])
             if manifest is None:
                 self._send(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
@@ -283,20 +288,27 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_span(request, blob, start, end)
 
     def _send_span(self, request: Request, blob: _Blob, start: int, end: int) -> None:
-        registry = self.server.registry
+        registry, first = self.server.registry, start
         stalled = False
+        wrong = blob.size > CHUNK and registry.take("wrong_bytes")
         while start < end and not registry.closing.is_set():
             faults = registry.faults
-            drop_at, stall_at = faults.drop_at, faults.stall_at
+            drop_at, after = faults.drop_at, faults.stall_after
+            stalls = {
+                "stall_at": faults.stall_at,
+                "stall_after": None if after is None else first + after,
+            }
             if drop_at is not None and start >= drop_at and registry.take("drops"):
                 return
-            if stall_at is not None and start >= stall_at and not stalled:
+            due = [fault for fault, at in stalls.items() if at is not None and start >= at]
+            if due and not stalled:
                 stalled = True
-                registry.stall()
+                registry.stall(due[0])
             # A chunk ends where the next fault is due.
-            stops = [end, start + CHUNK, *(at for at in (drop_at, stall_at) if at and at > start)]
+            ends = (drop_at, *stalls.values())
+            stops = [end, start + CHUNK, *(at for at in ends if at and at > start)]
             data = blob.read(start, min(stops) - start)
-            if faults.wrong_bytes and blob.size > CHUNK:
+            if wrong:
                 data = bytes(len(data))
             registry.wait_for_line(len(data))
             self.wfile.write(data)

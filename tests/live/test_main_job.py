@@ -149,35 +149,6 @@ def test_the_lease_is_as_asked_and_never_shortened(
     assert server.get("/api/ps")["models"][0]["expires_at"].startswith("23")
 
 
-def test_damaged_weights_are_named_with_their_cure(
-    suite: UserSuite, server: RealServer, registry: Registry
-) -> None:
-    bring(server, registry, "broken", "broken:a")
-    suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
-    run = suite.run("--ollama-preload=broken:a")
-    assert run.ret == 2
-    assert 'broken:a does not load: "llama-server process has terminated' in run.out
-    assert "Its weights look damaged: 'ollama rm broken:a' and pull it again." in run.out
-
-
-def test_a_model_unknown_to_the_registry_is_named(suite: UserSuite, own_registry: Registry) -> None:
-    model = own_registry.name("nope")
-    suite.write({"test_it.py": "def test_it(): pass\n"})
-    run = suite.run(f"--ollama-preload={model},insecure=true")
-    assert run.ret == 2
-    assert "the registry has no such model (pull model manifest: file does not exist)" in run.err
-
-
-def test_a_registry_without_tls_is_named_with_the_flag(
-    suite: UserSuite, own_registry: Registry
-) -> None:
-    model = own_registry.name("completion")
-    suite.write({"test_it.py": "def test_it(): pass\n"})
-    run = suite.run(f"--ollama-preload={model}")
-    assert run.ret == 2
-    assert f"For a registry without TLS write {model},insecure=true." in run.err
-
-
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
 def test_ctrl_c_during_a_pull_makes_the_server_stop_it(
     suite: UserSuite, own_registry: Registry, workers: list[str]

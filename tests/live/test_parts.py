@@ -250,6 +250,18 @@ def test_a_pull_given_up_in_a_stall_is_resumed_behind_its_start(
     assert _range_starts(own_registry)[0] > 0
 
 
+def test_a_connection_stalls_after_so_many_bytes_and_the_next_one_sends_as_many(
+    own_registry: Registry, start_server: StartServer
+) -> None:
+    server = start_server()
+    own_registry.faults.stall_after = 800_000
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            server.pull(own_registry.name("completion"), limit_s=1)
+    server.pull(own_registry.name("completion"))
+    assert _range_starts(own_registry)[:3] == [0, 800_000, 1_600_000]
+
+
 def test_a_registry_closes_in_the_midst_of_a_stall(
     parts: Provided, start_server: StartServer, threads: ThreadPoolExecutor
 ) -> None:
@@ -288,7 +300,7 @@ def test_a_busy_registry_answers_503_as_often_as_told(
         (Faults(), "nobody-pushed-this", "pull model manifest: file does not exist"),
         (Faults(unknown=True), "completion", "pull model manifest: file does not exist"),
         (Faults(unauthorized=True), "completion", "unauthorized: access denied"),
-        (Faults(wrong_bytes=True), "completion", "digest mismatch, file must be downloaded again"),
+        (Faults(wrong_bytes=1), "completion", "digest mismatch, file must be downloaded again"),
     ],
     ids=["no such model", "unknown", "unauthorized", "wrong bytes"],
 )
@@ -301,6 +313,15 @@ def test_a_pull_fails_with_the_words_of_ollama_until_the_fault_is_gone(
         server.pull(own_registry.name(model))
     own_registry.faults = Faults()
     server.pull(own_registry.name("completion"))
+
+
+def test_a_slow_manifest_holds_up_the_download(
+    own_registry: Registry, start_server: StartServer
+) -> None:
+    own_registry.faults.manifest_s = 0.5
+    began = time.monotonic()
+    start_server().pull(own_registry.name("completion"))
+    assert time.monotonic() - began >= 0.5
 
 
 def test_a_slow_head_holds_up_the_download(
