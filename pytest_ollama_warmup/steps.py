@@ -127,8 +127,9 @@ class Controller(Leader):
         self._say_header()
         if asks:
             self.begin(new)
-            if self.record.server is not None and not self.record.server.ready and not new:
-                self.record.add(self.record.server)
+            server = self.record.server
+            if server is not None and not server.ready and not self._plan.targets:
+                self.record.add(server)
 
     def _ask_host(self) -> None:
         """Take the server that the suite's own hook names, once, and tell all who ask later."""
