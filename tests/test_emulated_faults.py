@@ -186,6 +186,8 @@ def test_a_runner_that_dies_at_work_ends_the_answer(stream: bool) -> None:
     with serving(replace(A, eval_s=1.0)) as api:
         answer = api.later("generate", model="a", prompt="Hi", stream=stream)
         wait_for(api.resident)
+        # Before its first word the error would have a status.
+        time.sleep(0.05)
         api.emulator.kill_runner("a")
         response = answer.result(30)
         assert (200 if stream else 500) == response.status_code
@@ -240,7 +242,7 @@ def test_embeddings_are_a_list_in_the_order_of_the_texts() -> None:
         (400, "invalid_request_error", "chat/completions", {"model": "a", "messages": []}),
         (400, "invalid_request_error", "chat/completions", {"model": "embed", "messages": HELLO}),
         (404, "not_found_error", "embeddings", {"model": "x", "input": "a"}),
-        (400, "invalid_request_error", "embeddings", {"model": "embed", "input": ""}),
+        (400, "invalid_request_error", "embeddings", {"model": "embed", "input": []}),
         (501, "api_error", "embeddings", {"model": "a", "input": "a"}),
     ],
 )

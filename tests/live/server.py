@@ -113,6 +113,13 @@ class RealServer:
         headers = {"Content-Type": "application/json"}
         return self._request(urllib.request.Request(self.url + path, data, headers), limit_s)
 
+    def delete(self, name: str) -> None:
+        """Take *name* off the disk; raise :class:`Refused` if it is not there."""
+        data = json.dumps({"model": name}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + "/api/delete", data, headers, method="DELETE")
+        self._request(request, REQUEST_LIMIT_S)
+
     def pull(self, name: str, *, limit_s: float = REQUEST_LIMIT_S) -> None:
         """Pull *name* from a plain-http registry; raise :class:`Refused` if that fails."""
         self.post("/api/pull", {"model": name, "insecure": True, "stream": False}, limit_s=limit_s)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from http.client import responses
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from pytest_ollama_warmup.ollama.emulator.script import (
     ClientGone,
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_ollama_warmup.ollama.emulator.server import Emulator, Server
-
-    Answer = Callable[["Connection", "Body"], None]
 
 Body = dict[str, Any]
 
@@ -44,14 +42,23 @@ class Request:
     """``time.monotonic()``."""
 
 
+class Route(NamedTuple):
+    """By which method a path is asked, and who answers it, well or not."""
+
+    method: str
+    answer: Callable[[Connection, Body], None]
+    refuse: Callable[[Connection, Refusal], None]
+
+
 class Connection(BaseHTTPRequestHandler):
     """One connection; reads requests, keeps them in the emulator's log, and has them answered."""
 
     protocol_version = "HTTP/1.1"
     # With Nagle, a line of a stream waits up to 40 ms for the client's acknowledgement.
     disable_nagle_algorithm = True
-    routes: ClassVar[Mapping[str, tuple[str, Answer]]] = {}
-    """Who answers a path, and by which method it is asked."""
+    routes: ClassVar[Mapping[str, Route]] = {}
+    streaming = False
+    """Whether an answer has begun that has no end yet."""
 
     def do_GET(self) -> None:
         """Answer a request of any method."""
@@ -70,8 +77,6 @@ class Connection(BaseHTTPRequestHandler):
                 self.send(*emulator.canned)
             else:
                 self._route(path, body, problem)
-        except Refusal as refusal:
-            self.send_json({"error": refusal.text}, refusal.status)
         except (ClientGone, ConnectionDropped, ConnectionError):
             self.close_connection = True
 
@@ -105,14 +110,15 @@ class Connection(BaseHTTPRequestHandler):
         except OSError:
             return True
 
-    def pause(self, seconds: float) -> None:
-        """Sleep, but not longer than the client stays.
+    def pause(self, seconds: float, check: Callable[[], object] = lambda: None) -> None:
+        """Sleep, but not longer than the client stays; *check* is called all the while.
 
         Raises:
             ClientGone: it has left.
         """
         until = time.monotonic() + seconds
         while not self.gone():
+            check()
             left = until - time.monotonic()
             if left <= 0:
                 return
@@ -129,6 +135,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def begin_stream(self, content_type: str = "application/x-ndjson") -> None:
         """Answer with what is sent until ``end_stream``."""
+        self.streaming = True
         self._send_head(200, content_type, "Transfer-Encoding: chunked")
 
     def send_line(self, data: object) -> None:
@@ -141,19 +148,23 @@ class Connection(BaseHTTPRequestHandler):
 
     def end_stream(self) -> None:
         """Say that no more comes."""
+        self.streaming = False
         self.wfile.write(b"0\r\n\r\n")
 
     def _route(self, path: str, body: Body, problem: str) -> None:
         if path not in self.routes:
             self.send(404, "text/plain", b"404 page not found")
             return
-        method, answer = self.routes[path]
-        if method != self.command:
+        route = self.routes[path]
+        if route.method != self.command:
             self.send(405, "text/plain", b"405 method not allowed")
             return
-        if problem:
-            raise Refusal(400, problem)
-        answer(self, body)
+        try:
+            if problem:
+                raise Refusal(400, problem)
+            route.answer(self, body)
+        except Refusal as refusal:
+            route.refuse(self, refusal)
 
     def _send_head(self, status: int, content_type: str, length: str, content: bytes = b"") -> None:
         lines = [

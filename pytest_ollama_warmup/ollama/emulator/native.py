@@ -8,22 +8,20 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.ollama.emulator.http import Body, Connection, name_in
+from pytest_ollama_warmup.ollama.emulator.http import Body, Connection, Route, name_in
 from pytest_ollama_warmup.ollama.emulator.scheduler import lease_of, runner_options
 from pytest_ollama_warmup.ollama.emulator.script import Refusal, ScriptedModel, parse_name
 from pytest_ollama_warmup.ollama.names import ModelName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_ollama_warmup.ollama.emulator.http import Answer
     from pytest_ollama_warmup.ollama.emulator.scheduler import Runner
 
 _ANSWER = ("I", "am", "an", "emulator,", "not", "a", "model,", "sorry.")
 _DETAILS = {"format": "gguf", "family": "emulated", "families": ["emulated"]}
+_COPY = ("source", "destination")
 _STARTED_NS = time.time_ns()
-_RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
-NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
 
 
 def _root(connection: Connection, body: Body) -> None:
@@ -74,21 +72,19 @@ def _show(connection: Connection, body: Body) -> None:
 
 
 def _copy(connection: Connection, body: Body) -> None:
-    names = {}
-    for part in ("source", "destination"):
-        try:
-            names[part] = ModelName.parse(str(body.get(part, ""))).short
-        except ValueError:
-            raise Refusal(400, f'{part} "{body.get(part, "")}" is invalid') from None
-    model = connection.found(names["source"], f'model "{body["source"]}" not found')
-    connection.emulator.add(replace(model, name=names["destination"]))
+    source, destination = (_named(str(body.get(part, "")), part) for part in _COPY)
+    model = connection.found(source, f'model "{body["source"]}" not found')
+    connection.emulator.add(replace(model, name=destination))
     connection.send(200, "", b"")
 
 
 def _delete(connection: Connection, body: Body) -> None:
     name = name_in(body)
+    if not name:
+        raise Refusal(400, "model is required")
+    model = connection.found(_named(name, "name"), f"model '{name}' not found")
     # What is loaded of it stays until its lease ends.
-    connection.emulator.store.delete(connection.found(name, f"model '{name}' not found"))
+    connection.emulator.store.delete(model)
     connection.send(200, "", b"")
 
 
@@ -101,11 +97,8 @@ def _pull(connection: Connection, body: Body) -> None:
             connection.send_json(last)
             return
         connection.begin_stream()
-        try:
-            for line in lines:
-                connection.send_line(line)
-        except Refusal as refusal:
-            connection.send_line({"error": refusal.text})
+        for line in lines:
+            connection.send_line(line)
         connection.end_stream()
 
 
@@ -141,90 +134,111 @@ def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str
     refuse_unable(model, name, verb)
     if body.get("think") and "thinking" not in model.capabilities:
         raise Refusal(400, f'"{name}" does not support thinking')
-    options = runner_options(sent, model, connection.emulator.default_num_ctx)
-    streams, died, words = body.get("stream") is not False, False, list[str]()
+    options = runner_options(
+        sent, model, connection.emulator.default_num_ctx, shift=body.get("shift")
+    )
+    streams, said = body.get("stream") is not False, list[str]()
+
+    def hear(word: str) -> None:
+        if streams:
+            if not said:
+                connection.begin_stream()
+            connection.send_line(part(word))
+        said.append(word)
+
     with scheduler.runner(model, options, lease_s, connection.gone) as runner:
         clock.loaded()
-        begin = connection.begin_stream if streams else nothing
-        try:
-            for word in spoken(connection, runner, sent.get("num_predict"), begin) if asked else ():
-                if streams:
-                    connection.send_line(part(f" {word}" if words else word))
-                words.append(word)
-        except Refusal as refusal:
-            if not streams:
-                raise
-            connection.send_line({"error": refusal.text})
-            died = True
+        reason = speak(connection, runner, sent.get("num_predict"), hear) if asked else "load"
     # Sent when the runner is free: whoever reads the end may look at /api/ps at once.
     if not asked:
-        connection.send_json(part("", done_reason="load"))
+        connection.send_json(part("", done_reason=reason))
         return
-    if not died:
-        last = {
-            "done_reason": "length" if len(words) < len(_ANSWER) else "stop",
-            **clock.metrics(asked, tokens=len(words)),
-        }
-        if not streams:
-            connection.send_json(part(" ".join(words), **last))
-            return
+    last = {"done_reason": reason, **clock.metrics(asked, tokens=len(said))}
+    if streams:
         connection.send_line(part("", **last))
-    connection.end_stream()
+        connection.end_stream()
+    else:
+        connection.send_json(part("".join(said), **last))
 
 
-def spoken(
-    connection: Connection, runner: Runner, limit: object, begin: Callable[[], object]
-) -> Iterator[str]:
-    """Yield the words of an answer as they are made, *limit* at most where it is a limit.
-
-    *begin* is called when its turn has come.
+def speak(
+    connection: Connection, runner: Runner, limit: object, hear: Callable[[str], object]
+) -> str:
+    """Say an answer word by word, *limit* at most where it is a limit; returns why it ended.
 
     Raises:
         Refusal: 500, the runner's process has ended.
-        ClientGone: nobody hears them any more.
+        ClientGone: nobody hears it any more.
     """
     words = _ANSWER[:limit] if isinstance(limit, int) and limit > 0 else _ANSWER
     with runner.slot:
-        begin()
-        for word in words:
-            connection.pause(runner.model.eval_s / len(words))
-            if runner.dead:
-                raise Refusal(500, _RUNNER_DIED)
-            yield word
+        runner.check()
+        for number, word in enumerate(words):
+            hear(f" {word}" if number else word)
+            connection.pause(runner.model.eval_s / len(words), runner.check)
+    return "length" if len(words) < len(_ANSWER) else "stop"
 
 
 def _embed(connection: Connection, body: Body) -> None:
-    clock, name, sent = _Clock(), name_in(body), body.get("options") or {}
     lease_s = lease_of(body.get("keep_alive"))
-    texts = texts_of(body)
+    vectors, metrics = embed(
+        connection, name_in(body), body.get("input") or [], body.get("options") or {}, lease_s
+    )
+    connection.send_json({"model": name_in(body), "embeddings": vectors, **metrics})
+
+
+def embed(
+    connection: Connection,
+    name: str,
+    asked: object,
+    options: Mapping[str, object],
+    lease_s: float | None,
+) -> tuple[list[list[float]], dict[str, int]]:
+    """Return vectors and times; with nothing *asked*, only load, whatever the model can do.
+
+    Raises:
+        Refusal: 400, 404 and 501, it is no text, there is no such model, it does not embed.
+    """
+    clock, texts = _Clock(), [asked] if isinstance(asked, str) else asked
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise Refusal(400, "invalid input type")
     advice = f'model "{name}" not found, try pulling it first'
     model = connection.found(name, advice if name else "model '' not found")
     _refuse_remote(model)
-    options = runner_options(sent, model, connection.emulator.default_num_ctx)
-    answer: Body = {"model": name, "embeddings": [vector(text) for text in texts]}
-    with connection.emulator.scheduler.runner(model, options, lease_s, connection.gone) as runner:
+    wanted = runner_options(options, model, connection.emulator.default_num_ctx)
+    with connection.emulator.scheduler.runner(model, wanted, lease_s, connection.gone) as runner:
         clock.loaded()
-        if texts:
-            if "embedding" not in model.capabilities:
-                raise Refusal(501, NO_EMBEDDINGS)
-            with runner.slot:
-                connection.pause(model.eval_s)
-            answer |= clock.metrics(texts)
-    connection.send_json(answer)
+        if not texts:
+            return [], {}
+        if "embedding" not in model.capabilities:
+            advice = "Start it with `--embeddings`"
+            raise Refusal(501, f"This server does not support embeddings. {advice}")
+        with runner.slot:
+            connection.pause(model.eval_s, runner.check)
+    return [_vector(text) for text in texts], clock.metrics(texts)
 
 
-NATIVE: dict[str, tuple[str, Answer]] = {
-    "/": ("GET", _root),
-    "/api/version": ("GET", _version),
-    "/api/tags": ("GET", _tags),
-    "/api/ps": ("GET", _ps),
-    "/api/show": ("POST", _show),
-    "/api/copy": ("POST", _copy),
-    "/api/delete": ("DELETE", _delete),
-    "/api/pull": ("POST", _pull),
-    "/api/generate": ("POST", _generate),
-    "/api/chat": ("POST", _chat),
-    "/api/embed": ("POST", _embed),
+def _refuse(connection: Connection, refusal: Refusal) -> None:
+    if connection.streaming:
+        # Its status is sent already.
+        connection.send_line({"error": refusal.text})
+        connection.end_stream()
+    else:
+        connection.send_json({"error": refusal.text}, refusal.status)
+
+
+NATIVE: dict[str, Route] = {
+    "/": Route("GET", _root, _refuse),
+    "/api/version": Route("GET", _version, _refuse),
+    "/api/tags": Route("GET", _tags, _refuse),
+    "/api/ps": Route("GET", _ps, _refuse),
+    "/api/show": Route("POST", _show, _refuse),
+    "/api/copy": Route("POST", _copy, _refuse),
+    "/api/delete": Route("DELETE", _delete, _refuse),
+    "/api/pull": Route("POST", _pull, _refuse),
+    "/api/generate": Route("POST", _generate, _refuse),
+    "/api/chat": Route("POST", _chat, _refuse),
+    "/api/embed": Route("POST", _embed, _refuse),
 }
 
 
@@ -255,22 +269,11 @@ class _Clock:
         return metrics
 
 
-def nothing() -> None:
-    """Begin nothing: an answer in one piece has no head of its own."""
-
-
-def texts_of(body: Body) -> list[str]:
-    """Return the texts to embed.
-
-    Raises:
-        Refusal: 400, they are none.
-    """
-    texts = body.get("input") or []
-    if isinstance(texts, str):
-        texts = [texts]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Refusal(400, "invalid input type")
-    return texts
+def _named(name: str, what: str) -> str:
+    try:
+        return ModelName.parse(name).short
+    except ValueError:
+        raise Refusal(400, f'{what} "{name}" is invalid') from None
 
 
 def tokens_in(texts: Sequence[str]) -> int:
@@ -278,7 +281,7 @@ def tokens_in(texts: Sequence[str]) -> int:
     return sum(1 + len(text.split()) for text in texts)
 
 
-def vector(text: str) -> list[float]:
+def _vector(text: str) -> list[float]:
     """Return the embedding of *text*."""
     return [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:8]]
 

@@ -36,6 +36,7 @@ _DEFAULTS: RunnerOptions = {
     "main_gpu": None,
     "use_mmap": None,
     "num_thread": 0,
+    "draft_num_predict": 0,
 }
 
 
@@ -67,6 +68,16 @@ class Runner:
     def is_idle(self) -> bool:
         """Whether no request uses it."""
         return self.users == 0
+
+    def check(self) -> None:
+        """Find out whether its process still runs.
+
+        Raises:
+            Refusal: 500, it does not.
+        """
+        if self.dead:
+            words = "an error was encountered while running the model: unexpected EOF"
+            raise Refusal(500, words)
 
     def fits(self, asked: RunnerOptions) -> bool:
         """Whether a request with the options *asked* needs no reload (``sched.needsReload``)."""
@@ -212,9 +223,15 @@ class Scheduler:
 
 
 def runner_options(
-    sent: Mapping[str, object], model: ScriptedModel, default_num_ctx: int
+    sent: Mapping[str, object],
+    model: ScriptedModel,
+    default_num_ctx: int,
+    *,
+    shift: object = None,
 ) -> RunnerOptions:
     """Return all runner options of a request that sent *sent*; null and unknown keys count as not.
+
+    *shift* is the request's field of that name: it decides over the runner like an option.
 
     Raises:
         Refusal: 500, a value of the wrong type.
@@ -230,6 +247,7 @@ def runner_options(
     options["num_ctx"] = min(max(4, options["num_ctx"] or 0), model.context_length)
     # Any negative number of layers means: as many as fit.
     options["num_gpu"] = max(-1, options["num_gpu"] or 0)
+    options["shift"] = shift is not False
     return options
 
 
