@@ -28,7 +28,7 @@ from pytest_ollama_warmup.text import clean, seconds
 from pytest_ollama_warmup.warmup.gate import Beat, held, pull_lock_path
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
-from pytest_ollama_warmup.warmup.spec import FOREVER
+from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident, Stored
@@ -434,11 +434,18 @@ def _ensure_lease(work: _Bringing, kind: LoadKind) -> Resident | None:
             work.name,
             kind,
             prompt="",
-            options=dict(spec.options),
+            options=_runner_options(work.target),
             keep_alive=wanted,
             limit_s=work.terms.load_timeout_s,
         )
     return resident
+
+
+def _runner_options(target: Target) -> dict[str, Any]:
+    """Return the options that the model runs with: others would make the server load it again."""
+    own = (target.request or {}).get("options")
+    asked = own if isinstance(own, dict) else {}
+    return {**dict(target.spec.options), **{key: asked[key] for key in RUNNER_KEYS if key in asked}}
 
 
 def _find(models: list[T], model_key: str) -> T | None:

@@ -29,7 +29,8 @@ _LEAST: dict[str, int | None] = {
     "use_mmap": None,
     "num_thread": 1,
 }
-KEYS = (*_LEAST, "keep_alive", "insecure")
+RUNNER_KEYS = tuple(_LEAST)
+KEYS = (*RUNNER_KEYS, "keep_alive", "insecure")
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
