@@ -426,9 +426,6 @@ def test_deleting_one_name_leaves_the_others_and_what_is_loaded(api: Api) -> Non
     api.load("a")
     assert ["z:latest"] == api.resident()
     assert pytest.approx(FOREVER_S, rel=1e-3) == api.lease_s("z")
-    # By its own name nothing can unload it any more.
-    api.ask("generate", model="a", keep_alive=0)
-    until(lambda: [] == api.resident())
 
 
 # --- loading and generating

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.contract import *  # noqa: F403  these are the tests
+from tests.contract import until
 from tests.live.registry import Faults, Registry
 from tests.live.server import RealServer
 
@@ -56,10 +57,14 @@ class RealWorld:
         self._registry.rate, self._registry.faults = None, Faults()
         if not self._server.processes():
             self._server.restart()
-        for name in self._server.loaded():
-            self._server.unload(name)
-        if self.far in [model["name"] for model in self._server.get("/api/tags")["models"]]:
-            self._server.delete(self.far)
+        if self._server.loaded():
+            # What is loaded may have lost its name: the weights count, whoever names them.
+            for name in MODELS:
+                self._server.unload(name)
+            until(lambda: not self._server.loaded())
+        for model in self._server.get("/api/tags")["models"]:
+            if model["name"].removesuffix(":latest") not in MODELS:
+                self._server.delete(model["name"])
 
     def weights(self, name: str) -> str:
         shown = self._server.post("/api/show", {"model": name})
