@@ -1,4 +1,4 @@
-"""Killed processes and Ctrl-C: no hung process, and a message that says what happened."""
+"""Killed processes, Ctrl-C and servers that fail: nothing hangs, and what happened is said."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import signal
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.ollama.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
@@ -171,3 +172,112 @@ def test_a_killed_worker_is_replaced_and_its_successor_brings_the_model(suite: S
     _, out = end(process)
     assert "3 passed" in out
     assert 1 == len(suite.ollama.loads)
+
+
+# Pulls that stop half-way: the first one only, so that asking again is the cure.
+
+PRELOAD = "--ollama-preload=llama3.2:1b"
+IMPATIENT = ("-o", "ollama_stall=0.3")
+STALLED = "llama3.2:1b pulling: no new byte for 0.3 s (ollama_stall) at 400 kB of 1.3 MB, resuming"
+
+
+@WORKERS
+def test_a_pull_that_stalls_is_dropped_and_resumed(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, pull_stall_at=400_000, pull_faults=1))
+    suite.write(ONE_TEST)
+    run = suite.run(PRELOAD, *IMPATIENT, *workers)
+    assert {"passed": 1} == run.counts
+    assert STALLED in run.ours
+    assert 2 == len(suite.ollama.pulls)
+
+
+def test_a_stall_that_ends_by_itself_in_time_is_none(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, pull_stall_at=400_000, pull_stall_s=0.3))
+    suite.write(ONE_TEST)
+    run = suite.run(PRELOAD)
+    assert {"passed": 1} == run.counts
+    assert "resum" not in run.out
+    assert 1 == len(suite.ollama.pulls)
+
+
+def test_bytes_that_come_a_second_time_are_no_progress(suite: Suite) -> None:
+    # The server itself asks for a stalled part again, from its start: completed falls and climbs.
+    again = replace(LLAMA, pull_rate=4e6, pull_stall_at=400_000, pull_retry_s=0.1, pull_faults=1)
+    suite.ollama.add(again)
+    suite.write(ONE_TEST)
+    run = suite.run(PRELOAD, *IMPATIENT)
+    assert {"passed": 1} == run.counts
+    assert STALLED in run.ours
+    assert 2 == len(suite.ollama.pulls)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ({"pull_cut": True}, "the server ended the stream before 'success' at 650 kB of 1.3 MB"),
+        ({"pull_drop_at": 400_000}, "connection lost at 400 kB of 1.3 MB"),
+        ({"pull_drop_at": 0}, "connection lost at 0 B of 1.3 MB"),
+    ],
+    ids=["truncated", "dropped", "dropped at once"],
+)
+def test_a_pull_that_ends_without_a_word_is_resumed(suite: Suite, fault: Any, why: str) -> None:
+    suite.ollama.add(replace(LLAMA, pull_faults=1, **fault))
+    suite.write(ONE_TEST)
+    run = suite.run(PRELOAD)
+    assert {"passed": 1} == run.counts
+    assert f"llama3.2:1b pulling: {why}, resuming" in run.ours
+    assert "resumed once" in run.table[0]
+    assert 2 == len(suite.ollama.pulls)
+
+
+# Servers that start, runners that die.
+
+
+def test_a_server_that_starts_slowly_is_waited_for(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It takes the connection, and answers nothing until it is ready.
+    suite.write(ONE_TEST)
+    with Emulator([LLAMA], start_s=2.0) as late:
+        monkeypatch.setenv("OLLAMA_HOST", late.url)
+        run = suite.run(PRELOAD)
+    asked = {request.path: request.at for request in reversed(late.requests)}
+    assert {"passed": 1} == run.counts
+    assert asked["/api/pull"] - asked["/api/version"] > 0.1
+
+
+def test_a_server_that_starts_too_slowly_is_said_to_give_no_answer(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.write(ONE_TEST)
+    with Emulator([LLAMA], start_s=600) as late:
+        monkeypatch.setenv("OLLAMA_HOST", late.url)
+        run = suite.run(PRELOAD, "--ollama-wait=0.5")
+    assert 2 == run.ret
+    assert f"no Ollama at {late.url} (from OLLAMA_HOST): no answer for 0.5 s." in run.err
+
+
+def test_a_model_whose_runner_has_died_is_loaded_anew(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    suite.run()
+    # The server still lists it as loaded.
+    suite.ollama.kill_runner("llama3.2:1b")
+    assert {"passed": 1} == suite.run().counts
+    assert 2 == len(suite.ollama.loads)
+
+
+@WORKERS
+def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
+    suite: Suite, workers: list[str]
+) -> None:
+    suite.ollama.add(replace(LLAMA, present=True, eval_s=600))
+    suite.write(ONE_TEST)
+    process = suite.start("-rs", *workers)
+    until(lambda: suite.ollama.loads)
+    suite.ollama.kill_runner("llama3.2:1b")
+    code, out = end(process)
+    assert 0 == code
+    error = "an error was encountered while running the model: unexpected EOF"
+    assert f'llama3.2:1b does not load: "{error}".' in out
+    assert "1 skipped" in out
