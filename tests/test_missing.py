@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -520,11 +521,14 @@ def test_keys_are_never_shown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("host", "name", "value", "message"),
     [
-        (
+        pytest.param(
             "https://10.0.0.1",
             "SSL_CERT_FILE",
             "/nonexistent",
             "the certificates of SSL_CERT_FILE cannot be read (No such file",
+            marks=pytest.mark.skipif(
+                version("httpx").startswith("0.27"), reason="httpx 0.27 takes its own instead"
+            ),
         ),
         (
             "http://10.255.255.1",
