@@ -230,10 +230,16 @@ def main() -> None:
     if args.rounds < 1:
         parser.error("at least one round is needed")
     chosen = [args.only] if args.only else list(parts)
-    table = [["what", "A: with", "B: without", "A - B", "A / B", "target", ""]]
+    rows = []
     for part in chosen:
         print(f"measuring: {part}", file=sys.stderr, flush=True)
-        table += [row.cells() for row in parts[part](args.rounds)]
+        rows += [row.cells() for row in parts[part](args.rounds)]
+    show(["what", "A: with", "B: without", "A - B", "A / B", "target", ""], rows)
+
+
+def show(head: list[str], rows: list[list[str]]) -> None:
+    """Print a table as Markdown."""
+    table = [head, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     table.insert(1, ["-" * width for width in widths])
     for cells in table:

@@ -81,6 +81,26 @@ with httpx.Client(verify=False, trust_env=False, timeout=60) as client:
         client.request(method, url, json=body)
 stamp("spent", time.perf_counter() - begin)
 """,
+    # Bare requests one after the other; a pull's stream is read to its end.
+    "bare.py": """
+import json, os, sys, time
+import httpx
+from stamp import stamp
+
+given = json.load(sys.stdin)
+begin = time.perf_counter()
+with httpx.Client(verify=False, trust_env=False, timeout=60) as client:
+    for path, body in given["requests"]:
+        with client.stream("POST", os.environ["OLLAMA_HOST"] + path, json=body) as answer:
+            for line in answer.iter_lines():
+                if time.perf_counter() - begin > given["limit_s"]:
+                    stamp("spent", time.perf_counter() - begin)
+                    stamp("gave-up")
+                    sys.exit()
+        if path == "/api/pull" and '"success"' not in line:
+            sys.exit(line)
+stamp("spent", time.perf_counter() - begin)
+""",
     # Makes the controller wait where the plugin does, for as long, and for nothing.
     "hold.py": """
 import os, time

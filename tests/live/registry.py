@@ -93,12 +93,13 @@ class _Blob:
 class Registry:
     """Read-only registry over ``NAME.gguf`` files, on a loopback port of its own.
 
-    ``rate`` is in bytes per second for all downloads together; it and ``faults`` may be
-    changed while a download runs.
+    ``rate`` is in bytes per second for all downloads together, ``rate_each`` for each of them;
+    they and ``faults`` may be changed while a download runs.
     """
 
     def __init__(self, models_dir: Path, *, rate: float | None = None) -> None:
         self.rate = rate
+        self.rate_each: float | None = None
         self.faults = Faults()
         self.closing = threading.Event()
         self._models = {path.stem: path for path in sorted(models_dir.glob("*.gguf"))}
@@ -289,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_span(self, request: Request, blob: _Blob, start: int, end: int) -> None:
         registry, first = self.server.registry, start
-        stalled = False
+        stalled, free_at = False, 0.0
         wrong = blob.size > CHUNK and registry.take("wrong_bytes")
         while start < end and not registry.closing.is_set():
             faults = registry.faults
@@ -311,6 +312,9 @@ class _Handler(BaseHTTPRequestHandler):
             if wrong:
                 data = bytes(len(data))
             registry.wait_for_line(len(data))
+            if registry.rate_each is not None:
+                free_at = max(time.monotonic(), free_at) + len(data) / registry.rate_each
+                registry.closing.wait(free_at - time.monotonic())
             self.wfile.write(data)
             start += len(data)
             request.sent += len(data)

@@ -215,6 +215,15 @@ def test_a_throttled_pull_is_not_faster_than_its_rate(
     assert time.monotonic() - began >= least
 
 
+def test_each_download_can_have_a_rate_of_its_own(
+    own_registry: Registry, start_server: StartServer
+) -> None:
+    own_registry.rate_each = 2e6
+    began = time.monotonic()
+    start_server().pull(own_registry.name("completion"))
+    assert time.monotonic() - began >= 0.8
+
+
 def test_a_stalled_pull_goes_on_when_the_stall_is_taken_back(
     own_registry: Registry, start_server: StartServer, threads: ThreadPoolExecutor
 ) -> None:
