@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -75,11 +76,7 @@ def four(parts: Provided, rounds: int) -> Iterator[list[str]]:
             registry.rate_each = each
             names = [registry.name(model) for model in FOUR]
             bare = [one for name in names for one in (_pull(name), _load(name))]
-            a, b = _in_turn(
-                rounds,
-                lambda names=names: _plugin(parts, names),  # type: ignore[misc]
-                lambda bare=bare: _bare(parts, bare),  # type: ignore[misc]
-            )
+            a, b = _in_turn(rounds, partial(_plugin, parts, names), partial(_bare, parts, bare))
             yield _row(what, a, b)
 
 
@@ -139,7 +136,7 @@ def main() -> None:
     if args.rounds < 1:
         parser.error("at least one round is needed")
     parts = provide()
-    rows = []
+    rows: list[list[str]] = []
     for kind in [args.only] if args.only else kinds:
         print(f"measuring: {kind}", file=sys.stderr, flush=True)
         rows += kinds[kind](parts, args.rounds)

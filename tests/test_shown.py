@@ -166,8 +166,9 @@ def test_a_model_that_could_not_be_refreshed_is_warned_of_however_quiet(verbosit
         clock=lambda: 0.0,
     )
     target = Target(ModelSpec("llama3.2:1b"), "")
-    for phase, why in (("pulling", ""), ("outdated", "is not refreshed"), ("present", "")):
-        screen.tick(Event(target, phase, why=why))
+    screen.tick(Event(target, "pulling"))
+    screen.tick(Event(target, "outdated", why="is not refreshed"))
+    screen.tick(Event(target, "present"))
     screen.tick(Event(target, "loading"))
     assert [("ollama: llama3.2:1b is not refreshed", {"yellow": True})] == lines
 
