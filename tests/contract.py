@@ -36,6 +36,7 @@ Body = dict[str, Any]
 BOUND_S = 60.0
 FOREVER_S = 292.27 * 365.25 * 86400
 HELLO = [{"role": "user", "content": "Hi"}]
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
 
 
@@ -186,7 +187,7 @@ def test_it_says_that_it_is_ollama(api: Api) -> None:
         (405, "405 method not allowed", "POST", "/api/ps"),
         (405, "405 method not allowed", "DELETE", "/api/pull"),
         (405, "405 method not allowed", "POST", "/api/delete"),
-        (405, "405 method not allowed", "GET", "/v1/chat/completions"),
+        (405, "405 method not allowed", "GET", CHAT),
     ],
 )
 def test_unknown_paths_and_wrong_methods(
@@ -309,6 +310,8 @@ def test_tags_and_ps_tell_of_the_same_model(api: Api) -> None:
 
 
 def test_a_missing_model_is_pulled_in_lines(api: Api, world: World) -> None:
+    for verb in ("show", "generate", "chat", "embed"):
+        assert 404 == api.post(f"/api/{verb}", model=world.far).status_code
     lines = api.pull(world.far)
     statuses = list(dict.fromkeys(line["status"] for line in lines))
     assert "pulling manifest" == statuses[0]
@@ -653,6 +656,11 @@ def test_even_an_embedding_model_is_unloaded_by_generate(api: Api) -> None:
     until(lambda: [] == api.resident())
 
 
+def test_a_load_whose_lease_overflows_leaves_nothing_loaded(api: Api) -> None:
+    api.load("a", keep_alive=10_000_000_000)
+    until(lambda: [] == api.resident())
+
+
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
 def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
     api: Api, world: World, keep_alive: float
@@ -672,7 +680,7 @@ def test_only_a_request_that_names_a_lease_changes_it(api: Api) -> None:
     api.ask("generate", prompt="Hi", stream=False, **asked)
     api.ask("chat", messages=HELLO, stream=False, **asked)
     api.ask("embed", model="a")
-    api.post("/v1/chat/completions", model="a", messages=HELLO, max_tokens=1).raise_for_status()
+    api.post(CHAT, model="a", messages=HELLO, max_tokens=1).raise_for_status()
     assert pytest.approx(FOREVER_S, rel=1e-3) == api.lease_s("a")
     api.load("a", keep_alive="10m")
     api.load("a")
@@ -719,6 +727,7 @@ def loads_of(api: Api, *bodies: Body) -> int:
         ({"num_thread": 1}, {}),
         ({}, {"use_mmap": True}),
         ({"use_mmap": True}, {}),
+        ({"use_mmap": False}, {}),
         ({}, {"main_gpu": 0}),
         ({"main_gpu": 0}, {}),
         ({}, {"draft_num_predict": 4}),
@@ -862,7 +871,7 @@ def test_a_copy_is_another_name_for_the_same_runner(api: Api, world: World) -> N
 
 
 def test_v1_chats(api: Api) -> None:
-    answer = api.post("/v1/chat/completions", model="A:latest", messages=HELLO, max_tokens=3)
+    answer = api.post(CHAT, model="A:latest", messages=HELLO, max_tokens=3)
     assert "application/json" == answer.headers["content-type"]
     body = answer.raise_for_status().json()
     (choice,) = body["choices"]
@@ -884,9 +893,7 @@ def test_v1_chats(api: Api) -> None:
 
 @pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True}}], ids=str)
 def test_v1_chats_in_events(api: Api, asked: Body) -> None:
-    answer = api.post(
-        "/v1/chat/completions", model="a", messages=HELLO, max_tokens=3, stream=True, **asked
-    )
+    answer = api.post(CHAT, model="a", messages=HELLO, max_tokens=3, stream=True, **asked)
     assert "text/event-stream" == answer.headers["content-type"]
     *events, done, rest = answer.text.split("\n\n")
     assert ("data: [DONE]", "") == (done, rest)
@@ -906,7 +913,7 @@ def test_v1_chats_in_events(api: Api, asked: Body) -> None:
 
 
 def test_v1_embeds(api: Api) -> None:
-    answer = api.post("/v1/embeddings", model="embed", input=["x", "y", ""])
+    answer = api.post(EMBED, model="embed", input=["x", "y", ""])
     assert "application/json" == answer.headers["content-type"]
     body = answer.raise_for_status().json()
     assert ("list", "embed") == (body["object"], body["model"])
@@ -917,113 +924,46 @@ def test_v1_embeds(api: Api) -> None:
     assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 0
     (native,) = api.ask("embed", model="embed", input="y")["embeddings"]
     assert pytest.approx(native, abs=1e-4) == body["data"][1]["embedding"]
-    alone = api.post("/v1/embeddings", model="embed", input="").raise_for_status().json()
+    alone = api.post(EMBED, model="embed", input="").raise_for_status().json()
     assert 1 == len(alone["data"])
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "words", "path", "body"),
+    ("status", "words", "path", "body"),
     [
-        (400, "invalid_request_error", "[] is too short - 'messages'", "chat/completions", {}),
-        (
-            400,
-            "invalid_request_error",
-            "[] is too short - 'messages'",
-            "chat/completions",
-            {"model": "a", "messages": []},
-        ),
-        (
-            400,
-            "invalid_request_error",
-            "model is required",
-            "chat/completions",
-            {"messages": HELLO},
-        ),
-        (
-            400,
-            "invalid_request_error",
-            "invalid model name",
-            "chat/completions",
-            {"model": "a b", "messages": HELLO},
-        ),
-        (
-            400,
-            "invalid_request_error",
-            "cannot unmarshal",
-            "chat/completions",
-            {"model": 3, "messages": HELLO},
-        ),
-        (
-            400,
-            "invalid_request_error",
-            '"embed" does not support chat',
-            "chat/completions",
-            {"model": "embed", "messages": HELLO},
-        ),
-        (
-            404,
-            "not_found_error",
-            "model 'nix' not found",
-            "chat/completions",
-            {"model": "nix", "messages": HELLO},
-        ),
-        (
-            404,
-            "not_found_error",
-            "model 'nix' not found",
-            "chat/completions",
-            {"model": "nix", "messages": HELLO, "stream": True},
-        ),
-        (500, "api_error", "", "chat/completions", {"model": "broken", "messages": HELLO}),
-        (400, "invalid_request_error", "invalid input", "embeddings", {"model": "embed"}),
-        (
-            400,
-            "invalid_request_error",
-            "invalid input",
-            "embeddings",
-            {"model": "embed", "input": []},
-        ),
-        (
-            400,
-            "invalid_request_error",
-            "invalid input type",
-            "embeddings",
-            {"model": "embed", "input": 3},
-        ),
-        (
-            404,
-            "not_found_error",
-            'model "nix" not found, try pulling it first',
-            "embeddings",
-            {"model": "nix", "input": "x"},
-        ),
-        (404, "not_found_error", "model '' not found", "embeddings", {"input": "x"}),
-        (
-            501,
-            "api_error",
-            "This server does not support embeddings.",
-            "embeddings",
-            {"model": "a", "input": "x"},
-        ),
+        (400, "[] is too short - 'messages'", CHAT, {}),
+        (400, "[] is too short - 'messages'", CHAT, {"model": "a", "messages": []}),
+        (400, "model is required", CHAT, {"messages": HELLO}),
+        (400, "invalid model name", CHAT, {"model": "a b", "messages": HELLO}),
+        (400, "cannot unmarshal", CHAT, {"model": 3, "messages": HELLO}),
+        (400, '"embed" does not support chat', CHAT, {"model": "embed", "messages": HELLO}),
+        (404, "model 'nix' not found", CHAT, {"model": "nix", "messages": HELLO}),
+        (404, "model 'nix' not found", CHAT, {"model": "nix", "messages": HELLO, "stream": True}),
+        (500, "", CHAT, {"model": "broken", "messages": HELLO}),
+        (400, "invalid input", EMBED, {"model": "embed"}),
+        (400, "invalid input", EMBED, {"model": "embed", "input": []}),
+        (400, "invalid input type", EMBED, {"model": "embed", "input": 3}),
+        (404, 'model "nix" not found, try pulling it', EMBED, {"model": "nix", "input": "x"}),
+        (404, "model '' not found", EMBED, {"input": "x"}),
+        (501, "This server does not support embeddings.", EMBED, {"model": "a", "input": "x"}),
     ],
-    ids=str,
 )
 def test_v1_refuses_in_openais_way(
-    api: Api, status: int, kind: str, words: str, path: str, body: Body
+    api: Api, status: int, words: str, path: str, body: Body
 ) -> None:
-    answer = api.post(f"/v1/{path}", **body)
+    answer = api.post(path, **body)
     error = answer.json()["error"]
-    assert (status, kind) == (answer.status_code, error["type"])
-    assert words in error["message"]
-    assert {"message", "type", "param", "code"} == set(error)
-    assert (None, None) == (error["param"], error["code"])
+    kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
+    assert (status, kind) == (answer.status_code, error.pop("type"))
+    assert words in error.pop("message")
+    assert {"param": None, "code": None} == error
 
 
 def test_v1_has_the_servers_options_and_ignores_others(api: Api, world: World) -> None:
     before = world.loads()
     api.load("a", options={"num_ctx": 2048}, keep_alive=-1)
     body = {"model": "a", "messages": HELLO, "max_tokens": 1, "keep_alive": "nonsense"}
-    answer = api.post("/v1/chat/completions", options={"num_ctx": 2048}, **body)
+    answer = api.post(CHAT, options={"num_ctx": 2048}, **body)
     assert 200 == answer.status_code
     assert [4096] == [model["context_length"] for model in api.models()]
     assert 2 == world.loads() - before
@@ -1058,7 +998,7 @@ def test_a_runner_that_dies_ends_an_answer_of_v1(api: Api, world: World) -> None
     api.load("endless")
     asked: Body = {"model": "endless", "messages": HELLO}
     for stream in (False, True):
-        answer = api.later("/v1/chat/completions", stream=stream, **asked)
+        answer = api.later(CHAT, stream=stream, **asked)
         time.sleep(0.3)
         world.kill_runner("endless")
         ended = answer.result()

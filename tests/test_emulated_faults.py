@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ import httpx
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import ScriptedModel, script, store
-from tests.test_emulator import LONG_S, A, Api, hanging, serving, wait_for
+from tests.test_emulator import LONG_S, A, hanging, serving, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,22 +136,6 @@ def test_faults_of_the_first_pulls_only(fault: dict[str, Any]) -> None:
     assert "success" == ends[2]
 
 
-# Deleting
-
-
-def test_a_deleted_model_is_gone_and_can_be_pulled_anew() -> None:
-    with serving(A, replace(A, name="b")) as api:
-        api.load("a")
-        assert 200 == api.http.request("DELETE", "/api/delete", json={"model": "a"}).status_code
-        assert 404 == api.post("show", model="a").status_code
-        assert ["b:latest"] == [one["name"] for one in api.get("/api/tags")["models"]]
-        # What is loaded of it stays until its lease ends.
-        assert ["a:latest"] == api.resident()
-        assert "success" == api.lines("pull", model="a")[-1]["status"]
-        missing = api.http.request("DELETE", "/api/delete", json={"model": "c"})
-        assert (404, {"error": "model 'c' not found"}) == (missing.status_code, missing.json())
-
-
 # Starting
 
 
@@ -166,96 +149,3 @@ def test_a_server_that_starts_slowly_accepts_and_lets_wait() -> None:
         begin = time.monotonic()
         assert "0.33.0" == api.get("/api/version")["version"]
         assert time.monotonic() - begin >= 0.15
-
-
-# Runners that die
-
-
-def test_a_dead_runner_stays_listed_until_a_request_notices() -> None:
-    with serving(A) as api:
-        api.load()
-        api.emulator.kill_runner("a")
-        assert ["a:latest"] == api.resident()
-        api.load()
-        assert ["a:latest", "a:latest"] == api.loaded()
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_runner_that_dies_at_work_ends_the_answer(stream: bool) -> None:
-    words = "an error was encountered while running the model: unexpected EOF"
-    with serving(replace(A, eval_s=1.0)) as api:
-        answer = api.later("generate", model="a", prompt="Hi", stream=stream)
-        wait_for(api.resident)
-        # Before its first word the error would have a status.
-        time.sleep(0.05)
-        api.emulator.kill_runner("a")
-        response = answer.result(30)
-        assert (200 if stream else 500) == response.status_code
-        assert {"error": words} == json.loads(response.text.splitlines()[-1])
-        assert api.ask("generate", model="a", prompt="Hi", stream=False)["response"]
-
-
-# OpenAI's API
-
-
-def v1(api: Api, path: str, **body: object) -> httpx.Response:
-    return api.http.post(f"/v1/{path}", json=body)
-
-
-HELLO = [{"role": "user", "content": "Say hello"}]
-
-
-def test_a_chat_completion_is_one_choice_and_counts_tokens() -> None:
-    with serving(A) as api:
-        made = v1(api, "chat/completions", model="a", messages=HELLO, max_tokens=3).json()
-    (choice,) = made["choices"]
-    assert ("chat.completion", "a") == (made["object"], made["model"])
-    assert ("length", "I am an") == (choice["finish_reason"], choice["message"]["content"])
-    assert 3 == made["usage"]["completion_tokens"]
-    assert made["usage"]["total_tokens"] == 3 + made["usage"]["prompt_tokens"]
-
-
-def test_a_chat_completion_streams_events() -> None:
-    with serving(A) as api:
-        response = v1(api, "chat/completions", model="a", messages=HELLO, stream=True)
-    assert "text/event-stream" == response.headers["content-type"]
-    *events, last, done, _ = response.text.split("\n\n")
-    parts = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
-    assert "I am an emulator" in "".join(part["delta"]["content"] for part in parts)
-    assert "stop" == json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"]
-    assert "data: [DONE]" == done
-
-
-def test_embeddings_are_a_list_in_the_order_of_the_texts() -> None:
-    embed = ScriptedModel("embed", present=True, capabilities=("embedding",))
-    with serving(embed) as api:
-        made = v1(api, "embeddings", model="embed", input=["one", "two"]).json()
-        native = api.ask("embed", model="embed", input=["one", "two"])["embeddings"]
-    assert [0, 1] == [one["index"] for one in made["data"]]
-    assert native == [one["embedding"] for one in made["data"]]
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "path", "body"),
-    [
-        (404, "not_found_error", "chat/completions", {"model": "x", "messages": HELLO}),
-        (400, "invalid_request_error", "chat/completions", {"model": "a", "messages": []}),
-        (400, "invalid_request_error", "chat/completions", {"model": "embed", "messages": HELLO}),
-        (404, "not_found_error", "embeddings", {"model": "x", "input": "a"}),
-        (400, "invalid_request_error", "embeddings", {"model": "embed", "input": []}),
-        (501, "api_error", "embeddings", {"model": "a", "input": "a"}),
-    ],
-)
-def test_errors_come_as_openai_has_them(
-    status: int, kind: str, path: str, body: dict[str, Any]
-) -> None:
-    with serving(A, ScriptedModel("embed", present=True, capabilities=("embedding",))) as api:
-        response = v1(api, path, **body)
-    assert (status, kind) == (response.status_code, response.json()["error"]["type"])
-
-
-def test_openai_clients_cannot_choose_runner_options() -> None:
-    with serving(A) as api:
-        api.load(options={"num_ctx": 2048})
-        v1(api, "chat/completions", model="a", messages=HELLO, options={"num_ctx": 2048})
-        assert [2048, 4096] == [load.options["num_ctx"] for load in api.emulator.loads]

@@ -1,4 +1,7 @@
-"""The emulator answers, loads, forgets and fails as a v0.33.0 server was seen to."""
+"""What the emulator plays by its script, and what a test can do with it.
+
+What it has in common with a real server is in ``tests/contract.py``.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,7 @@ from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-A, B, C, D = (ScriptedModel(name, present=True, digest=name * 64) for name in "abcd")
-EMBED = ScriptedModel("embed", present=True, capabilities=("embedding",))
+A, B, C = (ScriptedModel(name, present=True, digest=name * 64) for name in "abc")
 Body = dict[str, Any]
 # Never ends by itself within a test.
 LONG_S = 600.0
@@ -123,61 +125,6 @@ def test_it_answers_like_ollama() -> None:
         assert {"version": "0.9.6"} == api.get("/api/version")
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "method", "path"),
-    [
-        (404, "404 page not found", "GET", "/nix"),
-        (404, "404 page not found", "POST", "/v2/"),
-        (405, "405 method not allowed", "GET", "/api/show"),
-        (405, "405 method not allowed", "POST", "/api/ps"),
-        (405, "405 method not allowed", "DELETE", "/api/pull"),
-    ],
-)
-def test_unknown_paths_and_wrong_methods(status: int, text: str, method: str, path: str) -> None:
-    with serving() as api:
-        response = api.http.request(method, path)
-        assert (status, text) == (response.status_code, response.text)
-        assert "text/plain" == response.headers["content-type"]
-
-
-@pytest.mark.parametrize(
-    ("status", "words", "verb", "content"),
-    [
-        (400, "missing request body", "show", ""),
-        (400, "invalid JSON", "show", "{"),
-        (400, "cannot unmarshal", "show", "[]"),
-        (400, "cannot unmarshal", "generate", '{"model": 3}'),
-        (400, "cannot unmarshal", "generate", '{"model": "a", "options": []}'),
-        (400, "model is required", "show", "{}"),
-        (400, "model is required", "chat", "{}"),
-        (404, "model '' not found", "generate", "{}"),
-        (404, "model '' not found", "embed", "{}"),
-        (400, "invalid model name", "pull", "{}"),
-        (400, "invalid model name", "pull", '{"model": "a b"}'),
-        (400, "invalid model name", "show", '{"model": "a@sha256:00"}'),
-        (400, "invalid model name", "generate", '{"model": "x/y/z/w"}'),
-        (404, "model 'nix:latest' not found", "show", '{"model": "nix"}'),
-        (404, "model 'nix' not found", "generate", '{"model": "nix"}'),
-        (404, "model 'nix' not found", "chat", '{"model": "nix"}'),
-        (404, 'model "nix" not found, try pulling it first', "embed", '{"model": "nix"}'),
-        (404, "model 'far' not found", "generate", '{"model": "far"}'),
-        (400, "invalid input type", "embed", '{"model": "a", "input": 3}'),
-        (400, "invalid input type", "embed", '{"model": "a", "input": [3]}'),
-        (400, 'source "" is invalid', "copy", "{}"),
-        (400, 'destination "b c" is invalid', "copy", '{"source": "a", "destination": "b c"}'),
-        (404, 'model "nix" not found', "copy", '{"source": "nix", "destination": "b"}'),
-    ],
-)
-def test_a_bad_request_is_refused_in_ollamas_words(
-    status: int, words: str, verb: str, content: str
-) -> None:
-    with serving(A, ScriptedModel("far")) as api:
-        response = api.http.post(f"/api/{verb}", content=content)
-        assert status == response.status_code
-        assert ["error"] == list(response.json())
-        assert words in response.json()["error"]
-
-
 def test_tags_lists_what_is_pulled() -> None:
     with serving(replace(A, size=1234), ScriptedModel("far")) as api:
         (model,) = api.get("/api/tags")["models"]
@@ -192,14 +139,6 @@ def test_show_tells_capabilities_and_context() -> None:
         assert ["completion", "tools"] == shown["capabilities"]
         assert 8192 == shown["model_info"]["emulated.context_length"]
         assert "remote_host" not in shown
-
-
-def test_all_spellings_of_a_name_are_one_model() -> None:
-    with serving(A) as api:
-        for name in ("a", "A:LATEST", "library/a", "registry.ollama.ai/library/a:latest"):
-            assert name == api.ask("generate", model=name)["model"]
-        assert ["a:latest"] == api.loaded()
-        assert "capabilities" in api.ask("show", name="a")
 
 
 def test_a_model_in_the_cloud_is_shown_and_never_loaded() -> None:
@@ -228,12 +167,6 @@ def test_a_pull_goes_through_its_phases_and_the_model_is_there() -> None:
         assert ["a"] == api.emulator.pulls
 
 
-def test_a_model_that_is_there_is_pulled_again_in_one_line() -> None:
-    with serving(replace(A, size=5000, pull_rate=1)) as api:
-        completed = [line["completed"] for line in api.lines("pull", model="a") if "total" in line]
-        assert [5000] == completed
-
-
 def test_a_slow_pull_tells_how_far_it_is() -> None:
     with serving(replace(A, present=False, size=10**9, pull_rate=10**6)) as api:
         with api.stream("pull", model="a") as lines:
@@ -254,11 +187,6 @@ def test_a_pull_leaves_out_completed_while_it_is_zero() -> None:
     slow = replace(A, present=False, pull_rate=1e-6)
     with serving(slow) as api, api.stream("pull", model="a") as lines:
         assert ["status", "digest", "total"] == list((next(lines), next(lines))[1])
-
-
-def test_a_pull_without_stream_is_one_answer_at_the_end() -> None:
-    with serving(replace(A, present=False)) as api:
-        assert {"status": "success"} == api.ask("pull", model="a", stream=False)
 
 
 @pytest.mark.parametrize(
@@ -332,43 +260,6 @@ def test_two_clients_share_one_download() -> None:
 # --- generating
 
 
-def test_load_only_is_one_json_object_without_times() -> None:
-    with serving(A) as api:
-        for stream in (True, False):
-            response = api.post("generate", model="a", stream=stream)
-            assert "application/json; charset=utf-8" == response.headers["content-type"]
-            answer = response.json()
-            assert answer.pop("created_at").endswith("Z")
-            assert {"model": "a", "response": "", "done": True, "done_reason": "load"} == answer
-        assert ["a:latest"] == api.resident()
-
-
-def test_chat_without_messages_only_loads() -> None:
-    with serving(A) as api:
-        answer = api.ask("chat", model="a", messages=[])
-        assert "load" == answer["done_reason"]
-        assert {"role": "assistant", "content": ""} == answer["message"]
-        assert ["a:latest"] == api.resident()
-
-
-@pytest.mark.parametrize(
-    ("verb", "asked"),
-    [("generate", {"prompt": "Hi"}), ("chat", {"messages": [{"role": "user", "content": "Hi"}]})],
-)
-def test_an_answer_is_cut_at_num_predict_and_measured(verb: str, asked: Body) -> None:
-    with serving(A) as api:
-        answer = api.ask(verb, model="a", stream=False, options={"num_predict": 3}, **asked)
-        assert ("I am an") == answer["message"]["content"] if verb == "chat" else answer["response"]
-        assert ("length", 3, 2) == (
-            answer["done_reason"],
-            answer["eval_count"],
-            answer["prompt_eval_count"],
-        )
-        durations = [value for key, value in answer.items() if key.endswith("_duration")]
-        assert [int] * 4 == [type(value) for value in durations]
-        assert answer["total_duration"] >= answer["load_duration"] + answer["eval_duration"]
-
-
 def test_an_answer_streams_word_by_word_and_its_end_has_the_times() -> None:
     with serving(A) as api:
         *parts, last = api.lines("generate", model="a", prompt="Hi", options={"num_predict": -1})
@@ -378,62 +269,27 @@ def test_an_answer_streams_word_by_word_and_its_end_has_the_times() -> None:
         assert [] == [part for part in parts if "total_duration" in part]
 
 
-def test_a_client_that_leaves_an_answer_frees_the_slot() -> None:
-    with serving(replace(A, eval_s=LONG_S)) as api:
-        with hanging(api, "generate", {"model": "a", "prompt": "Hi"}) as connection:
-            assert b"200 OK" in connection.recv(100)
-        api.emulator.add(A)
-        assert "stop" == api.ask("generate", model="a", prompt="Hi", stream=False)["done_reason"]
-
-
-def test_one_model_answers_one_prompt_at_a_time() -> None:
-    body = {"model": "a", "prompt": "Hi"}
-    with serving(replace(A, eval_s=LONG_S)) as api, hanging(api, "generate", body) as first:
-        assert b"200 OK" in first.recv(100)
-        with hanging(api, "generate", body) as second:
-            second.settimeout(0.1)
-            with pytest.raises(TimeoutError):
-                second.recv(1)
-            # A load-only request needs no slot.
-            api.load("a")
-            first.close()
-            second.settimeout(30)
-            assert b"200 OK" in second.recv(100)
-
-
 @pytest.mark.parametrize(
-    ("status", "error", "verb", "model", "body"),
+    ("status", "error", "verb", "model"),
     [
-        (400, '"a" does not support generate', "generate", {"damaged": True}, {}),
-        (400, '"a" does not support chat', "chat", {"damaged": True}, {}),
-        (400, '"a" does not support generate', "generate", {"capabilities": ("embedding",)}, {}),
-        (400, '"a" does not support thinking', "generate", {}, {"think": True}),
-        (500, "no memory", "generate", {"load_error": "no memory"}, {}),
-        (500, "no memory", "embed", {"load_error": "no memory"}, {}),
-        (500, 'option "num_ctx" must be of type integer', "generate", {}, {"num_ctx": "4096"}),
-        (500, 'option "num_ctx" must be of type integer', "generate", {}, {"num_ctx": True}),
-        (500, 'option "use_mmap" must be of type boolean', "generate", {}, {"use_mmap": 1}),
+        (400, '"a" does not support generate', "generate", {"damaged": True}),
+        (400, '"a" does not support chat', "chat", {"damaged": True}),
+        (500, "no memory", "generate", {"load_error": "no memory"}),
+        (500, "no memory", "embed", {"load_error": "no memory"}),
     ],
 )
 def test_a_model_that_cannot_be_used_is_not_loaded(
-    status: int, error: str, verb: str, model: Body, body: Body
+    status: int, error: str, verb: str, model: Body
 ) -> None:
-    asked = body if "think" in body else {"options": body}
     with serving(replace(A, **model)) as api:
-        response = api.post(verb, model="a", **asked)
+        response = api.post(verb, model="a")
         assert (status, {"error": error}) == (response.status_code, response.json())
-        assert [] == api.resident()
-        assert [] == api.loaded()
+        assert ([], []) == (api.resident(), api.loaded())
 
 
 def test_show_calls_a_damaged_model_sound() -> None:
     with serving(replace(A, damaged=True)) as api:
         assert ["completion"] == api.ask("show", model="a")["capabilities"]
-
-
-def test_a_thinking_model_may_think() -> None:
-    with serving(replace(A, capabilities=("completion", "thinking"))) as api:
-        api.load("a", think=True)
 
 
 def test_a_busy_server_turns_loads_away_but_not_those_whose_model_is_hot() -> None:
@@ -447,105 +303,7 @@ def test_a_busy_server_turns_loads_away_but_not_those_whose_model_is_hot() -> No
         assert 503 == api.post("generate", model="a", options={"num_ctx": 8192}).status_code
 
 
-# --- embedding
-
-
-@pytest.mark.parametrize("body", [{}, {"input": ""}, {"input": []}, {"input": None}])
-def test_embed_without_input_loads_any_model(body: Body) -> None:
-    with serving(A) as api:
-        assert {"model": "a", "embeddings": []} == api.ask("embed", model="a", **body)
-        assert ["a:latest"] == api.resident()
-
-
-def test_embed_gives_equal_texts_equal_vectors() -> None:
-    with serving(EMBED) as api:
-        answer = api.ask("embed", model="embed", input=["x", "y", "x"])
-        x, y, again = answer["embeddings"]
-        assert x == again
-        assert x != y
-        assert {len(x)} == {len(y)}
-        assert answer["total_duration"] >= answer["load_duration"] > 0
-        assert [x] == api.ask("embed", model="embed", input="x")["embeddings"]
-
-
-def test_a_completion_model_does_not_embed() -> None:
-    with serving(A) as api:
-        response = api.post("embed", model="a", input="x")
-        assert 501 == response.status_code
-        assert "This server does not support embeddings." in response.json()["error"]
-
-
 # --- leases
-
-
-@pytest.mark.parametrize(
-    ("error", "keep_alive"),
-    [
-        ('time: missing unit in duration "300"', "300"),
-        ('time: missing unit in duration "-1"', "-1"),
-        ('time: missing unit in duration "1h30"', "1h30"),
-        ('time: unknown unit "d" in duration "1d"', "1d"),
-        ('time: unknown unit " m" in duration "1 m"', "1 m"),
-        ('time: invalid duration "forever"', "forever"),
-        ('time: invalid duration ".s"', ".s"),
-        ('time: invalid duration ""', ""),
-        ('time: invalid duration "-"', "-"),
-        ("Unsupported type: 'bool'", True),
-        ("Unsupported type: '[]interface {}'", []),
-        ("Unsupported type: 'map[string]interface {}'", {}),
-    ],
-)
-def test_a_keep_alive_that_go_cannot_read_is_refused_before_anything_else(
-    error: str, keep_alive: object
-) -> None:
-    with serving() as api:
-        for verb in ("generate", "chat", "embed"):
-            response = api.post(verb, model="nix", keep_alive=keep_alive)
-            assert (400, {"error": error}) == (response.status_code, response.json())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "keep_alive"),
-    [
-        (300, None),
-        (300, 300),
-        (1800, "30m"),
-        (5400, "1h30m"),
-        (5401.5, "1.5h1.5s"),
-        (600, "+10m"),
-        (600, "600000ms"),
-    ],
-)
-def test_the_lease_is_what_was_asked(seconds: float, keep_alive: object) -> None:
-    with serving(A) as api:
-        api.load("a", keep_alive=keep_alive)
-        assert pytest.approx(seconds, abs=100) == api.lease_s()
-
-
-@pytest.mark.parametrize("keep_alive", [-1, -0.5, "-1m", "-1s"])
-def test_a_negative_lease_lasts_292_years(keep_alive: object) -> None:
-    with serving(A) as api:
-        api.load("a", keep_alive=keep_alive)
-        assert pytest.approx(292.27 * 365.25 * 86400, rel=1e-3) == api.lease_s()
-
-
-@pytest.mark.parametrize("keep_alive", [0, "0", "0s", 0.0])
-@pytest.mark.parametrize(("verb", "last"), [("generate", "response"), ("chat", "message")])
-def test_a_lease_of_zero_unloads(verb: str, last: str, keep_alive: object) -> None:
-    with serving(A, B) as api:
-        api.load("a")
-        answer = api.ask(verb, model="a", keep_alive=keep_alive)
-        assert ("unload", True) == (answer["done_reason"], last in answer)
-        assert [] == api.resident()
-        assert "unload" == api.ask(verb, model="b", keep_alive=keep_alive)["done_reason"]
-        assert ["a:latest"] == api.loaded()
-
-
-def test_even_an_embedding_model_is_unloaded_by_generate() -> None:
-    with serving(EMBED) as api:
-        api.ask("embed", model="embed")
-        assert "unload" == api.ask("generate", model="embed", keep_alive=0)["done_reason"]
-        assert [] == api.resident()
 
 
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
@@ -576,21 +334,6 @@ def test_a_request_that_names_no_lease_keeps_the_one_before() -> None:
         assert pytest.approx(3600, abs=100) == api.lease_s()
 
 
-def test_a_reload_loses_the_lease() -> None:
-    with serving(A) as api:
-        api.load("a", keep_alive=-1)
-        api.load("a", options={"num_ctx": 2048})
-        assert pytest.approx(300, abs=100) == api.lease_s()
-
-
-def test_a_model_leaves_when_its_lease_ends() -> None:
-    with serving(A) as api:
-        api.load("a", keep_alive=0.05)
-        wait_for(lambda: [] == api.resident())
-        api.load("a")
-        assert ["a:latest", "a:latest"] == api.loaded()
-
-
 def test_the_lease_of_a_busy_model_begins_anew_all_the_time() -> None:
     body = {"model": "a", "prompt": "Hi", "keep_alive": 1000}
     with serving(replace(A, eval_s=LONG_S)) as api, hanging(api, "generate", body) as busy:
@@ -598,73 +341,7 @@ def test_the_lease_of_a_busy_model_begins_anew_all_the_time() -> None:
         assert pytest.approx(1000, abs=100) == api.lease_s()
 
 
-def test_a_lease_does_not_end_while_the_model_answers() -> None:
-    with serving(replace(A, eval_s=LONG_S)) as api:
-        body = {"model": "a", "prompt": "Hi", "keep_alive": 0.001}
-        with hanging(api, "generate", body) as connection:
-            assert b"200 OK" in connection.recv(100)
-            time.sleep(0.01)
-            assert ["a:latest"] == api.resident()
-        wait_for(lambda: [] == api.resident())
-
-
-# --- options that make the server load again
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({}, {"num_ctx": 2048}),
-        ({}, {"num_ctx": 8192}),
-        ({"num_ctx": 8192}, {}),
-        ({}, {"num_batch": 256}),
-        ({}, {"num_gpu": 0}),
-        ({}, {"num_gpu": 1}),
-        ({}, {"num_thread": 1}),
-        ({"num_thread": 1}, {}),
-        ({}, {"use_mmap": True}),
-        ({"use_mmap": False}, {}),
-        ({}, {"main_gpu": 0}),
-        ({"main_gpu": 0}, {}),
-    ],
-    ids=str,
-)
-def test_other_runner_options_load_the_model_again(
-    first: dict[str, object], second: dict[str, object]
-) -> None:
-    with serving(A) as api:
-        api.load("a", options=first)
-        api.load("a", options=second)
-        assert ["a:latest", "a:latest"] == api.loaded()
-        assert ["a:latest"] == api.resident()
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({}, {}),
-        ({}, {"num_ctx": 4096}),
-        ({}, {"num_ctx": 4096.0}),
-        ({}, {"num_ctx": None}),
-        ({"num_ctx": 4096}, {}),
-        ({"num_ctx": 32768}, {"num_ctx": 10**6}),
-        ({"num_ctx": 1}, {"num_ctx": -5}),
-        ({}, {"num_batch": 512}),
-        ({}, {"num_gpu": -1}),
-        ({}, {"num_gpu": -2}),
-        ({"num_gpu": 0}, {}),
-        ({}, {"use_mmap": False}),
-        ({}, {"temperature": 1, "num_predict": 5, "seed": 1, "stop": ["x"], "nix": True}),
-    ],
-    ids=str,
-)
-def test_equal_runner_options_and_all_others_do_not(
-    first: dict[str, object], second: dict[str, object]
-) -> None:
-    with serving(A) as api:
-        api.load("a", options=first)
-        api.load("a", options=second)
-        assert ["a:latest"] == api.loaded()
+# --- options
 
 
 @pytest.mark.parametrize(
@@ -711,13 +388,6 @@ def test_a_load_takes_its_time() -> None:
         assert time.monotonic() - before >= 0.2
 
 
-def test_requests_for_one_model_share_its_load() -> None:
-    with serving(replace(A, load_s=0.2)) as api:
-        answers = [api.later("generate", model="a") for _ in range(4)]
-        assert [200] * 4 == [answer.result().status_code for answer in answers]
-        assert ["a:latest"] == api.loaded()
-
-
 def test_a_hot_model_answers_while_another_loads() -> None:
     with serving(A, replace(B, load_s=LONG_S)) as api:
         api.load("a")
@@ -725,15 +395,6 @@ def test_a_hot_model_answers_while_another_loads() -> None:
             wait_for(lambda: "b:latest" == api.emulator.loading)
             api.load("a")
             assert "b:latest" == api.emulator.loading
-
-
-def test_nothing_is_sent_during_a_load() -> None:
-    body = {"model": "a", "prompt": "Hi"}
-    with serving(replace(A, load_s=LONG_S)) as api, hanging(api, "generate", body) as connection:
-        wait_for(lambda: "a:latest" == api.emulator.loading)
-        connection.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            connection.recv(1)
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat", "embed"])
@@ -773,39 +434,6 @@ def test_unloading_does_not_touch_a_load_under_way() -> None:
 # --- eviction
 
 
-@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
-def test_the_fourth_model_evicts_the_first_digest_whatever_was_used_last(order: str) -> None:
-    with serving(D, C, B, A) as api:
-        for name in order:
-            api.load(name)
-        api.load("a")
-        api.load("d")
-        assert {"b:latest", "c:latest", "d:latest"} == set(api.resident())
-
-
-def test_the_shortest_lease_goes_first() -> None:
-    with serving(A, B, C, D) as api:
-        api.load("a", keep_alive=-1)
-        api.load("b", keep_alive="10m")
-        api.load("c", keep_alive="1m")
-        # Latest to expire first, as in /api/ps.
-        assert ["a:latest", "b:latest", "c:latest"] == api.resident()
-        api.load("d")
-        assert ["a:latest", "b:latest", "d:latest"] == api.resident()
-
-
-def test_an_idle_model_goes_before_a_busy_one_with_a_shorter_lease() -> None:
-    body = {"model": "a", "prompt": "Hi", "keep_alive": 60}
-    with (
-        serving(replace(A, eval_s=LONG_S), B, C, max_loaded=2) as api,
-        hanging(api, "generate", body) as busy,
-    ):
-        assert b"200 OK" in busy.recv(100)
-        api.load("b", keep_alive=-1)
-        api.load("c")
-        assert {"a:latest", "c:latest"} == set(api.resident())
-
-
 def test_a_load_waits_for_a_busy_model_when_there_is_no_idle_one() -> None:
     with serving(replace(A, eval_s=LONG_S), B, max_loaded=1) as api:
         with hanging(api, "generate", {"model": "a", "prompt": "Hi"}) as busy:
@@ -816,26 +444,6 @@ def test_a_load_waits_for_a_busy_model_when_there_is_no_idle_one() -> None:
             assert not answer.done()
         assert 200 == answer.result().status_code
         assert ["b:latest"] == api.resident()
-
-
-def test_a_reload_waits_for_the_answer_under_way() -> None:
-    with serving(replace(A, eval_s=LONG_S)) as api:
-        with hanging(api, "generate", {"model": "a", "prompt": "Hi"}) as busy:
-            assert b"200 OK" in busy.recv(100)
-            answer = api.later("generate", model="a", options={"num_ctx": 8192})
-            wait_for(lambda: 2 == len(api.emulator.calls("generate")))
-            assert [4096] == [load.options["num_ctx"] for load in api.emulator.loads]
-        assert 200 == answer.result().status_code
-        assert [4096, 8192] == [load.options["num_ctx"] for load in api.emulator.loads]
-
-
-def test_a_copy_is_another_name_for_the_same_runner() -> None:
-    with serving(A) as api:
-        assert b"" == api.post("copy", source="a", destination="n/z:1").raise_for_status().content
-        assert {"a" * 64} == {model["digest"] for model in api.get("/api/tags")["models"]}
-        api.load("n/z:1")
-        api.load("a")
-        assert ["n/z:1"] == api.loaded() == api.resident()
 
 
 def test_two_models_of_the_same_weights_share_a_runner_under_the_first_digest() -> None:
