@@ -15,6 +15,9 @@ import pytest
 
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 
+# Its tests are imported, and else would fail without a word of why.
+pytest.register_assert_rewrite("tests.contract")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

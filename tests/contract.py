@@ -63,8 +63,8 @@ class World(Protocol):
     def throttle(self, rate: float | None) -> None:
         """Download with *rate* bytes a second from now on."""
 
-    def stall(self, at: int | None) -> None:
-        """Stop downloads at this byte, from the next one on."""
+    def stall(self, at: int | None, seconds: float | None = None) -> None:
+        """Stop downloads at this byte, from the next one on; for ever if for no time is said."""
 
     def kill_runner(self, name: str) -> None:
         """Kill the process behind a loaded model."""
@@ -390,6 +390,18 @@ def test_a_download_that_stalls_goes_on_telling_so_and_then_falls_back(
     world.stall(None)
     world.throttle(None)
     assert {"status": "success"} == api.pull(world.far)[-1]
+
+
+def test_a_download_that_stalls_for_a_while_goes_on_by_itself(api: Api, world: World) -> None:
+    world.stall(2_000_000, 0.5)
+    begin = time.monotonic()
+    lines = api.pull(world.far)
+    assert time.monotonic() - begin > 0.5
+    completed = [done for done, _ in parts_of(lines)]
+    assert sorted(completed) == completed
+    stood = max(completed.count(done) for done in set(completed) if 0 < done <= 2_000_000)
+    assert stood > 3
+    assert {"status": "success"} == lines[-1]
 
 
 def test_a_killed_server_drops_a_pull_and_can_be_asked_again(api: Api, world: World) -> None:

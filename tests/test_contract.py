@@ -48,8 +48,10 @@ class EmulatedWorld:
     def throttle(self, rate: float | None) -> None:
         self._change(pull_rate=rate)
 
-    def stall(self, at: int | None) -> None:
-        self._change(pull_stall_at=at)
+    def stall(self, at: int | None, seconds: float | None = None) -> None:
+        # As long as a stall is shorter, the server does not interfere.
+        retry_s = FAR.pull_retry_s if seconds is None else 30.0
+        self._change(pull_stall_at=at, pull_stall_s=seconds, pull_retry_s=retry_s)
 
     def _change(self, **script: float | None) -> None:
         self._far = replace(self._far, **script)  # type: ignore[arg-type]

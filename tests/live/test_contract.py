@@ -78,8 +78,8 @@ class RealWorld:
     def throttle(self, rate: float | None) -> None:
         self._registry.rate = rate
 
-    def stall(self, at: int | None) -> None:
-        self._registry.faults.stall_at = at
+    def stall(self, at: int | None, seconds: float | None = None) -> None:
+        self._registry.faults = Faults(stall_at=at, stall_s=seconds)
 
     def kill_runner(self, name: str) -> None:
         weights = self.weights(name)
