@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.run import Run
 from pytest_ollama_warmup.text import seconds
-from pytest_ollama_warmup.warmup.bring import PULLS_SIDE_BY_SIDE, Preparation
+from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.settings import Settings
-    from pytest_ollama_warmup.warmup.bring import Say
     from pytest_ollama_warmup.warmup.spec import ModelSpec
+    from pytest_ollama_warmup.warmup.work import Say
 
     AskRequest = Callable[[ModelSpec], Mapping[str, Any] | None]
 
@@ -178,7 +178,7 @@ class Run:
         try:
             return self.bring(self.asked(target), lambda event: None)
         except WaitedTooLong as exc:
-            from pytest_ollama_warmup.warmup.bring import failed
+            from pytest_ollama_warmup.warmup.work import failed
 
             return failed(target, exc, self.by)
 

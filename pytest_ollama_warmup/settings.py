@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_ollama_warmup.ollama.host import Host
-    from pytest_ollama_warmup.warmup.bring import Terms
     from pytest_ollama_warmup.warmup.plan import Alias, GivenBy, Listed
+    from pytest_ollama_warmup.warmup.work import Terms
 
 T = TypeVar("T")
 # A run inside a test of this run finds this in its environment.
@@ -84,7 +84,7 @@ class Settings(NamedTuple):
     @property
     def terms(self) -> Terms:
         """On what terms models are brought."""
-        from pytest_ollama_warmup.warmup.bring import Terms
+        from pytest_ollama_warmup.warmup.work import Terms
 
         return Terms(
             pull=self.pull.value,

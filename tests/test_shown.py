@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.report.terminal import Screen, summary_lines
-from pytest_ollama_warmup.warmup.bring import Event
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.record import Outcome, Record, Step
 from pytest_ollama_warmup.warmup.spec import ModelSpec
+from pytest_ollama_warmup.warmup.work import Event
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from pytest_ollama_warmup.warmup.bring import Event
     from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.work import Event
 
 PROGRESS_LINE_EVERY_S = 10.0
 # A template or a licence is no download to speak of.

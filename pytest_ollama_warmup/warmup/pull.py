@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.warmup.bring import Terms
     from pytest_ollama_warmup.warmup.spec import ModelSpec
+    from pytest_ollama_warmup.warmup.work import Terms
 
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
 # How often a pull is resumed without a new byte, and how long the pause before that is; twice as

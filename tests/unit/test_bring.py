@@ -20,19 +20,16 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.answers import ModelInfo, PullProgress, Resident, Stored
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup import bring as bring_module
+from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
-from pytest_ollama_warmup.warmup.bring import (
-    PULLS_SIDE_BY_SIDE,
-    Event,
-    Preparation,
-    Say,
-    Terms,
-    bring,
-)
+from pytest_ollama_warmup.warmup import work as work_module
+from pytest_ollama_warmup.warmup.bring import bring
 from pytest_ollama_warmup.warmup.gate import held, pull_lock_path
 from pytest_ollama_warmup.warmup.plan import GivenBy, Target
+from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import parse_specs
+from pytest_ollama_warmup.warmup.work import Event, Say, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,8 +153,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(bring_module, "time", made)
-    monkeypatch.setattr(pull_module, "time", made)
+    for module in (bring_module, load_module, pull_module, work_module):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 

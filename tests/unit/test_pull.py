@@ -17,9 +17,9 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.answers import PullProgress
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup import pull as pull_module
-from pytest_ollama_warmup.warmup.bring import Terms
 from pytest_ollama_warmup.warmup.pull import Progress, Pulled, pull
 from pytest_ollama_warmup.warmup.spec import ModelSpec
+from pytest_ollama_warmup.warmup.work import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Generator

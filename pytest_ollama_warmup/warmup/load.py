@@ -1,0 +1,154 @@
+"""Load one model, and see to its lease."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
+from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
+from pytest_ollama_warmup.warmup.work import Work, find
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.client import LoadKind
+    from pytest_ollama_warmup.warmup.plan import Target
+
+WARM_UP_PROMPT = "Hi"
+
+
+def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
+    """Load a model that is on the server's disk, and return what is resident of it then.
+
+    Raises:
+        LoadFailed: the server cannot, or has gone away.
+    """
+    spec, terms = work.target.spec, work.terms
+    if work.in_cloud(info):
+        work.notes.append("runs in the cloud, not warmed")
+        return None
+    if terms.warm == "off":
+        return None
+    kind: LoadKind = "generate"
+    if info.capabilities is not None and "completion" not in info.capabilities:
+        kind = "embed"
+    start, begin = time.time(), time.monotonic()
+    work.enter("loading")
+    try:
+        kind = _load(work, kind, info)
+        work.add_step("load", start, begin)
+        return _ensure_lease(work, kind)
+    except ApiError as exc:
+        raise LoadFailed(
+            spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)
+        ) from exc
+    except ServerUnreachable as exc:
+        words = f"{exc.cause} while loading, after {seconds(time.monotonic() - begin)}"
+        advice = "The server went away; its log says why."
+        if exc.cause == "no answer":
+            limit = seconds(terms.load_timeout_s)
+            advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
+        raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
+
+
+def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
+    """Load until the server has room in its queue; returns the endpoint that took it."""
+    prompt = WARM_UP_PROMPT if work.terms.warm == "prompt" else ""
+    options = dict(work.target.spec.options)
+    deadline, pause = time.monotonic() + work.terms.load_timeout_s, 0.25
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            if work.target.request is None:
+                work.client.load(
+                    work.name, kind, prompt=prompt, options=options, limit_s=max(left, 1.0)
+                )
+            else:
+                work.client.warm_up(
+                    work.name, work.target.request, options=options, limit_s=max(left, 1.0)
+                )
+            return kind
+        except ApiError as exc:
+            if exc.status == 503 and left > pause:
+                work.enter("busy")
+                time.sleep(pause)
+                pause = min(5.0, pause * 2)
+            # Servers before v0.6.4 do not tell capabilities.
+            elif kind == "generate" and info.capabilities is None and _not_for_text(exc):
+                kind = "embed"
+            else:
+                raise
+
+
+def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
+    """Ask for the lease where the server gives a shorter one by itself."""
+    spec = work.target.spec
+    wanted = work.terms.keep_alive_s if spec.keep_alive is None else spec.keep_alive
+    try:
+        resident = find(work.client.resident(), spec.model_key)
+    except (ApiError, ServerError):
+        # Servers before v0.32.4 fail here now and then; the model is loaded all the same.
+        return None
+    # Two tags that share weights share a runner, listed under the other name: its lease is not
+    # known, and a lease must never be sent over a longer one.
+    if resident is None or resident.lease_s is None:
+        return resident
+    if wanted == FOREVER:
+        shorter = resident.lease_s < 10 * 365 * 86400
+    else:
+        shorter = resident.lease_s < wanted - 2
+    if shorter:
+        work.client.load(
+            work.name,
+            kind,
+            prompt="",
+            options=_runner_options(work.target),
+            keep_alive=wanted,
+            limit_s=work.terms.load_timeout_s,
+        )
+    return resident
+
+
+def _runner_options(target: Target) -> dict[str, Any]:
+    """Return the options that the model runs with: others would make the server load it again."""
+    own = (target.request or {}).get("options")
+    asked = own if isinstance(own, dict) else {}
+    return {**dict(target.spec.options), **{key: asked[key] for key in RUNNER_KEYS if key in asked}}
+
+
+def _not_for_text(exc: ApiError) -> bool:
+    return "does not support generate" in exc.words
+
+
+# "invalid character" is a damaged part beside the weights: after a pull that ended with a digest
+# mismatch the server takes its other parts as they are (seen on v0.33.0).
+_DAMAGED = ("file size", "file magic", "tensor", "incomplete", "corrupt", "invalid character")
+
+
+def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> str:
+    """Say what may help against an error of a load."""
+    text = exc.words.lower()
+    cure = f"'ollama rm {work.name}' and pull it again."
+    if info is not None and _not_for_text(exc) and "completion" in (info.capabilities or ()):
+        return f"The server calls it a completion model, so its weights are damaged: {cure}"
+    if any(sign in text for sign in ("memory", "cudamalloc", "vram")):
+        return f"Try a smaller tag or num_ctx; resident now: {_others(work)}."
+    if any(sign in text for sign in _DAMAGED):
+        return f"Its weights look damaged: {cure}"
+    if exc.status == 503:
+        limit = seconds(work.terms.load_timeout_s)
+        return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."
+    if exc.status in (400, 501) and work.target.request is not None:
+        return "The request is that of the suite's hook pytest_ollama_warmup_request."
+    if "newer version" in text or "incompatible" in text:
+        return f"Update Ollama, or {cure}"
+    return "The server's log says more."
+
+
+def _others(work: Work) -> str:
+    try:
+        names = [one.name for one in work.client.resident()]
+    except (ServerError, ApiError):
+        return "unknown"
+    return ", ".join(names) or "none"

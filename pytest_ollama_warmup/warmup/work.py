@@ -1,0 +1,137 @@
+"""The work on one model: on what terms it is done, how far it is, and how it failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pytest_ollama_warmup.errors import WarmupError
+from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
+
+if TYPE_CHECKING:
+    import threading
+
+    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident, Stored
+    from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.warmup.gate import Beat
+    from pytest_ollama_warmup.warmup.plan import Target
+
+T = TypeVar("T", "Resident", "Stored")
+Phase = Literal[
+    "checking",
+    "queued",
+    "waiting",
+    "pulling",
+    "resuming",
+    "outdated",
+    "present",
+    "loading",
+    "busy",
+    "done",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
+
+    *free* is the number of bytes on the disk that it comes to, where that is known; *why* is what
+    has to be said of the phase.
+    """
+
+    target: Target
+    phase: Phase
+    completed: int = 0
+    total: int = 0
+    free: int | None = None
+    why: str = ""
+    outcome: Outcome | None = None
+
+
+Say = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms models are brought; durations in seconds, *keep_alive_s* -1 is for ever."""
+
+    pull: str = "auto"
+    warm: str = "prompt"
+    keep_alive_s: float = 600.0
+    comes_back_s: float = 10.0
+    """How long a server that went away in a pull may take to come back."""
+    stall_s: float = 25.0
+    load_timeout_s: float = 900.0
+    ci: bool = False
+
+    def may_pull(self, target: Target) -> bool:
+        """Whether the download of *target* is allowed: nothing is downloaded by surprise."""
+        if self.pull == "auto":
+            return self.ci or target.given_by in ("option", "environment")
+        return self.pull in ("missing", "always")
+
+
+@dataclass(slots=True)
+class Work:
+    """The work on one model: its steps so far, and who hears of progress."""
+
+    client: Client
+    target: Target
+    terms: Terms
+    say: Say
+    beat: Beat
+    pulls: threading.Semaphore
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    waited: bool = False
+    """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
+    kept: str = ""
+    """What a refresh found to be so already."""
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return self.target.spec.name
+
+    def enter(self, phase: Phase, **more: Any) -> None:
+        """Begin a phase of the work, and tell."""
+        self.waited = self.waited or phase == "waiting"
+        self.beat()
+        self.say(Event(self.target, phase, **more))
+
+    def add_step(self, kind: StepKind, start: float, begin: float, size: int = 0) -> None:
+        """Note a step that began at *start*, by the monotonic clock at *begin*, and is over."""
+        took = time.monotonic() - begin
+        self.steps.append(Step(kind=kind, start=start, seconds=took, size=size))
+
+    def in_cloud(self, info: ModelInfo) -> bool:
+        """Whether the model runs in Ollama's cloud."""
+        return is_cloud(self.name) or bool(info.remote_host)
+
+
+def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()) -> Outcome:
+    """Return the outcome of a model that cannot be made ready because of *exc*."""
+    return Outcome(
+        key=target.key,
+        model=target.spec.name,
+        status="failed",
+        by=by,
+        error=str(exc),
+        brief=exc.brief if isinstance(exc, WarmupError) else str(exc),
+        steps=steps,
+        options=target.spec.options,
+    )
+
+
+def find(models: list[T], model_key: str) -> T | None:
+    """Return the one of *models* that a name means."""
+    for one in models:
+        try:
+            if ModelName.parse(one.name).key == model_key:
+                return one
+        except ValueError:
+            continue
+    return None
