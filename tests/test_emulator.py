@@ -6,6 +6,7 @@ What it has in common with a real server is in ``tests/contract.py``.
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -597,14 +598,20 @@ def test_many_clients_may_come_at_once() -> None:
         assert ["a:latest"] == api.loaded()
 
 
-def test_it_can_be_run_from_the_command_line() -> None:
+def test_it_can_be_run_from_the_command_line_until_ctrl_c() -> None:
     command = [sys.executable, "-m", "pytest_ollama_warmup.ollama.emulator"]
     models = '[{"name": "tiny", "present": true}]'
-    with subprocess.Popen([*command, models], stdout=subprocess.PIPE, text=True) as process:
+    # A shell starts background jobs deaf to Ctrl-C, and their children with them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([*command, models], stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             tags = httpx.get(f"{url}/api/tags", trust_env=False).json()
             assert ["tiny:latest"] == [model["name"] for model in tags["models"]]
+            process.send_signal(signal.SIGINT)
+            assert 0 == process.wait(30)
         finally:
-            process.terminate()
+            process.kill()
