@@ -100,6 +100,9 @@ def _ensure_present(work: Work) -> ModelInfo:
                 work.beat()
             if digest and digest not in free:
                 free[digest] = free_bytes(work.client.host, digest)
+            if info is not None and not progress.fresh:
+                # A refresh that finds all parts there is no download to announce.
+                return
             completed, total = progress.completed, progress.total
             work.say(Event(target, "pulling", completed, total, free.get(digest)))
 

@@ -146,8 +146,10 @@ def _read(
                 progress.fresh = progress.fresh or line.completed < line.total
                 progress.totals[digest] = max(line.total, progress.totals.get(digest, 0))
                 progress.marks[digest] = max(line.completed, progress.marks.get(digest, 0))
-                moved = moved or line.completed > marks.get(digest, 0)
-                marks[digest] = max(line.completed, marks.get(digest, 0))
+                # The first word of a part's size is a step forward too, though no byte has come.
+                if line.total:
+                    moved = moved or line.completed > marks.get(digest, -1)
+                    marks[digest] = max(line.completed, marks.get(digest, -1))
             if moved:
                 moved_at = now
             # Silence is no stall: the server says nothing while it asks the registry for the
@@ -218,4 +220,6 @@ def _advice(name: str, words: str) -> str:
     ):
         if any(sign in text for sign in signs):
             return advice
+    if _BUSY.search(text):
+        return f"The registry cannot answer now. {RUN_AGAIN}"
     return f"Run 'ollama pull {name}' to see more."

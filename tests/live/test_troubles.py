@@ -433,6 +433,7 @@ def test_what_is_up_to_date_is_not_downloaded_again(
     run = suite.run(preload(model), "--ollama-pull=always")
     check_ready(run)
     assert f"{model} is up to date" in run.ours
+    assert "pulling" not in run.out
     assert ["GET"] == [one.method for one in own_registry.requests]
     assert 1 == manifests(own_registry)
 

@@ -251,6 +251,17 @@ def test_a_refresh_that_brings_nothing_is_no_pull() -> None:
     assert ((), 7) == (outcome.notes, pulled.size)
 
 
+@pytest.mark.parametrize(("completed", "told"), [(100, set()), (60, {60})], ids=["there", "new"])
+def test_a_refresh_tells_of_bytes_only_where_some_are_missing(
+    completed: int, told: set[int]
+) -> None:
+    events: list[Event] = []
+    line = PullProgress("pulling a", "a", 100, completed)
+    server = as_client(Server(pull=[[line, SUCCESS]]))
+    bring(server, target(), Terms(pull="always"), by="main", say=events.append)
+    assert told == {event.completed for event in events if event.total}
+
+
 def test_always_refreshes_what_is_there() -> None:
     server = Server(pull=[[SUCCESS]])
     assert brought(server, pull="always").ready

@@ -176,6 +176,10 @@ def test_a_part_whose_size_another_pull_asks_for_is_waited_for_as_in_silence(
     waiting: list[Line] = [unknown, 85.0, unknown]
     server = Server([[part(100), *waiting, part(1, "b", 1), SUCCESS]])
     assert 0 == pulled(monkeypatch, server, load_timeout_s=90).resumed
+    # Its first line with a size ends the wait, also where no byte has come.
+    known: list[Line] = [part(0, "b", 14), 20.0, part(0, "b", 14), 6.0, part(14, "b", 14)]
+    server = Server([[part(100), *waiting, *known, SUCCESS]])
+    assert 0 == pulled(monkeypatch, server, load_timeout_s=90, stall_s=30).resumed
     server = Server([[part(100), *waiting, 10.0, unknown]])
     with pytest.raises(PullFailed, match="no word from the server for 90 s"):
         pulled(monkeypatch, server, load_timeout_s=90)
@@ -253,6 +257,15 @@ def test_what_does_not_pass_after_all_fails(monkeypatch: pytest.MonkeyPatch, wor
         pulled(monkeypatch, server)
     assert f"{words}, also after 5 resumptions" == caught.value.words
     assert [0.5, 1.0, 2.0, 4.0, 8.0] == server.slept
+
+
+def test_a_registry_that_stays_busy_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[Line] = [MANIFEST, said("pull model manifest: 503: the registry is busy")]
+    with pytest.raises(PullFailed) as caught:
+        pulled(monkeypatch, Server([busy]))
+    assert (
+        "The registry cannot answer now. Run again: a pull goes on where it stopped."
+    ) == caught.value.advice
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
