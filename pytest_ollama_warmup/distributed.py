@@ -80,11 +80,13 @@ class WorkerSide:
 class _BeforeFirstTest:
     """Takes over, once, the server that the controller got from a hook of the suite."""
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+    # A wrapper that is registered after the one that looks at models: it comes before that.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         # It has prepared by now: no test is sent before.
         item.config.pluginmanager.unregister(self)
         adopt_host(item.config)
+        return (yield)
 
 
 def _wants_or_error(items: list[pytest.Item]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pytest_ollama_warmup.fixtures import (
     ollama_openai_url,
     ollama_options,
 )
-from pytest_ollama_warmup.marks import MARK_HELP, prepare_items, want_of, wants_of
+from pytest_ollama_warmup.marks import MARK_HELP, prepare_items, wants_of
 from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
     NEEDED,
@@ -30,7 +30,6 @@ from pytest_ollama_warmup.roles import (
     is_distributing,
     is_looking,
     is_worker,
-    run_of,
     set_environment,
     settings_of,
 )
@@ -148,23 +147,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 # Not first: pytest's own skip marks and the conftests of the suite come before.
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose model is not ready."""
-    config = item.config
-    if NEEDED not in config.stash:
-        return
-    try:
-        want = want_of(item)
-    except BadMark as exc:
-        pytest.fail(str(exc), pytrace=False)
-    # Where the suite gives it another server, a fixture of ours asks that one.
-    if want is None or want.elsewhere:
-        return
-    verdict = run_of(config).verdict(want)
-    if verdict is None:
-        return
-    from pytest_ollama_warmup.verdict import NOT_READY, enforce
+    if NEEDED in item.config.stash:
+        from pytest_ollama_warmup.verdict import set_up
 
-    item.stash[NOT_READY] = verdict
-    enforce(verdict, item.session)
+        set_up(item)
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

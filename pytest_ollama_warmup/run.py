@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.errors import NoModelNamed, ServerError, WaitedTooLong
+from pytest_ollama_warmup.errors import (
+    LoadFailed,
+    NoModelNamed,
+    ServerError,
+    ServerUnreachable,
+    WaitedTooLong,
+)
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.warmup.gate import Beat, Gate
 from pytest_ollama_warmup.warmup.plan import (
@@ -21,12 +29,12 @@ from pytest_ollama_warmup.warmup.plan import (
 from pytest_ollama_warmup.warmup.record import Outcome, Record
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.settings import Settings
+    from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.spec import ModelSpec
     from pytest_ollama_warmup.warmup.work import Say
 
@@ -48,12 +56,15 @@ class Run:
     ) -> None:
         self.settings, self.by, self._ask_request = settings, by, ask_request
         self.record = Record()
-        self._folder = folder
+        self.folder = folder
         # A leader may wait for the server, and then for a load, without a sign of progress.
         self.gate = Gate(folder, settings.load_timeout.value + settings.wait.value)
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
+        self._loading: dict[str, threading.Lock] = {}
+        self._guard: Guard | None = None
+        self._warmed_with: set[int] = set()
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
@@ -73,7 +84,7 @@ class Run:
             return self
         if url not in self._elsewhere:
             host = read_host(url, "the fixture ollama_host")
-            folder = self._folder / f"host-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+            folder = self.folder / f"host-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
             folder.mkdir(exist_ok=True)
             settings = self.settings.on(host)
             self._elsewhere[url] = Run(settings, folder, self.by, self._ask_request)
@@ -82,7 +93,7 @@ class Run:
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all processes of the run have recorded, also of other servers."""
         found = {one.key: one for one in self.gate.outcomes()}
-        for folder in sorted(self._folder.glob("host-*")):
+        for folder in sorted(self.folder.glob("host-*")):
             for one in Gate(folder, 0.0).outcomes():
                 if one.key != SERVER:
                     there = f"at {one.host}"
@@ -92,13 +103,17 @@ class Run:
         return found
 
     def verdict(self, want: Want) -> Verdict | None:
-        """Return why a test that wants *want* cannot run; None when all is ready."""
+        """Return why a test that wants *want* cannot run; None when all is ready, and still warm.
+
+        Raises:
+            CannotLook: all was ready; whether it still is cannot be asked.
+        """
         settings = self.settings
         try:
             specs = resolve(want, settings.listed)
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
-        problem, given_by = None, settings.listed.given_by
+        wanted, problem, given_by = [], None, settings.listed.given_by
         for target in [target_of(spec, settings.listed, [want.test]) for spec in specs]:
             outcome = self.outcome(target)
             if outcome.ready:
@@ -106,12 +121,36 @@ class Run:
             if not outcome.ready:
                 problem, given_by = outcome, target.given_by
                 break
+            # What runs elsewhere, or is not to be warmed, cannot be found cold.
+            if outcome.step("load") is not None:
+                wanted.append((target, outcome))
         if not specs:
             problem = self.server()
         if problem is None or problem.ready:
-            return None
+            return self._still_warm(want, wanted) if wanted else None
         policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
         return Verdict(policy, problem.error)
+
+    def _still_warm(self, want: Want, wanted: list[tuple[Target, Outcome]]) -> Verdict | None:
+        from pytest_ollama_warmup.warmup.guard import Guard
+
+        settings = self.settings
+        if self._guard is None:
+            wait = partial(self.client().wait_until_ready, settings.wait.value, self.on_wait)
+            self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
+        try:
+            self._guard.check(wanted, want.test, self._contexts())
+        except (ServerUnreachable, LoadFailed) as exc:
+            # It was there: what is gone in the midst of a run is no matter of what is missing.
+            policy = decide(settings.on_missing.value, want.on_missing, "default", ci=True)
+            return Verdict(policy, str(exc))
+        return None
+
+    def _contexts(self) -> set[int]:
+        """Return the contexts that models of this run were warmed with."""
+        if not self._warmed_with:
+            self._warmed_with = {one.context_length for one in self.gate.outcomes()}
+        return self._warmed_with
 
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""
@@ -160,7 +199,17 @@ class Run:
         client, terms = self.client(), self.settings.terms
 
         def work(beat: Beat) -> Outcome:
-            found = bring(client, target, terms, by=self.by, say=say, beat=beat, pulls=pulls)
+            found = bring(
+                client,
+                target,
+                terms,
+                by=self.by,
+                say=say,
+                beat=beat,
+                pulls=pulls,
+                # Two variants of a model: each would unload the other while that sees to its lease.
+                loading=self._loading.setdefault(target.spec.model_key, threading.Lock()),
+            )
             return replace(found, host=client.host.url)
 
         return self.gate.once(target.key, work)

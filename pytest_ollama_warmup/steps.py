@@ -17,7 +17,12 @@ import pytest
 
 from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.report.terminal import Screen, can_write_signs, summary_lines
+from pytest_ollama_warmup.report.terminal import (
+    Screen,
+    can_write_signs,
+    found_cold_lines,
+    summary_lines,
+)
 from pytest_ollama_warmup.roles import (
     OllamaWarmupWarning,
     folder_of,
@@ -28,6 +33,7 @@ from pytest_ollama_warmup.roles import (
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
+from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Need,
@@ -106,12 +112,15 @@ class Controller(Leader):
         order = [key for key in self._plan.targets if key in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
+        self.record.known = all_known(self.folder)
         lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
         for line in lines:
             self._terminal.write_line(line, red=line[0] in "✗x")
+        for line in [] if quiet else found_cold_lines(self.record):
+            self._terminal.write_line(line)
         if lines and not quiet and self.record.waited_s >= 0.05:
             self._terminal.write_line(
                 f"waited {seconds(self.record.waited_s)} before the first test"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup.roles import NEEDED, is_worker
+from pytest_ollama_warmup.marks import want_of
+from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -18,6 +20,10 @@ _HERE = str(Path(__file__).parent)
 
 
 NOT_READY = pytest.StashKey["Verdict"]()
+# What was found before the test began, for its set-up to act on.
+_FOUND = pytest.StashKey["Verdict | None"]()
+_UNSEEN = pytest.StashKey[str]()
+_WARNED = pytest.StashKey[bool]()
 
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
@@ -39,10 +45,52 @@ def watch(config: pytest.Config) -> None:
     """
     if NEEDED not in config.stash:
         config.stash[NEEDED] = True
-        config.pluginmanager.register(_Reports(), "ollama_warmup_reports")
+        config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
 
 
-class _Reports:
+def set_up(item: pytest.Item) -> None:
+    """Skip or fail *item* whose model is not ready, or no longer."""
+    # Not there for the second attempt of a test: what reruns tests does it within the protocol.
+    if _FOUND not in item.stash:
+        item.stash[_FOUND] = _look(item)
+    verdict = item.stash[_FOUND]
+    del item.stash[_FOUND]
+    if _UNSEEN in item.stash and _WARNED not in item.config.stash:
+        item.config.stash[_WARNED] = True
+        # Where warnings are errors: the test would run without us.
+        with suppress(OllamaWarmupWarning):
+            item.warn(OllamaWarmupWarning(item.stash[_UNSEEN]))
+    if verdict is not None:
+        item.stash[NOT_READY] = verdict
+        enforce(verdict, item.session)
+
+
+def _look(item: pytest.Item) -> Verdict | None:
+    """Return why *item* cannot run, after bringing what it needs and is not there."""
+    from pytest_ollama_warmup.warmup.guard import CannotLook
+    from pytest_ollama_warmup.warmup.plan import Verdict
+
+    try:
+        want = want_of(item)
+        # Where the suite gives it another server, a fixture of ours asks that one.
+        if want is None or want.elsewhere:
+            return None
+        return run_of(item.config).verdict(want)
+    except CannotLook as exc:
+        item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
+    # A worker that raises out of a hook is respawned for ever.
+    except Exception as exc:
+        return Verdict("fail", str(exc))
+    return None
+
+
+class _Watch:
+    # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        item.stash[_FOUND] = _look(item)
+        return (yield)
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item

@@ -363,6 +363,10 @@ class _Translation:
         tls = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
         if tls is not None:
             return TlsFailed(host.url, host.source, _tls_words(tls))
+        if type(exc) is httpx.TimeoutException:
+            # No time-out of httpx itself, which has a class for each: pytest-httpx says so that it
+            # has no answer for us.
+            return NotOllama(host.url, host.source, clean(exc, 100), host.note)
         garbled = isinstance(exc, httpx.RemoteProtocolError | httpx.DecodingError)
         if garbled and "without sending" not in str(exc):
             return NotOllama(host.url, host.source, f"no HTTP: {clean(exc, 100)}", host.note)

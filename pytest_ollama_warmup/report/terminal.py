@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.record import Cold, Known, Outcome, Record
     from pytest_ollama_warmup.warmup.work import Event
 
 PROGRESS_LINE_EVERY_S = 10.0
@@ -71,6 +71,59 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
         cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append(f"{row[0]} {'   '.join(cells)}".rstrip())
     return lines
+
+
+_CURES = {
+    "evicted": "The tests use more models than the server keeps: raise its "
+    "OLLAMA_MAX_LOADED_MODELS.",
+    "expired": "Raise --ollama-keep-alive: tests come later than its lease allows.",
+    "restarted": "The server went down: its log says why.",
+    "gone": "A test unloads it, or the server was started anew.",
+}
+
+
+def found_cold_lines(record: Record) -> list[str]:
+    """Say what was gone in the midst of the run, or ran otherwise: what it cost, and the cure."""
+    lines = []
+    for known in record.known:
+        for reason, cure in _CURES.items():
+            colds = [one for one in known.colds if one.reason == reason]
+            if colds:
+                lines.append(f"{known.model} {_cold(colds)}. {cure}")
+        if known.rests:
+            lines.append(
+                f"{known.model} was evicted again and again, and left alone from then on. "
+                "Does somebody else use this server?"
+            )
+        if known.contexts:
+            lines.append(_other_context(known, record))
+    return lines
+
+
+def _cold(colds: list[Cold]) -> str:
+    took = seconds(sum(one.seconds for one in colds))
+    more = f" and {len(colds) - 1} more" if len(colds) > 1 else ""
+    what = "its lease ran out" if colds[0].reason == "expired" else colds[0].reason
+    loaded = f", loaded are {', '.join(colds[0].resident)}" if colds[0].resident else ""
+    return (
+        f"was cold before {count(len(colds), 'test')}, {took} to load it again: {what}{loaded}, "
+        f"before {clean(colds[0].test, 200)}{more}"
+    )
+
+
+def _other_context(known: Known, record: Record) -> str:
+    outcome = next((one for one in record.models.values() if one.title == known.model), None)
+    load = outcome.step("load") if outcome is not None else None
+    number = len(known.contexts)
+    took = f", about {seconds(number * load.seconds)}" if load is not None else ""
+    by = "" if "num_ctx=" in known.model else " (server default)"
+    name = known.model.partition(",")[0]
+    said = f"{name} was warmed with num_ctx {known.warmed}{by}, tests use"
+    cost = f"{count(number, 'reload')}{took}"
+    if number == 1:
+        return f"{said} {known.context}: {cost}. List {name},num_ctx={known.context}."
+    others = ", ".join(str(one) for one in sorted({*known.contexts} - {known.warmed}))
+    return f"{said} {others} too: {cost}. Send the same in all tests, as ollama_options has it."
 
 
 def can_write_signs(file: TextIO) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Target
 
 
+_AT_ANY_TIME: AbstractContextManager[object] = nullcontext()
+
+
 def bring(
     client: Client,
     target: Target,
@@ -44,8 +47,12 @@ def bring(
     say: Say = lambda event: None,
     beat: Beat = lambda: None,
     pulls: threading.Semaphore | None = None,
+    loading: AbstractContextManager[object] = _AT_ANY_TIME,
 ) -> Outcome:
-    """Make one model ready, whatever that takes; a failure is an outcome, not an exception."""
+    """Make one model ready, whatever that takes; a failure is an outcome, not an exception.
+
+    *pulls* says how many may be pulled at a time; *loading* is held while it is loaded.
+    """
     work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1))
     try:
         info = _ensure_present(work)
@@ -56,7 +63,8 @@ def bring(
                 replace(one, size=stored.size) if one.kind == "pull" else one for one in work.steps
             ]
         work.enter("present", why=work.kept)
-        resident = ensure_loaded(work, info)
+        with loading:
+            resident = ensure_loaded(work, info)
     except WarmupError as exc:
         return failed(target, exc, by, tuple(work.steps))
     return Outcome(

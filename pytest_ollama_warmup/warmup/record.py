@@ -98,6 +98,52 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cold:
+    """A model that was gone before *test*, which came *after* another one in the same process.
+
+    *start* is in seconds since the epoch, *seconds* how long it took to load it again; *resident*
+    are the models that were there.
+    """
+
+    reason: Literal["evicted", "expired", "restarted", "gone"]
+    test: str
+    after: str
+    by: str
+    start: float
+    seconds: float
+    resident: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a run knows of one model since it was warmed; all its processes share it.
+
+    *warmed* is the context that it was warmed with, *contexts* are those that tests were seen to
+    use after that, each time it was another one. *beside* are the models that are listed in its
+    place: they share its runner. It *rests* when it is no longer fought for.
+    """
+
+    model: str = ""
+    warmed: int = 0
+    contexts: tuple[int, ...] = ()
+    beside: tuple[str, ...] = ()
+    colds: tuple[Cold, ...] = ()
+    rests: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Known:
+        """Read what ``asdict`` wrote, after a trip through JSON."""
+        colds = tuple(Cold(**{**one, "resident": tuple(one["resident"])}) for one in data["colds"])
+        lists = {name: tuple(data[name]) for name in ("contexts", "beside")}
+        return cls(**{**data, **lists, "colds": colds})
+
+    @property
+    def context(self) -> int:
+        """The context that the model runs with, as far as was seen; 0 where nobody tells."""
+        return self.contexts[-1] if self.contexts else self.warmed
+
+
 @dataclass(slots=True, kw_only=True)
 class Record:
     """One run: each model's outcome, and the tests that need it, by key.
@@ -109,6 +155,7 @@ class Record:
     tests: dict[str, list[str]] = field(default_factory=dict)
     waited_s: float = 0.0
     server: Outcome | None = None
+    known: list[Known] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Outcome]:
@@ -123,6 +170,7 @@ class Record:
             "host": server.host if server else "",
             "version": server.notes[0] if server and server.ready else "",
             "waited_s": self.waited_s,
+            "cold": [asdict(one) for one in self.known],
             "models": [
                 {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
                 for outcome in self.models.values()

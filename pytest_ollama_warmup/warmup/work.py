@@ -135,3 +135,8 @@ def find(models: list[T], model_key: str) -> T | None:
         except ValueError:
             continue
     return None
+
+
+def same(models: list[T], digest: str) -> T | None:
+    """Return the one of *models* with this digest, also under another name."""
+    return next((one for one in models if digest and one.digest == digest), None)

@@ -1,0 +1,216 @@
+"""Is a model still warm before the test that needs it? Brings back what is gone.
+
+The guard never makes a suite worse than it would be without: to a model that is resident nothing is
+sent, whatever options it runs with, so that no load takes place that the tests would not have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
+from pytest_ollama_warmup.ollama.answers import ModelInfo
+from pytest_ollama_warmup.warmup.gate import Beat, held
+from pytest_ollama_warmup.warmup.load import ensure_loaded
+from pytest_ollama_warmup.warmup.record import Cold, Known
+from pytest_ollama_warmup.warmup.work import Work, find, same
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.answers import Resident
+    from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.work import Terms
+
+    Wanted = Sequence[tuple[Target, Outcome]]
+
+# A server that others use too: who is evicted so often would only evict them in turn.
+OFTEN, OFTEN_S = 3, 300.0
+
+
+class CannotLook(WarmupError):
+    """What answers is no Ollama: a mocking library, or a proxy that has come between."""
+
+
+class Ledger:
+    """What is known of one model, in the directory that the processes of a run share."""
+
+    def __init__(self, folder: Path, key: str, limit_s: float, first: Known) -> None:
+        self._first = first
+        # A key holds slashes and colons; no file system takes all of them.
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self._path, self._limit_s = folder / f"guard-{name}.json", limit_s
+        self._what = key
+
+    def known(self) -> Known:
+        """Return what is known by now."""
+        try:
+            return Known.from_dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return self._first
+
+    def write(self, known: Known) -> None:
+        """Replace what is known; the caller holds the lock."""
+        partial = self._path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(asdict(known)), encoding="utf-8")
+        # Readers without the lock must never see half of it.
+        partial.replace(self._path)
+
+    def held(self) -> Any:
+        """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
+        return held(self._path.with_suffix(".lock"), self._what, self._limit_s)
+
+
+def all_known(folder: Path) -> list[Known]:
+    """Return what is known of each model of a run, at its end."""
+    paths = sorted(folder.glob("guard-*.json"))
+    return [Known.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+class Guard:
+    """Looks at one server for one process, before each test that needs a model.
+
+    *wait* waits for a server that has gone away, and raises ServerUnreachable where it stays away.
+    """
+
+    def __init__(
+        self, client: Client, folder: Path, terms: Terms, by: str, wait: Callable[[], object]
+    ) -> None:
+        self._client, self._folder, self._by, self._wait = client, folder, by, wait
+        self._terms = replace(terms, warm="load")
+        self._ledgers: dict[str, Ledger] = {}
+        self._expires: dict[str, float] = {}
+        self._lost, self._after = False, ""
+
+    def check(self, wanted: Wanted, test: str, beside: Iterable[int] = ()) -> None:
+        """See that all of *wanted* is resident before *test*, loading again what is not.
+
+        *beside* are contexts that other tests want these models with: no change of habit.
+
+        Raises:
+            ServerUnreachable: nothing answers, also after the wait for it.
+            LoadFailed: a model is gone and does not load again.
+            CannotLook: what answers cannot be asked.
+        """
+        after, self._after = self._after, test
+        resident = self._look()
+        for target, outcome in wanted:
+            found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
+            if found is None:
+                self._bring_back(target, outcome, resident, test, after)
+            else:
+                self._note(target, outcome, found, set(beside))
+
+    def _look(self) -> list[Resident]:
+        try:
+            try:
+                return self._client.resident()
+            except ServerUnreachable:
+                waited_before, self._lost = self._lost, True
+                if waited_before:
+                    # One test has waited for it; the next ones must not, each.
+                    raise
+                self._wait()
+                return self._client.resident()
+        except ServerUnreachable:
+            raise
+        # Also what a mocking library raises that a session fixture has started: it patches httpx
+        # for all threads.
+        except Exception as exc:
+            raise CannotLook(str(exc)) from exc
+
+    def _note(self, target: Target, outcome: Outcome, found: Resident, beside: set[int]) -> None:
+        self._lost = False
+        if found.lease_s is not None:
+            self._expires[target.key] = time.monotonic() + found.lease_s
+        seen, ledger = found.context_length, self._ledger(target, outcome)
+        if not (seen and outcome.context_length) or seen in beside - {outcome.context_length}:
+            return
+        if seen != ledger.known().context:
+            with ledger.held():
+                known = ledger.known()
+                if seen != known.context:
+                    # The tests use another one: theirs from now on, and nothing is sent.
+                    ledger.write(replace(known, contexts=(*known.contexts, seen)))
+
+    def _bring_back(
+        self, target: Target, outcome: Outcome, resident: list[Resident], test: str, after: str
+    ) -> None:
+        ledger = self._ledger(target, outcome)
+        if _left_alone(ledger.known(), resident):
+            return
+        with ledger.held() as beat:
+            # Empty while another worker's test has the server load it anew.
+            resident, known = self._look(), ledger.known()
+            if find(resident, target.spec.model_key) or same(resident, outcome.digest):
+                return
+            if _left_alone(known, resident):
+                return
+            names = tuple(sorted(one.name for one in resident))
+            lately = [one for one in known.colds if one.start > time.time() - OFTEN_S]
+            if len(lately) >= OFTEN:
+                ledger.write(replace(known, rests=True))
+                return
+            reason = self._reason(target, names)
+            start, begin = time.time(), time.monotonic()
+            back = ensure_loaded(self._work(target, known, beat), _info(outcome))
+            self._lost = False
+            if back is None:
+                # It answers, and is not listed: it shares the runner of one that is.
+                ledger.write(replace(known, beside=names))
+                return
+            if back.lease_s is not None:
+                self._expires[target.key] = time.monotonic() + back.lease_s
+            cold = Cold(
+                reason=reason,
+                test=test,
+                after=after,
+                by=self._by,
+                start=start,
+                seconds=time.monotonic() - begin,
+                resident=names,
+            )
+            ledger.write(replace(known, colds=(*known.colds, cold)))
+
+    def _reason(
+        self, target: Target, names: tuple[str, ...]
+    ) -> Literal["evicted", "expired", "restarted", "gone"]:
+        if self._lost:
+            return "restarted"
+        if time.monotonic() >= self._expires.get(target.key, float("inf")) - 1:
+            return "expired"
+        return "evicted" if names else "gone"
+
+    def _work(self, target: Target, known: Known, beat: Beat) -> Work:
+        if known.contexts:
+            options = {**dict(target.spec.options), "num_ctx": known.context}
+            target = replace(
+                target, spec=replace(target.spec, options=tuple(sorted(options.items())))
+            )
+        target = replace(target, request=None)
+        pulls = threading.Semaphore(1)
+        return Work(self._client, target, self._terms, lambda event: None, beat, pulls)
+
+    def _ledger(self, target: Target, outcome: Outcome) -> Ledger:
+        if target.key not in self._ledgers:
+            first = Known(model=target.spec.title, warmed=outcome.context_length)
+            limit_s = self._terms.load_timeout_s
+            self._ledgers[target.key] = Ledger(self._folder, target.key, limit_s, first)
+        return self._ledgers[target.key]
+
+
+def _left_alone(known: Known, resident: list[Resident]) -> bool:
+    return known.rests or any(one.name in known.beside for one in resident)
+
+
+def _info(outcome: Outcome) -> ModelInfo:
+    return ModelInfo(outcome.capabilities, "")

@@ -1,0 +1,455 @@
+"""Still warm before each test: what is gone is brought back, outside of the test's own time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from tests.conftest import LLAMA, Suite
+from tests.test_faults import end, until, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+# What tests of users do to the server; each suite has it beside its tests.
+TOOLS = """
+    import json, os, urllib.request
+    import pytest
+
+    A = pytest.mark.requires_model("a:1")
+
+    def post(path, **body):
+        request = urllib.request.Request(os.environ["OLLAMA_HOST"] + path, json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def ask(model, **options):
+        return post("/api/generate", model=model, prompt="Hi", stream=False, options=options)
+
+    def unload(model):
+        post("/api/generate", model=model, keep_alive=0)
+
+    def resident():
+        with urllib.request.urlopen(os.environ["OLLAMA_HOST"] + "/api/ps", timeout=60) as answer:
+            return {one["name"]: one["context_length"] for one in json.load(answer)["models"]}
+"""
+
+
+@pytest.fixture
+def ollama() -> Iterator[Emulator]:
+    """A server that keeps three models at most, of five that it has; the first one goes first."""
+    models = [ScriptedModel(f"{name}:1", present=True, digest=name * 64) for name in "abcd"]
+    with Emulator([LLAMA, *models]) as emulator:
+        yield emulator
+
+
+def write(suite: Suite, tests: str) -> None:
+    suite.write({"tools.py": TOOLS, "test_it.py": "from tools import *\n" + _indented(tests)})
+
+
+def _indented(text: str) -> str:
+    # write() takes the indentation of all lines away.
+    return re.sub(r"^ {8}", "", text, flags=re.MULTILINE)
+
+
+def loads(suite: Suite, model: str = "a:1") -> list[object]:
+    """The contexts with which *model* was loaded, one by one."""
+    return [one.options["num_ctx"] for one in suite.ollama.loads if one.model == model]
+
+
+# Gone
+
+
+def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @A
+        def test_first(): ask("a:1")
+
+        def test_others():
+            for name in "bcd": ask(f"{name}:1")
+            assert "a:1" not in resident()
+
+        @A
+        def test_second(): assert "a:1" in resident()
+        """,
+    )
+    # No longer than the server's own, so that all have the same.
+    run = suite.run("--ollama-keep-alive=60")
+    assert {"passed": 3} == run.counts
+    assert 2 == len(loads(suite))
+    assert re.search(
+        r"a:1 was cold before 1 test, [\d.]+ m?s to load it again: evicted, loaded are b:1, c:1, "
+        r"d:1, before test_it\.py::test_second\. The tests use more models than the server keeps: "
+        r"raise its OLLAMA_MAX_LOADED_MODELS\.",
+        run.out,
+    )
+
+
+@WORKERS
+def test_a_model_that_tests_unload_is_brought_back_three_times_and_then_left_alone(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(
+        suite,
+        """
+        @A
+        @pytest.mark.parametrize("n", range(8))
+        def test_it(n): unload("a:1")
+        """,
+    )
+    run = suite.run(*workers)
+    assert {"passed": 8} == run.counts
+    assert 4 == len(loads(suite))
+    assert "a:1 was cold before 3 tests," in run.out
+    assert "gone, before test_it.py::test_it[" in run.out
+    assert "a:1 was evicted again and again, and left alone from then on." in run.out
+
+
+def test_a_lease_that_ran_out_is_told_as_such(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        import time
+
+        @A
+        def test_first(): pass
+
+        def test_slow(): time.sleep(1.6)
+
+        @A
+        def test_second(): assert "a:1" in resident()
+        """,
+    )
+    suite.ollama.scheduler._lease_s = 1.0
+    run = suite.run("--ollama-keep-alive=1")
+    assert {"passed": 3} == run.counts
+    assert "its lease ran out" in run.out
+    assert "Raise --ollama-keep-alive" in run.out
+
+
+def test_a_runner_that_is_shared_under_another_name_is_not_cold(suite: Suite) -> None:
+    suite.ollama.add(ScriptedModel("twin:1", present=True, weights="w", digest="1" * 64))
+    suite.ollama.add(ScriptedModel("a:1", present=True, weights="w", digest="2" * 64))
+    write(
+        suite,
+        """
+        @pytest.mark.requires_model("twin:1")
+        def test_twin(): pass
+
+        @A
+        @pytest.mark.parametrize("n", range(5))
+        def test_it(n): assert ["twin:1"] == list(resident()) or ["a:1"] == list(resident())
+        """,
+    )
+    run = suite.run()
+    assert {"passed": 6} == run.counts
+    assert 1 == len(suite.ollama.loads)
+    assert "was cold" not in run.out
+    # Once it is known who is listed in its place, it is not asked for again.
+    assert len(suite.ollama.calls("generate")) <= 6
+
+
+# Other options
+
+
+def test_another_context_is_adopted_and_never_fought(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @A
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(n): ask("a:1", num_ctx=8192)
+        """,
+    )
+    run = suite.run()
+    assert {"passed": 4} == run.counts
+    assert [4096, 8192] == loads(suite)
+    assert re.search(
+        r"a:1 was warmed with num_ctx 4096 \(server default\), tests use 8192: 1 reload, about "
+        r"[\d.]+ m?s\. List a:1,num_ctx=8192\.",
+        run.out,
+    )
+
+
+@WORKERS
+def test_what_is_gone_comes_back_with_the_context_of_the_tests(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(
+        suite,
+        """
+        @A
+        def test_other_context(): ask("a:1", num_ctx=8192)
+
+        @A
+        def test_unloads(): unload("a:1")
+
+        @A
+        def test_same_context(): assert 8192 == resident()["a:1"]
+        """,
+    )
+    suite.ollama.add(replace(LLAMA, present=True))
+    run = suite.run(*[one.replace("-n2", "-n1") for one in workers])
+    assert {"passed": 3} == run.counts
+    assert [4096, 8192, 8192] == loads(suite)
+
+
+def test_contexts_in_turn_are_said_with_their_cure(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @A
+        @pytest.mark.parametrize("num_ctx", [8192, 4096] * 3)
+        def test_it(num_ctx): ask("a:1", num_ctx=num_ctx)
+        """,
+    )
+    run = suite.run()
+    assert [4096, *[8192, 4096] * 3] == loads(suite)
+    assert "a:1 was warmed with num_ctx 4096 (server default), tests use 8192 too: 5 reloads" in (
+        run.out
+    )
+    assert "Send the same in all tests, as ollama_options has it." in run.out
+
+
+@pytest.mark.parametrize("option", ["num_thread=1", "num_batch=256"])
+def test_options_that_ps_does_not_show_cost_no_load_but_the_tests_own(
+    suite: Suite, option: str
+) -> None:
+    tests = f"""
+        @A
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(n): ask("a:1", **({{}} if n % 2 else dict({option})))
+        """
+    write(suite, tests)
+    assert {"passed": 6} == suite.run().counts
+    ours = len(loads(suite))
+    suite.ollama.forget()
+    suite.ollama.unload("a:1")
+    assert {"passed": 6} == suite.run("--ollama-off").counts
+    assert ours <= len(loads(suite)) + 1
+
+
+def test_two_variants_of_a_model_are_no_change_of_habit(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @pytest.mark.requires_model("a:1,num_ctx=2048")
+        def test_small(): ask("a:1", num_ctx=2048)
+
+        @pytest.mark.requires_model("a:1,num_ctx=8192")
+        def test_large(): ask("a:1", num_ctx=8192)
+        """,
+    )
+    run = suite.run()
+    assert {"passed": 2} == run.counts
+    assert "was warmed with" not in run.out
+    # One after the other: each would unload the other while that sees to its lease.
+    assert {2048, 8192} == set(loads(suite)[:2])
+    assert len(loads(suite)) <= 4
+
+
+# The test's own time
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_bringing_back_is_no_part_of_a_tests_time(suite: Suite, method: str) -> None:
+    suite.ollama.add(ScriptedModel("a:1", present=True, load_s=1.5))
+    write(
+        suite,
+        """
+        @A
+        def test_first(): unload("a:1")
+
+        @A
+        def test_second(): assert "a:1" in resident()
+        """,
+    )
+    timeout = ["-p", "timeout", "--timeout=1", f"--timeout-method={method}"]
+    run = suite.run(*timeout, "--durations=0", "-vv")
+    assert {"passed": 2} == run.counts
+    assert not re.search(r"^[1-9]\.\d+s (setup|call|teardown)", run.out, re.MULTILINE)
+
+
+def test_a_second_attempt_is_guarded_too(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        tries = []
+
+        @A
+        def test_flaky():
+            tries.append("a:1" in resident())
+            if len(tries) == 1:
+                unload("a:1")
+                raise AssertionError("once")
+            assert [True, True] == tries
+        """,
+    )
+    run = suite.run("-p", "pytest_rerunfailures", "--reruns=1")
+    assert "1 passed, 1 rerun" in run.out
+    assert 2 == len(loads(suite))
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        ["-p", "asyncio", "-o", "asyncio_default_fixture_loop_scope=function"],
+        ["-p", "randomly"],
+        ["-p", "pytest_repeat", "--count=2"],
+    ],
+    ids=["asyncio", "randomly", "repeat"],
+)
+def test_beside_other_plugins(suite: Suite, plugin: list[str]) -> None:
+    write(
+        suite,
+        """
+        import unittest
+
+        @A
+        class TestOld(unittest.TestCase):
+            def test_it(self):
+                self.assertIn("a:1", resident())
+                unload("a:1")
+
+        @A
+        @pytest.mark.parametrize("n", range(2))
+        def test_it(n): assert "a:1" in resident()
+        """,
+    )
+    run = suite.run(*plugin)
+    assert {"passed"} == set(run.counts)
+    assert run.counts["passed"] >= 3
+
+
+# Servers that go away, and what cannot be asked
+
+
+WAITS = """
+        import pathlib, time
+
+        @A
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(n):
+            if n == 1:
+                print("GO", flush=True)
+                while not pathlib.Path("went").exists(): time.sleep(0.01)
+            elif n > 1:
+                assert "a:1" in resident()
+        """
+
+
+def test_a_server_that_is_back_costs_no_test(suite: Suite) -> None:
+    write(suite, WAITS)
+    process = suite.start("-s")
+    wait_for(process, "GO")
+    suite.ollama.stop()
+    suite.ollama.start()
+    (suite.pytester.path / "went").touch()
+    code, out = end(process)
+    assert (0, True) == (code, "4 passed" in out)
+    assert 2 == len(loads(suite))
+
+
+def test_a_server_that_stays_away_is_waited_for_once(suite: Suite) -> None:
+    write(suite, WAITS)
+    process = suite.start("-s", "--ollama-wait=1")
+    wait_for(process, "GO")
+    suite.ollama.stop()
+    (suite.pytester.path / "went").touch()
+    code, out = end(process)
+    assert (1, True) == (code, "2 passed, 2 errors" in out)
+    assert f"no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s." in out
+    # The next one has not waited.
+    assert f"{suite.ollama.url} (from OLLAMA_HOST): connection refused. Start it" in out
+
+
+@WORKERS
+def test_a_model_that_does_not_load_again_fails_its_test_also_an_expected_failure(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(
+        suite,
+        """
+        @A
+        def test_deletes():
+            unload("a:1")
+            url = os.environ["OLLAMA_HOST"] + "/api/delete"
+            request = urllib.request.Request(url, b'{"model": "a:1"}', method="DELETE")
+            urllib.request.urlopen(request).close()
+
+        @A
+        def test_plain(): pass
+
+        @A
+        @pytest.mark.xfail
+        def test_expected_to_fail(): pass
+        """,
+    )
+    run = suite.run(*[one.replace("-n2", "-n1") for one in workers])
+    assert {"passed": 1, "error": 2} == run.counts
+    assert 'a:1 does not load: "model' in run.out
+
+
+def test_a_mock_for_the_whole_session_makes_it_warn_once_and_run(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest, respx
+
+                @pytest.fixture(scope="session")
+                def router():
+                    with respx.mock as router:
+                        yield router
+
+                @pytest.mark.requires_model("a:1")
+                @pytest.mark.parametrize("n", range(4))
+                def test_it(router, n): pass
+            """
+        }
+    )
+    run = suite.run()
+    assert {"passed": 4} == {key: n for key, n in run.counts.items() if key == "passed"}
+    assert 1 == run.out.count("OllamaWarmupWarning: cannot see whether models are still warm")
+    assert {"passed": 4} == suite.run("-W", "error").counts
+
+
+def test_nothing_is_asked_for_tests_that_need_no_model(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @pytest.mark.parametrize("n", range(20))
+        def test_plain(n): pass
+
+        @A
+        def test_model(): pass
+        """,
+    )
+    suite.run()
+    assert 2 == len(suite.ollama.calls("ps"))
+
+
+@WORKERS
+def test_without_warming_nothing_is_guarded(suite: Suite, workers: list[str]) -> None:
+    write(suite, "@A\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n): pass\n")
+    assert {"passed": 4} == suite.run("--ollama-warm=off", *workers).counts
+    assert [] == suite.ollama.calls("ps") + suite.ollama.calls("generate")
+
+
+def test_the_first_wait_names_what_it_waits_for(suite: Suite) -> None:
+    write(suite, WAITS)
+    process = suite.start("-s", "--ollama-wait=60")
+    wait_for(process, "GO")
+    suite.ollama.stop()
+    (suite.pytester.path / "went").touch()
+    wait_for(process, f"waiting for {suite.ollama.url} (connection refused), up to 60 s")
+    suite.ollama.start()
+    code, out = end(process)
+    assert (0, True) == (code, "4 passed" in out)
+    until(lambda: 2 == len(loads(suite)))
