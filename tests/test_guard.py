@@ -144,16 +144,16 @@ def test_a_runner_that_is_shared_under_another_name_is_not_cold(suite: Suite) ->
         def test_twin(): pass
 
         @A
-        @pytest.mark.parametrize("n", range(5))
+        @pytest.mark.parametrize("n", range(10))
         def test_it(n): assert ["twin:1"] == list(resident()) or ["a:1"] == list(resident())
         """,
     )
     run = suite.run()
-    assert {"passed": 6} == run.counts
+    assert {"passed": 11} == run.counts
     assert 1 == len(suite.ollama.loads)
     assert "was cold" not in run.out
     # Once it is known who is listed in its place, it is not asked for again.
-    assert len(suite.ollama.calls("generate")) <= 6
+    assert len(suite.ollama.calls("generate")) < 10
 
 
 # Other options
