@@ -141,7 +141,8 @@ def test_a_runner_that_is_shared_under_another_name_is_not_cold(suite: Suite) ->
         suite,
         """
         @pytest.mark.requires_model("twin:1")
-        def test_twin(): pass
+        @pytest.mark.parametrize("n", range(10))
+        def test_twin(n): pass
 
         @A
         @pytest.mark.parametrize("n", range(10))
@@ -149,7 +150,7 @@ def test_a_runner_that_is_shared_under_another_name_is_not_cold(suite: Suite) ->
         """,
     )
     run = suite.run()
-    assert {"passed": 11} == run.counts
+    assert {"passed": 20} == run.counts
     assert 1 == len(suite.ollama.loads)
     assert "was cold" not in run.out
     # Once it is known who is listed in its place, it is not asked for again.

@@ -1,0 +1,135 @@
+"""Still warm before each test, on a real server; each with the same run without the plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import UserSuite
+from tests.test_faults import end, wait_for
+from tests.test_guard import TOOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.live.conftest import StartServer
+    from tests.live.registry import Registry
+    from tests.live.server import RealServer
+
+MODELS = {"a": "completion", "b": "completion-b", "c": "completion-c", "d": "completion-d"}
+
+
+@pytest.fixture
+def server(start_server: StartServer, registry: Registry) -> RealServer:
+    """A server with four models, of which it keeps three at most; cold."""
+    server = start_server(OLLAMA_MAX_LOADED_MODELS="3")
+    for name, source in MODELS.items():
+        server.pull(registry.name(source))
+        server.post("/api/copy", {"source": registry.name(source), "destination": f"{name}:1"})
+        server.delete(registry.name(source))
+    return server
+
+
+@pytest.fixture
+def loads_of(
+    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Run tests cold on the server, all of which pass; return how many loads that took."""
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    suite = UserSuite(pytester)
+
+    def run(tests: str, *args: str) -> int:
+        for name in server.loaded():
+            server.unload(name)
+        before = loads(server)
+        suite.write({"tools.py": TOOLS, "test_it.py": f"from tools import *\n{tests}"})
+        assert {"passed"} == set(suite.run(*args).counts)
+        return loads(server) - before
+
+    return run
+
+
+def loads(server: RealServer) -> int:
+    return server.log_text().count('msg="loading model via llama-server"')
+
+
+def many(model: str, body: str, number: int = 6) -> str:
+    return f"""
+@pytest.mark.requires_model("{model}")
+@pytest.mark.parametrize("n", range({number}))
+def test_it(n):
+    {body}
+"""
+
+
+IN_TURN = """
+@pytest.mark.parametrize("n", range(6))
+@pytest.mark.parametrize(
+    "name", [pytest.param(f"{one}:1", marks=pytest.mark.requires_model(f"{one}:1")) for one in "abcd"]
+)
+def test_it(n, name):
+    ask(name)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+def test_more_models_than_fit_cost_no_more_loads_than_without(
+    loads_of: Callable[..., int], workers: list[str]
+) -> None:
+    ours = loads_of(IN_TURN, *workers)
+    without = loads_of(IN_TURN, "--ollama-off", *workers)
+    # The first warm-up of the model that did not fit.
+    assert ours <= without + 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        'ask("a:1", **({"num_thread": 1} if n < 3 else {}))',
+        'ask("a:1", **({"num_batch": 256} if n % 2 else {}))',
+        'ask("a:1", **({"num_ctx": 2048} if n == 3 else {}))',
+        'ask("a:1", num_ctx=2048)',
+    ],
+    ids=["num_thread", "num_batch", "one-num_ctx", "num_ctx"],
+)
+def test_options_of_tests_cost_no_load_more_than_without(
+    loads_of: Callable[..., int], body: str
+) -> None:
+    tests = many("a:1", body)
+    assert loads_of(tests) <= loads_of(tests, "--ollama-off") + 1
+
+
+def test_two_workers_on_one_context_that_was_not_listed(loads_of: Callable[..., int]) -> None:
+    tests = many("a:1", 'ask("a:1", num_ctx=2048)', 12)
+    assert 2 == loads_of(tests, "-n2")
+
+
+def test_a_test_that_unloads_leaves_the_next_one_warm(loads_of: Callable[..., int]) -> None:
+    tests = many("a:1", 'assert "a:1" in resident(); n % 2 or unload("a:1")', 4)
+    assert 3 == loads_of(tests)
+
+
+def test_a_server_that_is_killed_and_restarted_costs_no_test(
+    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    suite = UserSuite(pytester)
+    body = """
+    import pathlib, time
+    if n == 2:
+        print("GO", flush=True)
+        while not pathlib.Path("went").exists(): time.sleep(0.01)
+    else:
+        assert "a:1" in resident()
+        ask("a:1")
+"""
+    suite.write({"tools.py": TOOLS, "test_it.py": f"from tools import *\n{many('a:1', body)}"})
+    process = suite.start("-s")
+    wait_for(process, "GO")
+    server.kill()
+    server.restart()
+    (suite.pytester.path / "went").touch()
+    code, out = end(process)
+    assert (0, True) == (code, "6 passed" in out), out
+    assert "a:1 was cold before 1 test" in out
