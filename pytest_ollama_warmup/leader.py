@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
+from pytest_ollama_warmup.errors import WarmupError
+from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.run import Run
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
@@ -13,12 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.report.terminal import Screen
     from pytest_ollama_warmup.run import AskRequest
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.record import Outcome
 
 SAY_WAITING_AFTER_S = 2.0
+
+
+def unload(outcomes: Iterable[Outcome], api_key: str) -> None:
+    """Take models out of memory; those that cannot be are left to their lease."""
+    from pytest_ollama_warmup.ollama.client import Client
+
+    clients: dict[str, Client] = {}
+    for outcome in outcomes:
+        with suppress(WarmupError):
+            if outcome.host not in clients:
+                # A new one: that of the run may have been cut off by Ctrl-C.
+                clients[outcome.host] = Client(read_host(outcome.host, "this run"), api_key)
+            clients[outcome.host].unload(outcome.model)
+    for client in clients.values():
+        client.close()
 
 
 class Leader(Run):

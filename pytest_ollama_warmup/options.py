@@ -81,6 +81,16 @@ def _number(least: float) -> Callable[[Any, str], float]:
     return read
 
 
+def _count(least: int) -> Callable[[Any, str], int]:
+    def read(value: Any, source: str) -> int:
+        text = str(value).strip()
+        if not (text.isascii() and text.isdigit() and int(text) >= least):
+            raise BadSetting(text, source, f"A whole number is needed, at least {least}.")
+        return int(text)
+
+    return read
+
+
 def read_host(value: Any, source: str) -> Host:
     """Read an address as Ollama does.
 
@@ -173,6 +183,25 @@ OPTIONS = (
         read=_duration,
         default=600.0,
         metavar="DURATION",
+    ),
+    Option(
+        "at_end",
+        "when",
+        "What becomes of models that this run has loaded: keep (until their lease ends, so that "
+        "the next run finds them) or unload. Those that it found loaded stay. Default: keep.",
+        read=_choice("keep", "unload"),
+        default="keep",
+        metavar="WHAT",
+        pytest_only=True,
+    ),
+    Option(
+        "slots",
+        "when",
+        "How many tests that need models may run at once, over all workers of pytest-xdist; the "
+        "others wait outside of their own time. Default: all.",
+        read=_count(1),
+        metavar="N",
+        pytest_only=True,
     ),
     Option(
         "stall",

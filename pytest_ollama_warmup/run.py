@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from pytest_ollama_warmup.errors import (
     WaitedTooLong,
 )
 from pytest_ollama_warmup.options import read_host
-from pytest_ollama_warmup.warmup.gate import Beat, Gate
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -181,6 +182,11 @@ class Run:
 
             self._client = Client(self.settings.host, self.settings.api_key)
         return self._client
+
+    def slot(self) -> AbstractContextManager[None]:
+        """Return what a test that needs a model holds while it runs: its share of the server."""
+        number = self.settings.slots.value
+        return nullcontext() if number is None else Slots(self.folder, number).one()
 
     def asked(self, target: Target) -> Target:
         """Return *target* with the suite's own warm-up request, where it has one."""

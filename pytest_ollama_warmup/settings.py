@@ -58,6 +58,8 @@ class Settings(NamedTuple):
     on_missing: Setting[str]
     warm: Setting[str]
     keep_alive: Setting[float]
+    at_end: Setting[str]
+    slots: Setting[int | None]
     wait: Setting[float]
     stall: Setting[float]
     load_timeout: Setting[float]
@@ -90,6 +92,7 @@ class Settings(NamedTuple):
             pull=self.pull.value,
             warm=self.warm.value,
             keep_alive_s=self.keep_alive.value,
+            unloads=self.at_end.value == "unload",
             # A service manager starts a crashed server again, after 3 s by Ollama's unit file.
             comes_back_s=(
                 max(self.wait.value, 10.0) if self.wait.given_by == "default" else self.wait.value
@@ -149,6 +152,8 @@ class Settings(NamedTuple):
             on_missing=read.setting("on_missing"),
             warm=read.setting("warm"),
             keep_alive=read.setting("keep_alive"),
+            at_end=read.setting("at_end"),
+            slots=read.setting("slots"),
             wait=wait,
             stall=read.setting("stall"),
             load_timeout=read.setting("load_timeout"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import pytest
 
-from pytest_ollama_warmup.leader import Leader
+from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.report.terminal import (
     Screen,
@@ -71,6 +71,13 @@ class Controller(Leader):
         self._host_asked = False
         # Told to runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
+
+    def close(self) -> None:
+        """Cut what is under way; unload what this run has loaded, where that is asked for."""
+        super().close()
+        if self.settings.at_end.value == "unload":
+            loaded = [one for one in self.outcomes().values() if one.step("load") is not None]
+            unload([one for one in loaded if not one.found_loaded], self.settings.api_key)
 
     def session_start(self) -> None:
         """Step 1: pull what is listed and missing, then load it beside what pytest does next."""

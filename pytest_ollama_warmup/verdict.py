@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import want_of
-from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of
+from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.warmup.plan import Verdict
+    from pytest_ollama_warmup.warmup.plan import Verdict, Want
 
 _HERE = str(Path(__file__).parent)
 
@@ -65,17 +66,21 @@ def set_up(item: pytest.Item) -> None:
         enforce(verdict, item.session)
 
 
+def _want(item: pytest.Item) -> Want | None:
+    """Return what *item* wants of the run's own server; None where that is nothing."""
+    want = want_of(item)
+    # Where the suite gives it another server, a fixture of ours asks that one.
+    return None if want is None or want.elsewhere else want
+
+
 def _look(item: pytest.Item) -> Verdict | None:
     """Return why *item* cannot run, after bringing what it needs and is not there."""
     from pytest_ollama_warmup.warmup.guard import CannotLook
     from pytest_ollama_warmup.warmup.plan import Verdict
 
     try:
-        want = want_of(item)
-        # Where the suite gives it another server, a fixture of ours asks that one.
-        if want is None or want.elsewhere:
-            return None
-        return run_of(item.config).verdict(want)
+        want = _want(item)
+        return None if want is None else run_of(item.config).verdict(want)
     except CannotLook as exc:
         item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.
@@ -84,12 +89,24 @@ def _look(item: pytest.Item) -> Verdict | None:
     return None
 
 
+def _slot(item: pytest.Item) -> AbstractContextManager[None]:
+    if settings_of(item.config).slots.value is None:
+        return nullcontext()
+    try:
+        wants = _want(item) is not None
+    except BadMark:
+        # Its set-up says so.
+        wants = False
+    return run_of(item.config).slot() if wants else nullcontext()
+
+
 class _Watch:
     # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        item.stash[_FOUND] = _look(item)
-        return (yield)
+        with _slot(item):
+            item.stash[_FOUND] = _look(item)
+            return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

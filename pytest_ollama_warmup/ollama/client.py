@@ -260,6 +260,11 @@ class Client:
             del body["stream"]
         self._post(f"/api/{path}", body, read_s=limit_s)
 
+    def unload(self, name: str, *, limit_s: float = 5.0) -> None:
+        """Take a model out of memory, also one that embeds; nothing happens if it is not there."""
+        body = {"model": name, "keep_alive": 0, "stream": False}
+        self._post("/api/generate", body, read_s=limit_s)
+
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
         models, headers = self._models("/api/ps")

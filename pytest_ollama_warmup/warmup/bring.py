@@ -79,6 +79,7 @@ def bring(
         context_length=resident.context_length if resident else 0,
         capabilities=info.capabilities,
         options=target.spec.options,
+        found_loaded=work.found_loaded,
     )
 
 

@@ -108,6 +108,42 @@ def held(
         lock.release()
 
 
+class Slots:
+    """At most *number* holders at a time, among processes that share a directory.
+
+    When a holder dies, the kernel frees its slot.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder, self._number = folder, number
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a slot, after waiting for one as long as all are held."""
+        from filelock import FileLock, Timeout
+
+        slots = [FileLock(self._folder / f"slot-{index}.lock") for index in range(self._number)]
+        # One waits for a slot, the others for their turn to wait: whoever has waited for long is
+        # not overtaken again and again by those who have just let go.
+        with FileLock(self._folder / "slots.lock").acquire(poll_interval=_POLL_S):
+            while True:
+                for slot in slots:
+                    with suppress(Timeout):
+                        slot.acquire(timeout=0)
+                        break
+                else:
+                    time.sleep(_POLL_S)
+                    continue
+                break
+        try:
+            yield
+        finally:
+            slot.release()
+
+
+_POLL_S = 0.02
+
+
 def pull_lock_path(url: str, model_key: str) -> Path:
     """Return the lock of one model's download, shared by all runs of this user on this machine.
 

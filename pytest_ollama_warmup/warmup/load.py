@@ -33,6 +33,7 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     kind: LoadKind = "generate"
     if info.capabilities is not None and "completion" not in info.capabilities:
         kind = "embed"
+    work.found_loaded = terms.unloads and _is_resident(work)
     start, begin = time.time(), time.monotonic()
     work.enter("loading")
     try:
@@ -50,6 +51,14 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
             limit = seconds(terms.load_timeout_s)
             advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
         raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
+
+
+def _is_resident(work: Work) -> bool:
+    try:
+        return find(work.client.resident(), work.target.spec.model_key) is not None
+    except (ApiError, ServerError):
+        # Who cannot tell must not unload it.
+        return True
 
 
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:

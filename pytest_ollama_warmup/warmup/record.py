@@ -49,6 +49,7 @@ class Outcome:
     context_length: int = 0
     options: tuple[tuple[str, int | bool], ...] = ()
     host: str = ""
+    found_loaded: bool = False
 
     @property
     def ready(self) -> bool:

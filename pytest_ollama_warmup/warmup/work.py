@@ -61,6 +61,8 @@ class Terms:
     pull: str = "auto"
     warm: str = "prompt"
     keep_alive_s: float = 600.0
+    unloads: bool = False
+    """Whether what the run has loaded is unloaded at its end, so that it must know what it was."""
     comes_back_s: float = 10.0
     """How long a server that went away in a pull may take to come back."""
     stall_s: float = 25.0
@@ -88,6 +90,8 @@ class Work:
     notes: list[str] = field(default_factory=list)
     waited: bool = False
     """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
+    found_loaded: bool = False
+    """Whether the model was in memory before this work."""
     kept: str = ""
     """What a refresh found to be so already."""
 
