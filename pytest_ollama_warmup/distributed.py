@@ -13,9 +13,16 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
-from pytest_ollama_warmup.roles import WORKER_INPUT, adopt_host, folder_of, is_looking, run_of
+from pytest_ollama_warmup.roles import (
+    WORKER_INPUT,
+    adopt_host,
+    folder_of,
+    is_looking,
+    run_of,
+    settings_of,
+)
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
-from pytest_ollama_warmup.verdict import watch
+from pytest_ollama_warmup.verdict import watch, watch_unmarked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -66,6 +73,8 @@ class WorkerSide:
         # tests will: each asks for its model at set-up.
         with suppress(Exception):
             found = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
+            if found.get("wants") == [] and settings_of(config).preloads:
+                watch_unmarked(config)
             if found.get("wants") != []:
                 watch(config)
                 # Here, where the worker waits for its tests anyway, and not in the first of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from pytest_ollama_warmup.warmup.plan import (
     Verdict,
     Want,
     decide,
+    make_plan,
     resolve,
     target_of,
 )
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.work import Say
 
     AskRequest = Callable[[ModelSpec], Mapping[str, Any] | None]
+
+
+# A file that says so: more models were warmed than the server keeps.
+CROWDED = "crowded"
 
 
 class Run:
@@ -66,6 +71,7 @@ class Run:
         self._loading: dict[str, threading.Lock] = {}
         self._guard: Guard | None = None
         self._warmed_with: set[int] = set()
+        self._listed: list[tuple[Target, Outcome]] | None = None
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
@@ -132,20 +138,42 @@ class Run:
         policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
         return Verdict(policy, problem.error)
 
-    def _still_warm(self, want: Want, wanted: list[tuple[Target, Outcome]]) -> Verdict | None:
-        from pytest_ollama_warmup.warmup.guard import Guard
+    def glance(self, test: str) -> None:
+        """Look whether the listed models are still warm, where no test says that it needs one.
 
+        Never raises: no test has asked for it.
+        """
+        with suppress(Exception):
+            if self._listed is None:
+                self._listed = [
+                    (target, outcome)
+                    for key, target in make_plan(
+                        self.settings.listed, (), up_front=True
+                    ).targets.items()
+                    if (outcome := self.gate.peek(key)) and outcome.step("load")
+                ]
+            if self._listed:
+                may_load = not (self.folder / CROWDED).exists()
+                self._guarding().glance(self._listed, test, may_load=may_load)
+
+    def _still_warm(self, want: Want, wanted: list[tuple[Target, Outcome]]) -> Verdict | None:
         settings = self.settings
-        if self._guard is None:
-            wait = partial(self.client().wait_until_ready, settings.wait.value, self.on_wait)
-            self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
         try:
-            self._guard.check(wanted, want.test, self._contexts())
+            self._guarding().check(wanted, want.test, self._contexts())
         except (ServerUnreachable, LoadFailed) as exc:
             # It was there: what is gone in the midst of a run is no matter of what is missing.
             policy = decide(settings.on_missing.value, want.on_missing, "default", ci=True)
             return Verdict(policy, str(exc))
         return None
+
+    def _guarding(self) -> Guard:
+        if self._guard is None:
+            from pytest_ollama_warmup.warmup.guard import Guard
+
+            settings = self.settings
+            wait = partial(self.client().wait_until_ready, settings.wait.value, self.on_wait)
+            self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
+        return self._guard
 
     def _contexts(self) -> set[int]:
         """Return the contexts that models of this run were warmed with."""

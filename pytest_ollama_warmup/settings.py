@@ -117,6 +117,12 @@ class Settings(NamedTuple):
         return listed or self.given_host.given_by in ("option", "configuration")
 
     @property
+    def preloads(self) -> bool:
+        """Whether the command line or the environment lists models, maybe for an outer run."""
+        listed = self.given_list
+        return bool(listed and listed.specs and listed.given_by in ("option", "environment"))
+
+    @property
     def up_front(self) -> bool:
         """Whether the listed models are brought in every run, before collection."""
         if self.given_list is None:

@@ -9,12 +9,13 @@ import os
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import pytest
 
+from pytest_ollama_warmup.errors import ApiError, ServerError
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.report.terminal import (
@@ -30,10 +31,11 @@ from pytest_ollama_warmup.roles import (
     settings_of,
     write_host,
 )
+from pytest_ollama_warmup.run import CROWDED
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
-from pytest_ollama_warmup.warmup.guard import all_known
+from pytest_ollama_warmup.warmup.guard import all_known, not_resident
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Need,
@@ -102,6 +104,7 @@ class Controller(Leader):
                 self._begin()
                 self.wait("done", self._is_over)
             self._end_run_if_over()
+            self._check_room()
             self._check_capabilities()
             self._say_failures()
 
@@ -199,6 +202,19 @@ class Controller(Leader):
         if self._collected:
             _note_in_junit(self._config, outcome)
         pytest.exit(f"ollama: {outcome.error} {otherwise}", returncode=2)
+
+    def _check_room(self) -> None:
+        """Say which models had to go again to make room for others."""
+        loaded = [one for one in self.record.models.values() if one.step("load") is not None]
+        with suppress(ApiError, ServerError):
+            if len(loaded) > 1 and (gone := not_resident(self.client(), loaded)):
+                (self.folder / CROWDED).touch()
+                names = ", ".join(one.title for one in gone)
+                self.say_once(
+                    f"{len(loaded)} models were loaded, {len(loaded) - len(gone)} fit: {names} had "
+                    "to make room. Raise the server's OLLAMA_MAX_LOADED_MODELS, or list fewer.",
+                    least=-1,
+                )
 
     def _check_capabilities(self) -> None:
         """Say which tests ask of a model that is ready what it cannot do."""

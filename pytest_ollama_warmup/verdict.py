@@ -49,6 +49,11 @@ def watch(config: pytest.Config) -> None:
         config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
 
 
+def watch_unmarked(config: pytest.Config) -> None:
+    """From now on glance at the listed models between tests that do not say what they need."""
+    config.pluginmanager.register(_Glance(), "ollama_warmup_glance")
+
+
 def set_up(item: pytest.Item) -> None:
     """Skip or fail *item* whose model is not ready, or no longer."""
     # Not there for the second attempt of a test: what reruns tests does it within the protocol.
@@ -98,6 +103,13 @@ def _slot(item: pytest.Item) -> AbstractContextManager[None]:
         # Its set-up says so.
         wants = False
     return run_of(item.config).slot() if wants else nullcontext()
+
+
+class _Glance:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        run_of(item.config).glance(item.nodeid)
+        return (yield)
 
 
 class _Watch:

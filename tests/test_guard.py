@@ -454,3 +454,59 @@ def test_the_first_wait_names_what_it_waits_for(suite: Suite) -> None:
     code, out = end(process)
     assert (0, True) == (code, "4 passed" in out)
     until(lambda: 2 == len(loads(suite)))
+
+
+# Suites that do not say which tests need a model
+
+
+UNMARKED = """
+        import time
+
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(n):
+            time.sleep(0.3)
+            WHAT
+        """
+
+
+@WORKERS
+def test_an_unmarked_suite_gets_a_model_back_once(suite: Suite, workers: list[str]) -> None:
+    write(suite, UNMARKED.replace("WHAT", 'unload("a:1")'))
+    run = suite.run("--ollama-preload=a:1", *workers)
+    assert {"passed": 6} == run.counts
+    assert 2 == len(loads(suite))
+    assert "a:1 was cold before 1 test," in run.out
+
+
+@WORKERS
+def test_an_unmarked_suite_with_more_models_than_fit_is_only_watched(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(suite, UNMARKED.replace("WHAT", 'ask("abcd"[n % 4] + ":1")'))
+    listed = "--ollama-preload=a:1 b:1 c:1 d:1"
+    run = suite.run(listed, *workers)
+    assert {"passed": 6} == run.counts
+    assert any(one.startswith("4 models were loaded, 3 fit: ") for one in run.ours)
+    ours = len(suite.ollama.loads)
+    suite.ollama.forget()
+    for name in "abcd":
+        suite.ollama.unload(f"{name}:1")
+    suite.run(listed, "--ollama-off", *workers)
+    assert ours <= len(suite.ollama.loads) + 4
+
+
+def test_an_unmarked_suite_does_not_mind_a_server_that_is_gone(suite: Suite) -> None:
+    write(suite, UNMARKED.replace("WHAT", ""))
+    process = suite.start("-v", "--ollama-preload=a:1", "--ollama-wait=60")
+    wait_for(process, "PASSED")
+    suite.ollama.stop()
+    code, out = end(process)
+    assert (0, True) == (code, "6 passed" in out)
+    assert "waiting for" not in out
+
+
+def test_an_unmarked_suite_learns_which_context_to_list(suite: Suite) -> None:
+    write(suite, UNMARKED.replace("WHAT", 'ask("a:1", num_ctx=8192)'))
+    run = suite.run("--ollama-preload=a:1")
+    assert "tests use 8192: 1 reload" in run.out
+    assert [4096, 8192] == loads(suite)

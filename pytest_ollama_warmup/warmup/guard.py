@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo
+from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import Beat, held
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.record import Cold, Known
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # A server that others use too: who is evicted so often would only evict them in turn.
 OFTEN, OFTEN_S = 3, 300.0
+GLANCE_EVERY_S = 0.25
 
 
 class CannotLook(WarmupError):
@@ -89,7 +91,7 @@ class Guard:
         self._terms = replace(terms, warm="load")
         self._ledgers: dict[str, Ledger] = {}
         self._expires: dict[str, float] = {}
-        self._lost, self._after = False, ""
+        self._lost, self._after, self._next_glance = False, "", 0.0
 
     def check(self, wanted: Wanted, test: str, beside: Iterable[int] = ()) -> None:
         """See that all of *wanted* is resident before *test*, loading again what is not.
@@ -109,6 +111,27 @@ class Guard:
                 self._bring_back(target, outcome, resident, test, after)
             else:
                 self._note(target, outcome, found, set(beside))
+
+    def glance(self, wanted: Wanted, test: str, *, may_load: bool) -> None:
+        """Look whether *wanted* are resident, between tests that do not say what they need.
+
+        Four times a second at most. A model that is gone is loaded again once in a run, and not
+        where *may_load* forbids it: the tests may not need it any more.
+        """
+        after, self._after = self._after, test
+        if time.monotonic() < self._next_glance:
+            return
+        # Not again where this fails: nobody has said that the server is needed, and one that hangs
+        # would hold up each test.
+        self._next_glance = float("inf")
+        resident = self._client.resident()
+        self._next_glance = time.monotonic() + GLANCE_EVERY_S
+        for target, outcome in wanted:
+            found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
+            if found is not None:
+                self._note(target, outcome, found, set())
+            elif may_load and not self._ledger(target, outcome).known().colds:
+                self._bring_back(target, outcome, resident, test, after)
 
     def _look(self) -> list[Resident]:
         try:
@@ -206,6 +229,22 @@ class Guard:
             limit_s = self._terms.load_timeout_s
             self._ledgers[target.key] = Ledger(self._folder, target.key, limit_s, first)
         return self._ledgers[target.key]
+
+
+def not_resident(client: Client, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return those that were loaded, and had to make room for others since.
+
+    Raises:
+        ApiError, ServerError: the server does not tell.
+    """
+    resident = client.resident()
+    return [
+        one
+        for one in outcomes
+        # Without a context it was never listed: it shares the runner of another one.
+        if one.context_length
+        and not (find(resident, ModelName.parse(one.model).key) or same(resident, one.digest))
+    ]
 
 
 def _left_alone(known: Known, resident: list[Resident]) -> bool:
