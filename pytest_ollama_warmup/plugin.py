@@ -157,6 +157,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         set_up(item)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep what the run has learned for the next one."""
+    config = session.config
+    if is_worker(config) and RUN in config.stash:
+        config.stash[RUN].write_seen()
+    elif _prepares(config) and has_outcomes(config):
+        _controller_of(config).learn()
+
+
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
     if _prepares(config) and has_outcomes(config) and not config.option.no_summary:

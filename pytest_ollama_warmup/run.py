@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -68,7 +70,7 @@ class Run:
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
-        self._loading: dict[str, threading.Lock] = {}
+        self._loading = threading.Lock()
         self._guard: Guard | None = None
         self._warmed_with: set[int] = set()
         self._listed: list[tuple[Target, Outcome]] | None = None
@@ -137,6 +139,21 @@ class Run:
             return self._still_warm(want, wanted) if wanted else None
         policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
         return Verdict(policy, problem.error)
+
+    def write_seen(self) -> None:
+        """Leave to the leader of the run which contexts were seen in this process."""
+        if self._guard is not None and self._guard.seen:
+            path = self.folder / f"seen-{self.by}.json"
+            path.write_text(json.dumps(self._guard.seen), encoding="utf-8")
+
+    def seen(self) -> dict[str, Counter[int]]:
+        """Return, by key of each model, before how many tests of all processes it had a context."""
+        found: dict[str, Counter[int]] = {}
+        for path in self.folder.glob("seen-*.json"):
+            for key, contexts in json.loads(path.read_text(encoding="utf-8")).items():
+                counted = {int(context): number for context, number in contexts.items()}
+                found.setdefault(key, Counter()).update(counted)
+        return found
 
     def glance(self, test: str) -> None:
         """Look whether the listed models are still warm, where no test says that it needs one.
@@ -241,8 +258,9 @@ class Run:
                 say=say,
                 beat=beat,
                 pulls=pulls,
-                # Two variants of a model: each would unload the other while that sees to its lease.
-                loading=self._loading.setdefault(target.spec.model_key, threading.Lock()),
+                # The server loads one at a time in any case. Here too, else a model could have to
+                # make room, or its own variant unload it, before its lease is seen to.
+                loading=self._loading,
             )
             return replace(found, host=client.host.url)
 

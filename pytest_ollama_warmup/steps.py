@@ -17,6 +17,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import ApiError, ServerError
 from pytest_ollama_warmup.leader import Leader, unload
+from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.report.terminal import (
     Screen,
@@ -105,8 +106,18 @@ class Controller(Leader):
                 self.wait("done", self._is_over)
             self._end_run_if_over()
             self._check_room()
+            for outcome in self.record.models.values():
+                if text := changed(self._config, outcome):
+                    self.say_once(text)
             self._check_capabilities()
             self._say_failures()
+
+    def learn(self) -> None:
+        """Keep for the next run what this one has seen."""
+        if learns(self._config):
+            self.write_seen()
+            outcomes = [one for one in self.gate.outcomes() if one.ready and one.model]
+            learn(self._config, outcomes, self.seen())
 
     def summary(self) -> None:
         """Write the table of what the models cost."""
@@ -129,7 +140,7 @@ class Controller(Leader):
             self._terminal.section("ollama models", sep="-")
         for line in lines:
             self._terminal.write_line(line, red=line[0] in "✗x")
-        for line in [] if quiet else found_cold_lines(self.record):
+        for line in [] if quiet else found_cold_lines(self.record, learns=learns(self._config)):
             self._terminal.write_line(line)
         if lines and not quiet and self.record.waited_s >= 0.05:
             self._terminal.write_line(
@@ -145,7 +156,7 @@ class Controller(Leader):
             self._ask_host()
         self._say_header()
         if asks:
-            self.begin(new)
+            self.begin(with_learned(self._config, self.settings.host.url, new))
             server = self.record.server
             if server is not None and not server.ready and not self._plan.targets:
                 self.record.add(server)

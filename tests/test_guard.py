@@ -174,7 +174,7 @@ def test_another_context_is_adopted_and_never_fought(suite: Suite) -> None:
     assert [4096, 8192] == loads(suite)
     assert re.search(
         r"a:1 was warmed with num_ctx 4096 \(server default\), tests use 8192: 1 reload, about "
-        r"[\d.]+ m?s\. List a:1,num_ctx=8192\.",
+        r"[\d.]+ m?s\. List a:1,num_ctx=8192 \(the next run here has learned it\)\.",
         run.out,
     )
 

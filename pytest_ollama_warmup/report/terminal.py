@@ -82,8 +82,11 @@ _CURES = {
 }
 
 
-def found_cold_lines(record: Record) -> list[str]:
-    """Say what was gone in the midst of the run, or ran otherwise: what it cost, and the cure."""
+def found_cold_lines(record: Record, *, learns: bool = False) -> list[str]:
+    """Say what was gone in the midst of the run, or ran otherwise: what it cost, and the cure.
+
+    *learns* is whether the next run will know.
+    """
     lines = []
     for known in record.known:
         for reason, cure in _CURES.items():
@@ -96,7 +99,7 @@ def found_cold_lines(record: Record) -> list[str]:
                 "Does somebody else use this server?"
             )
         if known.contexts:
-            lines.append(_other_context(known, record))
+            lines.append(_other_context(known, record, learns=learns))
     return lines
 
 
@@ -111,7 +114,7 @@ def _cold(colds: list[Cold]) -> str:
     )
 
 
-def _other_context(known: Known, record: Record) -> str:
+def _other_context(known: Known, record: Record, *, learns: bool) -> str:
     outcome = next((one for one in record.models.values() if one.title == known.model), None)
     load = outcome.step("load") if outcome is not None else None
     number = len(known.contexts)
@@ -121,7 +124,8 @@ def _other_context(known: Known, record: Record) -> str:
     said = f"{name} was warmed with num_ctx {known.warmed}{by}, tests use"
     cost = f"{count(number, 'reload')}{took}"
     if number == 1:
-        return f"{said} {known.context}: {cost}. List {name},num_ctx={known.context}."
+        later = " (the next run here has learned it)" if learns else ""
+        return f"{said} {known.context}: {cost}. List {name},num_ctx={known.context}{later}."
     others = ", ".join(str(one) for one in sorted({*known.contexts} - {known.warmed}))
     return f"{said} {others} too: {cost}. Send the same in all tests, as ollama_options has it."
 

@@ -80,6 +80,7 @@ def bring(
         capabilities=info.capabilities,
         options=target.spec.options,
         found_loaded=work.found_loaded,
+        learned=target.learned,
     )
 
 

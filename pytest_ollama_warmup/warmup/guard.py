@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,6 +91,8 @@ class Guard:
         self._client, self._folder, self._by, self._wait = client, folder, by, wait
         self._terms = replace(terms, warm="load")
         self._ledgers: dict[str, Ledger] = {}
+        self.seen: dict[str, Counter[int]] = {}
+        """By key of each model, before how many tests it had which context."""
         self._expires: dict[str, float] = {}
         self._lost, self._after, self._next_glance = False, "", 0.0
 
@@ -156,6 +159,8 @@ class Guard:
         if found.lease_s is not None:
             self._expires[target.key] = time.monotonic() + found.lease_s
         seen, ledger = found.context_length, self._ledger(target, outcome)
+        if seen:
+            self.seen.setdefault(target.key, Counter())[seen] += 1
         if not (seen and outcome.context_length) or seen in beside - {outcome.context_length}:
             return
         if seen != ledger.known().context:
@@ -185,6 +190,7 @@ class Guard:
                 return
             reason = self._reason(target, names)
             start, begin = time.time(), time.monotonic()
+            target = replace(target, learned=outcome.learned)
             back = ensure_loaded(self._work(target, known, beat), _info(outcome))
             self._lost = False
             if back is None:

@@ -39,6 +39,8 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     try:
         kind = _load(work, kind, info)
         work.add_step("load", start, begin)
+        if work.target.learned:
+            work.notes.append(f"num_ctx {work.target.learned}, learned")
         return _ensure_lease(work, kind)
     except ApiError as exc:
         raise LoadFailed(
@@ -64,7 +66,7 @@ def _is_resident(work: Work) -> bool:
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
     """Load until the server has room in its queue; returns the endpoint that took it."""
     prompt = WARM_UP_PROMPT if work.terms.warm == "prompt" else ""
-    options = dict(work.target.spec.options)
+    options = {**_learned(work.target), **dict(work.target.spec.options)}
     deadline, pause = time.monotonic() + work.terms.load_timeout_s, 0.25
     while True:
         left = deadline - time.monotonic()
@@ -123,7 +125,12 @@ def _runner_options(target: Target) -> dict[str, Any]:
     """Return the options that the model runs with: others would make the server load it again."""
     own = (target.request or {}).get("options")
     asked = own if isinstance(own, dict) else {}
-    return {**dict(target.spec.options), **{key: asked[key] for key in RUNNER_KEYS if key in asked}}
+    of_request = {key: asked[key] for key in RUNNER_KEYS if key in asked}
+    return {**_learned(target), **dict(target.spec.options), **of_request}
+
+
+def _learned(target: Target) -> dict[str, Any]:
+    return {"num_ctx": target.learned} if target.learned else {}
 
 
 def _not_for_text(exc: ApiError) -> bool:

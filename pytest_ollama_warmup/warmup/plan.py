@@ -148,13 +148,15 @@ class Want:
 class Target:
     """A model to make ready; *origin* says who wants it, as messages show it.
 
-    *request* is the suite's own warm-up request, the body of a POST; None for ours.
+    *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
+    the context that tests of earlier runs used, 0 where that is not known or the spec names one.
     """
 
     spec: ModelSpec
     origin: str
     given_by: GivenBy = "default"
     request: Mapping[str, Any] | None = field(default=None, compare=False)
+    learned: int = field(default=0, compare=False)
 
     @property
     def key(self) -> str:

@@ -50,6 +50,7 @@ class Outcome:
     options: tuple[tuple[str, int | bool], ...] = ()
     host: str = ""
     found_loaded: bool = False
+    learned: int = 0
 
     @property
     def ready(self) -> bool:
