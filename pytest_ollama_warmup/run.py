@@ -112,31 +112,24 @@ class Run:
         return found
 
     def verdict(self, want: Want) -> Verdict | None:
-        """Return why a test that wants *want* cannot run; None when all is ready, and still warm.
-
-        Raises:
-            CannotLook: all was ready; whether it still is cannot be asked.
-        """
+        """Return why a test that wants *want* cannot run; None when all is ready."""
         settings = self.settings
         try:
-            specs = resolve(want, settings.listed)
+            targets = self._targets(want)
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
-        wanted, problem, given_by = [], None, settings.listed.given_by
-        for target in [target_of(spec, settings.listed, [want.test]) for spec in specs]:
+        problem, given_by = None, settings.listed.given_by
+        for target in targets:
             outcome = self.outcome(target)
             if outcome.ready:
                 outcome = outcome.for_tests_that_need(target.spec.capabilities, target.origin)
             if not outcome.ready:
                 problem, given_by = outcome, target.given_by
                 break
-            # What runs elsewhere, or is not to be warmed, cannot be found cold.
-            if outcome.step("load") is not None:
-                wanted.append((target, outcome))
-        if not specs:
+        if not targets:
             problem = self.server()
         if problem is None or problem.ready:
-            return self._still_warm(want, wanted) if wanted else None
+            return None
         policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
         return Verdict(policy, problem.error)
 
@@ -173,15 +166,38 @@ class Run:
                 may_load = not (self.folder / CROWDED).exists()
                 self._guarding().glance(self._listed, test, may_load=may_load)
 
-    def _still_warm(self, want: Want, wanted: list[tuple[Target, Outcome]]) -> Verdict | None:
-        settings = self.settings
+    def verdict_now(self, want: Want) -> Verdict | None:
+        """Return the same just before the test: None when all is ready, and still warm.
+
+        Raises:
+            CannotLook: all was ready; whether it still is cannot be asked.
+        """
+        verdict = self.verdict(want)
+        if verdict is not None:
+            return verdict
+        found = [(target, self.outcome(target)) for target in self._targets(want)]
+        # What runs elsewhere, or is not to be warmed, cannot be found cold.
+        wanted = [one for one in found if one[1].step("load") is not None]
+        if not wanted:
+            return None
+        from pytest_ollama_warmup.warmup.guard import CannotLook
+
         try:
             self._guarding().check(wanted, want.test, self._contexts())
         except (ServerUnreachable, LoadFailed) as exc:
             # It was there: what is gone in the midst of a run is no matter of what is missing.
-            policy = decide(settings.on_missing.value, want.on_missing, "default", ci=True)
-            return Verdict(policy, str(exc))
+            on_missing = self.settings.on_missing.value
+            return Verdict(decide(on_missing, want.on_missing, "default", ci=True), str(exc))
+        except CannotLook:
+            raise
+        # Whatever else keeps us from looking: the test would run without us.
+        except Exception as exc:
+            raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
         return None
+
+    def _targets(self, want: Want) -> list[Target]:
+        listed = self.settings.listed
+        return [target_of(spec, listed, [want.test]) for spec in resolve(want, listed)]
 
     def _guarding(self) -> Guard:
         if self._guard is None:

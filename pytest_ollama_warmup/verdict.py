@@ -85,7 +85,7 @@ def _look(item: pytest.Item) -> Verdict | None:
 
     try:
         want = _want(item)
-        return None if want is None else run_of(item.config).verdict(want)
+        return None if want is None else run_of(item.config).verdict_now(want)
     except CannotLook as exc:
         item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.

@@ -421,6 +421,25 @@ def test_a_mock_for_the_whole_session_makes_it_warn_once_and_run(suite: Suite) -
     assert {"passed": 4} == suite.run("-W", "error").counts
 
 
+def test_a_mock_of_a_test_sees_nothing_of_it(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest, respx
+
+                @pytest.mark.requires_model("a:1")
+                @pytest.mark.parametrize("n", range(3))
+                def test_it(ollama_models, n):
+                    with respx.mock as router:
+                        assert "a:1" == ollama_models["a:1"].name
+                    assert not router.calls
+            """
+        }
+    )
+    run = suite.run("-W", "error")
+    assert {"passed": 3} == run.counts
+
+
 def test_nothing_is_asked_for_tests_that_need_no_model(suite: Suite) -> None:
     write(
         suite,
