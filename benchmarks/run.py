@@ -1,6 +1,6 @@
 """Measure what the plugin costs, against the same without it, and print one table.
 
-Run as ``python benchmarks/run.py [--rounds N] [--only nothing|prepare|cold|workers]``, in an
+Run as ``python benchmarks/run.py [--rounds N] [--only nothing|prepare|cold|workers|guard]``, in an
 environment with this package and the dependencies of tox's live environment (its group ``live``).
 The sides of a comparison take turns; a ratio is the median of the rounds' own ratios.
 Timing never decides: a missed target says "over", and the exit code stays 0.
@@ -9,6 +9,7 @@ Timing never decides: a missed target says "over", and the exit code stays 0.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -180,7 +181,9 @@ def workers(rounds: int) -> Iterator[Row]:
             done = Suites(folder).pytest(*spread, "--ollama-pull=missing", OLLAMA_HOST=emulator.url)
             pulls.append(len(emulator.pulls))
             loads.append(len(emulator.loads))
-            return done.stamped("ready", max(one.at for one in emulator.calls("ps")))
+            # Later ones are looks before a test.
+            asked = sorted(one.at for one in emulator.calls("ps"))
+            return done.stamped("ready", asked[len(models) - 1])
 
     def slept() -> Done:
         with _folder() as folder:
@@ -191,6 +194,33 @@ def workers(rounds: int) -> Iterator[Row]:
     each = [float(len(models))] * rounds
     yield Row(f"-n {WORKERS}: pulls, against models", pulls[-rounds:], each, 1.0, counts=True)
     yield Row(f"-n {WORKERS}: loads, against models", loads[-rounds:], each, 1.0, counts=True)
+
+
+def guard(rounds: int) -> Iterator[Row]:
+    """The look before each of many tests that do nothing, on a real server, against none."""
+    try:
+        parts = provide()
+    except Missing as exc:
+        print(f"no guard: {exc}")
+        return
+    with RealServer(parts.ollama) as server, Registry(parts.models) as registry:
+        name = registry.name("completion")
+        server.pull(name)
+        with _folder() as folder:
+            suites = Suites(folder, name)
+
+            def run(*args: str) -> Done:
+                return suites.pytest("guarded.py", *args, OLLAMA_HOST=server.url)
+
+            looks, blind = _in_turn(rounds, [lambda: run(), lambda: run("--ollama-warm=off")])
+    a, b = ([_apart(one) for one in side] for side in (looks, blind))
+    yield Row("a look before each test, per test", a, b, extra=0.002)
+
+
+def _apart(done: Done) -> float:
+    """Return the median time from the begin of a test to that of the next."""
+    begins = done.of("test")
+    return median(after - before for before, after in itertools.pairwise(begins))
 
 
 def _last_start(done: Done) -> float:
@@ -222,7 +252,13 @@ def _folder() -> Iterator[Path]:
 
 def main() -> None:
     """Measure, and print the table."""
-    parts = {"nothing": nothing, "prepare": prepare, "cold": cold, "workers": workers}
+    parts = {
+        "nothing": nothing,
+        "prepare": prepare,
+        "cold": cold,
+        "workers": workers,
+        "guard": guard,
+    }
     parser = argparse.ArgumentParser(description="Measure what the plugin costs.")
     parser.add_argument("--rounds", type=int, default=10, help="Of each comparison (default: 10)")
     parser.add_argument("--only", choices=parts, help="One part of the table")

@@ -137,6 +137,15 @@ import pytest
 def test_needs_it():
     pass
 """,
+    "guarded.py": """
+import pytest
+from stamp import stamp
+
+@pytest.mark.requires_model("MODEL")
+@pytest.mark.parametrize("number", range(300))
+def test_does_nothing(number):
+    stamp("test")
+""",
     "spread.py": """
 import pytest
 from stamp import stamp

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_ollama_warmup.errors import BadSetting
     from pytest_ollama_warmup.preloading import preload
     from pytest_ollama_warmup.roles import OllamaWarmupWarning
 
-__all__ = ["OllamaWarmupWarning", "preload"]
+__all__ = ["BadSetting", "OllamaWarmupWarning", "preload"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from pytest_ollama_warmup.roles import OllamaWarmupWarning
 
         return OllamaWarmupWarning
+    if name == "BadSetting":
+        from pytest_ollama_warmup.errors import BadSetting
+
+        return BadSetting
     if name == "preload":
         from pytest_ollama_warmup.preloading import preload
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     out = sys.stderr if given.json else sys.stdout
     try:
-        return _bring(settings, out, quiet=given.quiet, as_json=given.json)
+        return _bring(given.command, settings, out, quiet=given.quiet, as_json=given.json)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _bring(settings: Settings, out: TextIO, *, quiet: int, as_json: bool) -> int:
+def _bring(command: str, settings: Settings, out: TextIO, *, quiet: int, as_json: bool) -> int:
     # Imported here: --help and bad usage need neither.
     from pytest_ollama_warmup.preloading import bring_listed
     from pytest_ollama_warmup.report.terminal import can_write_signs, summary_lines
@@ -73,7 +73,7 @@ def _bring(settings: Settings, out: TextIO, *, quiet: int, as_json: bool) -> int
 
     screen, record = _screen(out, quiet), Record()
     if settings.listed.specs:
-        screen.say(settings.title)
+        screen.say(settings.title.replace(", preload ", f", {command} ", 1))
         record = bring_listed(settings, screen)
         for error in dict.fromkeys(outcome.error for outcome in record.failed):
             screen.say(error, least=-2, red=True)
@@ -86,6 +86,15 @@ def _bring(settings: Settings, out: TextIO, *, quiet: int, as_json: bool) -> int
         for line in summary_lines(record, only_failed=quiet > 1, plain=plain):
             print(line, file=out)
     return FAILED if record.failed else READY
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        # Imported here: it looks through all installed packages.
+        from importlib.metadata import version
+
+        print(f"pytest-ollama-warmup {version('pytest-ollama-warmup')}")
+        parser.exit()
 
 
 class _Flags:
@@ -108,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make Ollama models ready before anything needs them: the work that "
         "pytest --ollama-preload does, without pytest.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="Show the version, and exit.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in _COMMANDS.items():
         command = commands.add_parser(

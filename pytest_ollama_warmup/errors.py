@@ -31,6 +31,18 @@ import re
 
 from pytest_ollama_warmup.text import clean, seconds
 
+# Of Ollama v0.33 (types/model/capability.go).
+CAPABILITIES = (
+    "completion",
+    "tools",
+    "insert",
+    "vision",
+    "embedding",
+    "thinking",
+    "image",
+    "audio",
+)
+
 
 class WarmupError(Exception):
     """Base of all errors of this package."""
@@ -92,7 +104,7 @@ class NoModelNamed(WarmupError):
             )
         first = self.listed[0]
         return (
-            f"{test} uses {self.fixture} without a mark, and {len(self.listed)} models are listed "
+            f"{test} uses {self.fixture} without naming a model, and {len(self.listed)} are listed "
             f'({", ".join(self.listed)}). Add @pytest.mark.requires_model("{first}"), '
             f'or use ollama_models["{first}"].name.'
         )
@@ -120,6 +132,10 @@ class ServerUnreachable(ServerError):
     def __str__(self) -> str:
         waited = f" for {seconds(self.waited_s)}" if self.waited_s >= 0.05 else ""
         advice = "Start it with 'ollama serve', or set --ollama-host."
+        if self.cause == "host name not found":
+            advice = "Is the name right?"
+        elif "ollama_host" in self.source:
+            advice = f"Start it, or mend {self.source}."
         if "proxy" in self.cause:
             advice = "Mend it, or name the host in NO_PROXY."
         return f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. {advice}"
@@ -296,9 +312,13 @@ class LacksCapability(ModelError):
         return f"cannot do {', '.join(self.lacking)}"
 
     def __str__(self) -> str:
+        odd = [one for one in self.lacking if one not in CAPABILITIES]
+        note = ""
+        if odd:
+            note = f" Servers know {', '.join(CAPABILITIES)} (v0.33), not {', '.join(odd)}."
         return (
             f"{self.model} cannot do {', '.join(self.lacking)} ({self.origin}): the server says "
-            f"it can do {', '.join(self.has) or 'nothing'}. Use a model that can, "
+            f"it can do {', '.join(self.has) or 'nothing'}.{note} Use a model that can, "
             "or change capabilities= of the mark."
         )
 

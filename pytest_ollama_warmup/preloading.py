@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -15,8 +16,6 @@ from pytest_ollama_warmup.settings import Settings, Sources
 from pytest_ollama_warmup.warmup.plan import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pytest_ollama_warmup.warmup.record import Record
 
 
@@ -29,12 +28,14 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
     ``alias=["chat=llama3.2:1b"]``, ``stall``, ``load_timeout``.
 
     A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
-    its ``model`` and ``error``; ``models`` has all of them, by name and options.
+    its ``model`` and ``error``; ``outcomes`` has all of them. Nothing is printed.
 
     Raises:
         BadSetting: also a ValueError; a value cannot be used, names it and what is allowed.
         TypeError: there is no such setting.
     """
+    if not isinstance(specs, Iterable):
+        raise TypeError(f"specs are a text or a list of texts, not {specs!r}")
     rows = {option.name: option for option in OPTIONS if not option.pytest_only}
     if unknown := [name for name in settings if name not in rows]:
         known = ", ".join(name for name in rows if name != "host")
@@ -47,7 +48,12 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
     options = SimpleNamespace(
         **given, ollama_warmup_preload=[specs] if isinstance(specs, str) else list(specs)
     )
-    sources = Sources(options, flag=lambda option: f"preload({option.name}=)", patient=True)
+    names = {"preload": "specs"}
+    sources = Sources(
+        options,
+        flag=lambda option: f"preload({names.get(option.name, option.name)}=)",
+        patient=True,
+    )
     read = Settings.read(sources)
     if read.problem is not None:
         raise read.problem

@@ -121,10 +121,10 @@ class Run:
         problem, given_by = None, settings.listed.given_by
         for target in targets:
             outcome = self.outcome(target)
-            if outcome.ready:
-                outcome = outcome.for_tests_that_need(target.spec.capabilities, target.origin)
-            if not outcome.ready:
-                problem, given_by = outcome, target.given_by
+            able = outcome.for_tests_that_need(target.spec.capabilities, target.origin)
+            if not able.ready:
+                # A model that is there, and cannot do what a test asks, is no missing one.
+                problem, given_by = able, "default" if outcome.ready else target.given_by
                 break
         if not targets:
             problem = self.server()
@@ -285,7 +285,9 @@ class Run:
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""
         spec = target.spec
-        outcome = replace(server, key=target.key, model=spec.name, options=spec.options)
+        outcome = replace(
+            server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest
+        )
         return self.gate.once(target.key, lambda beat: outcome)
 
     def _bring_here(self, target: Target) -> Outcome:

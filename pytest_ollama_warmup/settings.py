@@ -247,7 +247,9 @@ class _Reader:
     def _given(self, option: Option) -> list[tuple[Any, str, GivenBy]]:
         """Return what each source gives for *option*, the one that wins first."""
         sources, found = self._sources, list[tuple[Any, str, "GivenBy"]]()
-        if (given := getattr(sources.options, option.dest, None)) is not None:
+        given = getattr(sources.options, option.dest, None)
+        # An empty address is that of a variable that is not set.
+        if given is not None and not (option.name == "host" and not str(given).strip()):
             found.append((given, sources.flag(option), "option"))
         if option.environ and sources.environ.get(option.environ, "").strip():
             found.append((sources.environ[option.environ], option.environ, "environment"))

@@ -217,6 +217,12 @@ class Controller(Leader):
     def _check_room(self) -> None:
         """Say which models had to go again to make room for others."""
         loaded = [one for one in self.record.models.values() if one.step("load") is not None]
+        for name, contexts in _variants(loaded).items():
+            each = " and ".join(str(one) for one in sorted(contexts))
+            self.say_once(
+                f"{name} is wanted with num_ctx {each}: the server keeps one of them at a time, "
+                "each switch is a load"
+            )
         with suppress(ApiError, ServerError):
             if len(loaded) > 1 and (gone := not_resident(self.client(), loaded)):
                 (self.folder / CROWDED).touch()
@@ -232,8 +238,11 @@ class Controller(Leader):
         for key in self._plan.needs:
             outcome = self.record.models.get(key)
             asking: dict[tuple[str, ...], list[tuple[Need, Policy]]] = {}
-            for need, policy in self._fates(key):
+            for need in self._plan.needs[key]:
                 if need.capabilities and outcome is not None and outcome.ready:
+                    # The model is there: what is listed is no matter of one test's wishes.
+                    on_missing, ci = self.settings.on_missing.value, self.settings.ci
+                    policy = decide(on_missing, need.on_missing, "default", ci)
                     asking.setdefault(need.capabilities, []).append((need, policy))
             for capabilities, fates in asking.items():
                 assert outcome is not None
@@ -331,9 +340,9 @@ class Controller(Leader):
         self._said.add(text)
         try:
             self._config.issue_config_time_warning(OllamaWarmupWarning(text), stacklevel=2)
-        except OllamaWarmupWarning as exc:
-            # The user turns warnings into errors; a traceback of ours would help nobody.
-            pytest.exit(f"ollama: {exc}", returncode=2)
+        except OllamaWarmupWarning:
+            # Warnings are errors here: without us the tests would run.
+            self.screen.say(text, least=-1)
 
     def _refuse_models_as_paths(self) -> None:
         """Catch ``--ollama-preload a b``, where pytest takes the second model for a path."""
@@ -377,6 +386,15 @@ def _hints(config: pytest.Config) -> Iterator[str]:
     same = {settings.host.url, settings.host.url.replace("127.0.0.1", "localhost")}
     if elsewhere and elsewhere not in same:
         yield f"OLLAMA_BASE_URL points elsewhere ({clean(elsewhere)}), to another server."
+
+
+def _variants(loaded: list[Outcome]) -> dict[str, set[int]]:
+    """Return the models that were loaded with more than one context, and these."""
+    contexts: dict[str, set[int]] = {}
+    for one in loaded:
+        if one.context_length:
+            contexts.setdefault(one.model, set()).add(one.context_length)
+    return {name: found for name, found in contexts.items() if len(found) > 1}
 
 
 def _looks_like_model(text: str) -> bool:

@@ -125,7 +125,10 @@ def _problem_of(body: object) -> str:
 def _called(config: pytest.Config, what: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as exc:
+    except pytest.exit.Exception:
+        raise
+    # What skips or fails a test, as importorskip() does, is no Exception.
+    except (Exception, pytest.skip.Exception, pytest.fail.Exception) as exc:
         # The last line of theirs: below it stand the libraries that they call.
         root = str(config.rootpath)
         frames = traceback.extract_tb(exc.__traceback__)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -340,7 +341,8 @@ def test_preload_takes_a_list_a_host_and_settings(ollama: Emulator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"specs": "a,b=1"}, BadSpec, "'b=1' (from preload(preload=)): unknown key 'b'"),
+        ({"specs": "a,b=1"}, BadSpec, "'b=1' (from preload(specs=)): unknown key 'b'"),
+        ({"specs": None}, TypeError, "specs are a text or a list of texts, not None"),
         ({"specs": "a", "pull": "soon"}, BadSetting, "'soon' is not a valid preload(pull=)."),
         ({"specs": "a", "host": "ftp://x"}, BadHost, "'ftp://x' (from preload(host=))"),
         ({"specs": "a", "on_missing": "skip"}, TypeError, "preload() has no setting 'on_missing'"),
@@ -371,7 +373,12 @@ def test_a_test_of_a_run_may_call_it(ollama: Emulator, pytester: pytest.Pytester
     assert [NAME] == ollama.pulls
 
 
+def test_it_tells_its_version() -> None:
+    run = Run("--version")
+    assert (0, f"pytest-ollama-warmup {version('pytest-ollama-warmup')}\n") == (run.ret, run.out)
+
+
 def test_the_script_is_installed() -> None:
     script = Path(sys.executable).with_name("ollama-warmup")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
-    assert "usage: ollama-warmup [-h] COMMAND" in done.stdout
+    assert "usage: ollama-warmup [-h] [--version] COMMAND" in done.stdout

@@ -251,6 +251,9 @@ def test_two_variants_of_a_model_are_no_change_of_habit(suite: Suite) -> None:
     run = suite.run()
     assert {"passed": 2} == run.counts
     assert "was warmed with" not in run.out
+    assert "a:1 is wanted with num_ctx 2048 and 8192: the server keeps one of them at a time" in (
+        run.out
+    )
     # One after the other: each would unload the other while that sees to its lease.
     assert {2048, 8192} == set(loads(suite)[:2])
     assert len(loads(suite)) <= 4

@@ -116,9 +116,11 @@ def test_a_hook_that_returns_none_leaves_the_usual_server(suite: Suite) -> None:
     [
         ("return 7", "pytest_ollama_host in conftest.py returned 7; a text like 'http://host:11434' is due"),
         ("return 'ftp://x'", "is not an address of an Ollama server: scheme ftp"),
+        ("import pytest; pytest.importorskip('no_such_library')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Skipped: could not import 'no_such_library'"),
+        ("import pytest; pytest.fail('no docker')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Failed: no docker"),
         ("raise OSError('no docker')", "pytest_ollama_host in conftest.py failed at conftest.py:2: OSError: no docker"),
     ],
-    ids=["number", "scheme", "raises"],
+    ids=["number", "scheme", "skips", "fails", "raises"],
 )  # fmt: skip
 def test_a_hook_that_gives_no_server_ends_the_run_with_its_place(
     suite: Suite, workers: list[str], body: str, message: str
@@ -257,6 +259,20 @@ def test_a_fixture_that_gives_no_address_is_told_so(suite: Suite, value: str, me
     run = suite.run()
     assert {"error": 1} == run.counts
     assert message in run.out
+
+
+def test_a_hook_may_end_the_run_itself(suite: Suite) -> None:
+    hook = "import pytest\ndef pytest_ollama_host(config): pytest.exit('no docker', returncode=7)\n"
+    suite.write({"conftest.py": hook, **ONE_TEST})
+    run = suite.run()
+    assert (7, True) == (run.ret, "no docker" in run.out)
+
+
+def test_an_empty_address_is_that_of_a_variable_that_is_not_set(suite: Suite) -> None:
+    suite.ollama.add(THERE)
+    suite.write(ONE_TEST)
+    assert {"passed": 1} == suite.run("--ollama-host=").counts
+    assert 1 == len(suite.ollama.loads)
 
 
 def test_looking_asks_neither_hook_nor_server(suite: Suite, other: Emulator) -> None:

@@ -119,6 +119,7 @@ def test_a_word_that_the_server_lacks_may_be_a_role(models: Suite) -> None:
         (["chat"], "'chat' (from --ollama-alias): NAME=SPEC is needed, like chat=llama3.2:1b"),
         (["chat=a", "chat=b"], "chat is given twice with different models"),
         (["chat=a", "b=chat"], "chat is an alias itself"),
+        (["chat=chat"], "an alias cannot mean itself"),
     ],
 )
 def test_a_bad_role_is_a_usage_error(models: Suite, aliases: list[str], message: str) -> None:
@@ -164,6 +165,35 @@ def test_a_test_whose_model_cannot_do_what_it_needs_does_not_run(
     assert 2 <= run.out.count(said)
 
 
+def test_what_one_test_asks_of_a_listed_model_does_not_end_the_run(models: Suite) -> None:
+    models.write(CALLS_TOOLS)
+    run = models.run("--ollama-preload=llama3.2:1b")
+    assert {"passed": 2, "skipped": 1} == run.counts
+
+
+def test_capabilities_of_no_model_in_particular_are_an_error(models: Suite) -> None:
+    models.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model(capabilities=["vision"])
+                def test_it(): pass
+            """
+        }
+    )
+    run = models.run("--ollama-preload=llama3.2:1b qwen3:0.6b")
+    assert {"error": 1} == run.counts
+    assert "test_it uses capabilities without naming a model, and 2 are listed" in run.out
+
+
+def test_a_capability_that_no_server_knows_is_named_as_such(models: Suite) -> None:
+    models.write({name: text.replace("tools", "tool") for name, text in CALLS_TOOLS.items()})
+    run = models.run()
+    assert "Servers know completion, tools, insert," in run.out
+    assert "(v0.33), not tool." in run.out
+
+
 def test_a_missing_capability_ends_the_run_where_that_is_asked(models: Suite) -> None:
     models.write(CALLS_TOOLS)
     run = models.run("--ollama-on-missing=exit")
@@ -201,7 +231,7 @@ def test_a_pin_that_fits_is_a_model_like_any_other(models: Suite, workers: list[
     )
     run = models.run("--ollama-preload=llama3.2:1b@sha256:0a109f420a", *workers)
     assert {"passed": 1} == run.counts
-    assert run.table[0].startswith("✓ llama3.2:1b   ready")
+    assert run.table[0].startswith("✓ llama3.2:1b@sha256:0a109f420a   ready")
     assert "digest as pinned" in run.table[0]
 
 

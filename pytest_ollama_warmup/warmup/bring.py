@@ -21,7 +21,7 @@ from pytest_ollama_warmup.errors import (
 )
 from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.ollama.storage import free_bytes
-from pytest_ollama_warmup.warmup.gate import Beat, held, pull_lock_path
+from pytest_ollama_warmup.warmup.gate import Beat, held, shared_lock_path
 from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome
@@ -81,6 +81,7 @@ def bring(
         options=target.spec.options,
         found_loaded=work.found_loaded,
         learned=target.learned,
+        pin=target.spec.digest,
     )
 
 
@@ -155,7 +156,7 @@ def _turn_to_pull(work: Work) -> Iterator[Beat]:
         work.beat()
     try:
         with held(
-            pull_lock_path(work.client.host.url, work.target.spec.model_key),
+            shared_lock_path("pull", work.client.host.url, work.target.spec.model_key),
             f"pull of {work.name}",
             work.terms.load_timeout_s,
             lambda: work.enter("waiting"),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.ollama.host import Host
@@ -144,10 +145,11 @@ class Slots:
 _POLL_S = 0.02
 
 
-def pull_lock_path(url: str, model_key: str) -> Path:
-    """Return the lock of one model's download, shared by all runs of this user on this machine.
+def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) -> Path:
+    """Return the lock of a kind of work on one model, for all runs of this user on this machine.
 
-    A second puller that leaves early can crash a v0.33 server.
+    A second puller that leaves early can crash a v0.33 server. And one that waits for a runner to
+    go, since it wants other options, hangs when a request for a lease keeps that runner.
     """
     host = Host(url, "")
     if host.loopback:
@@ -161,7 +163,7 @@ def pull_lock_path(url: str, model_key: str) -> Path:
         # Somebody else made it: what lies there cannot be trusted, so lock for this run only.
         folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
     name = hashlib.sha256(f"{url} {model_key}".encode()).hexdigest()[:16]
-    return folder / f"pull-{name}.lock"
+    return folder / f"{work}-{name}.lock"
 
 
 def _private(folder: Path) -> bool:

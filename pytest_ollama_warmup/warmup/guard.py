@@ -134,7 +134,7 @@ class Guard:
             if found is not None:
                 self._note(target, outcome, found, set())
             elif may_load and not self._ledger(target, outcome).known().colds:
-                self._bring_back(target, outcome, resident, test, after)
+                self._bring_back(target, outcome, resident, test, after, once=True)
 
     def _look(self) -> list[Resident]:
         try:
@@ -171,7 +171,14 @@ class Guard:
                     ledger.write(replace(known, contexts=(*known.contexts, seen)))
 
     def _bring_back(
-        self, target: Target, outcome: Outcome, resident: list[Resident], test: str, after: str
+        self,
+        target: Target,
+        outcome: Outcome,
+        resident: list[Resident],
+        test: str,
+        after: str,
+        *,
+        once: bool = False,
     ) -> None:
         ledger = self._ledger(target, outcome)
         if _left_alone(ledger.known(), resident):
@@ -181,7 +188,7 @@ class Guard:
             resident, known = self._look(), ledger.known()
             if find(resident, target.spec.model_key) or same(resident, outcome.digest):
                 return
-            if _left_alone(known, resident):
+            if _left_alone(known, resident) or (once and known.colds):
                 return
             names = tuple(sorted(one.name for one in resident))
             lately = [one for one in known.colds if one.start > time.time() - OFTEN_S]

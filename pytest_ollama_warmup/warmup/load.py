@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
 from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
 from pytest_ollama_warmup.warmup.work import Work, find
 
@@ -37,11 +38,16 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     start, begin = time.time(), time.monotonic()
     work.enter("loading")
     try:
-        kind = _load(work, kind, info)
-        work.add_step("load", start, begin)
-        if work.target.learned:
-            work.notes.append(f"num_ctx {work.target.learned}, learned")
-        return _ensure_lease(work, kind)
+        with held(
+            shared_lock_path("load", work.client.host.url, spec.model_key),
+            f"load of {work.name}",
+            terms.load_timeout_s,
+        ):
+            kind = _load(work, kind, info)
+            work.add_step("load", start, begin)
+            if work.target.learned:
+                work.notes.append(f"num_ctx {work.target.learned}, learned")
+            return _ensure_lease(work, kind)
     except ApiError as exc:
         raise LoadFailed(
             spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)

@@ -100,6 +100,8 @@ def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple
         specs = parse_specs(rest, source)
         if len(specs) != 1:
             raise BadSpec(text, source, "an alias means one model, like chat=llama3.2:1b")
+        if specs[0].name.lower() == name.lower():
+            raise BadSpec(text, source, "an alias cannot mean itself")
         alias = Alias(name, specs[0], source, given_by)
         if found.setdefault(alias.key, alias).spec != alias.spec:
             raise BadSpec(text, source, f"{name} is given twice with different models")
@@ -207,8 +209,8 @@ def resolve(want: Want, listed: Listed) -> tuple[ModelSpec, ...]:
         return tuple({spec.key: spec for spec in map(listed.meant, want.specs)}.values())
     if len(listed.all) == 1:
         return (replace(listed.all[0], capabilities=want.capabilities),)
-    if want.fixture:
-        raise NoModelNamed(want.test, want.fixture, listed.names)
+    if want.fixture or want.capabilities:
+        raise NoModelNamed(want.test, want.fixture or "capabilities", listed.names)
     return ()
 
 

@@ -51,6 +51,7 @@ class Outcome:
     host: str = ""
     found_loaded: bool = False
     learned: int = 0
+    pin: str = ""
 
     @property
     def ready(self) -> bool:
@@ -60,8 +61,9 @@ class Outcome:
     @property
     def title(self) -> str:
         """The model with its options, as tables show it."""
+        pin = f"@sha256:{self.pin}" if self.pin else ""
         options = "".join(f",{key}={str(value).lower()}" for key, value in self.options)
-        return f"{self.model}{options}" if self.model else "the server"
+        return f"{self.model}{pin}{options}" if self.model else "the server"
 
     def step(self, kind: StepKind) -> Step | None:
         """Return the step of *kind*, if it took place."""
@@ -158,6 +160,11 @@ class Record:
     waited_s: float = 0.0
     server: Outcome | None = None
     known: list[Known] = field(default_factory=list)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What happened to each model, in the order in which they are listed."""
+        return list(self.models.values())
 
     @property
     def failed(self) -> list[Outcome]:

@@ -127,6 +127,7 @@ def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()
         brief=exc.brief if isinstance(exc, WarmupError) else str(exc),
         steps=steps,
         options=target.spec.options,
+        pin=target.spec.digest,
     )
 
 

@@ -24,7 +24,7 @@ from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup import work as work_module
 from pytest_ollama_warmup.warmup.bring import bring
-from pytest_ollama_warmup.warmup.gate import held, pull_lock_path
+from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.plan import GivenBy, Target
 from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
 from pytest_ollama_warmup.warmup.record import Outcome
@@ -221,7 +221,7 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
             waiting.set()
 
     with ThreadPoolExecutor(1) as pool:
-        with held(pull_lock_path(HOST.url, target().spec.model_key), "the other run", 60):
+        with held(shared_lock_path("pull", HOST.url, target().spec.model_key), "the other run", 60):
             outcome = pool.submit(bring, as_client(server), target(), Terms(), by="main", say=say)
             assert waiting.wait(30)
         assert outcome.result(30).ready

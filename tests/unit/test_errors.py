@@ -142,7 +142,7 @@ def test_a_model_that_does_not_exist_says_who_named_it() -> None:
 
 def test_a_test_that_names_no_model_is_told_how() -> None:
     assert (
-        "test_rag uses ollama_model without a mark, and 3 models are listed (chat, embed, vision). "
+        "test_rag uses ollama_model without naming a model, and 3 are listed (chat, embed, vision). "
         'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name.'
     ) == str(NoModelNamed("tests/a.py::C::test_rag", "ollama_model", ("chat", "embed", "vision")))
     assert (

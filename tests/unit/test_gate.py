@@ -20,7 +20,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.warmup import gate as gate_module
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, held, pull_lock_path
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, held, shared_lock_path
 from pytest_ollama_warmup.warmup.record import Outcome
 
 if TYPE_CHECKING:
@@ -346,24 +346,24 @@ def mode_of(folder: Path) -> int:
 
 
 def test_the_lock_of_a_pull_is_the_users_own(temporary: Path) -> None:
-    path = pull_lock_path("http://h:1", "lib/m:latest")
+    path = shared_lock_path("pull", "http://h:1", "lib/m:latest")
     assert temporary / f"pytest-ollama-warmup-{os.getuid()}" == path.parent
     assert 0o700 == mode_of(path.parent)
 
 
 def test_one_model_on_one_host_has_one_lock(temporary: Path) -> None:
     paths = [
-        pull_lock_path(url, key)
+        shared_lock_path("pull", url, key)
         for url, key in [("http://h:1", "m"), ("http://h:1", "m"), ("http://h:2", "m")]
     ]
     assert paths[0] == paths[1]
     assert paths[0] != paths[2]
-    assert paths[0] != pull_lock_path("http://h:1", "n")
+    assert paths[0] != shared_lock_path("pull", "http://h:1", "n")
 
 
 def test_two_names_of_this_machine_are_one_host(temporary: Path) -> None:
     hosts = ("127.0.0.1:1", "localhost:1", "[::1]:1", "127.0.0.1:2", "h:1")
-    paths = [pull_lock_path(f"http://{host}", "m") for host in hosts]
+    paths = [shared_lock_path("pull", f"http://{host}", "m") for host in hosts]
     assert 1 == len(set(paths[:3]))
     assert 3 == len(set(paths))
 
@@ -392,7 +392,7 @@ def test_a_place_that_others_may_have_made_is_not_used(
 ) -> None:
     place, elsewhere = temporary / f"pytest-ollama-warmup-{os.getuid()}", temporary / "elsewhere"
     trap(place, elsewhere)
-    path = pull_lock_path("http://h:1", "m")
+    path = shared_lock_path("pull", "http://h:1", "m")
     assert path.parent.is_dir()
     assert place != path.parent
     assert elsewhere != path.parent.resolve()
@@ -402,11 +402,11 @@ def test_a_place_that_others_may_have_made_is_not_used(
 def test_a_folder_of_another_user_is_not_used(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = pull_lock_path("http://h:1", "m").parent
+    place = shared_lock_path("pull", "http://h:1", "m").parent
     uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
     place.rename(temporary / f"pytest-ollama-warmup-{uid + 1}")
-    path = pull_lock_path("http://h:1", "m")
+    path = shared_lock_path("pull", "http://h:1", "m")
     assert f"pytest-ollama-warmup-{uid + 1}" != path.parent.name
     assert 0o700 == mode_of(path.parent)
 
@@ -416,7 +416,9 @@ def test_any_key_makes_a_safe_file_name(tmp_path: Path, temporary: Path, key: st
     run = tmp_path / "run"
     run.mkdir()
     Gate(run, 60).once(key, lambda beat: outcome("x", key))
-    names = {path.name for path in run.iterdir()} | {pull_lock_path("http://h/p", key).name}
+    names = {path.name for path in run.iterdir()} | {
+        shared_lock_path("pull", "http://h/p", key).name
+    }
     assert all(
         name.isascii() and name.replace("-", "").replace(".", "").isalnum() for name in names
     )

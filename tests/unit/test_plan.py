@@ -246,7 +246,7 @@ def test_a_test_whose_model_nobody_names_is_a_problem_of_that_test_alone() -> No
     wants = [want(test="t.py::test_x", fixture="ollama_model"), want("c", "2")]
     plan = make_plan(listed("a b", "configuration"), wants, up_front=False)
     assert ["t.py::test_x"] == list(plan.problems)
-    assert plan.problems["t.py::test_x"].startswith("test_x uses ollama_model without a mark")
+    assert plan.problems["t.py::test_x"].startswith("test_x uses ollama_model without naming")
     assert [key("c")] == list(plan.targets)
     assert make_plan(listed(), wants[:1], up_front=False).marked
 
