@@ -234,3 +234,31 @@ def test_a_script_preloads(server: RealServer, registry: Registry) -> None:
     (outcome,) = record.models.values()
     assert (True, digest, ("embedding",)) == (outcome.ready, outcome.digest, outcome.capabilities)
     assert ["embed:a"] == server.loaded()
+
+
+def test_runs_that_want_one_model_with_different_options_do_not_hang_the_server(
+    server: RealServer, registry: Registry
+) -> None:
+    bring(server, registry, "completion", "llama3.2:1b")
+    for _ in range(3):
+        commands = [
+            [
+                sys.executable,
+                "-m",
+                "pytest_ollama_warmup",
+                "preload",
+                "-qq",
+                "--host",
+                server.url,
+                f"llama3.2:1b,num_ctx={num_ctx}",
+            ]
+            for num_ctx in (2048, 2048, 4096)
+        ]
+        processes = [subprocess.Popen(command) for command in commands]
+        try:
+            assert [0, 0, 0] == [process.wait(30) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        server.unload("llama3.2:1b")
