@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -20,7 +20,6 @@ from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.report.terminal import (
-    Screen,
     can_write_signs,
     found_cold_lines,
     summary_lines,
@@ -33,6 +32,7 @@ from pytest_ollama_warmup.roles import (
     write_host,
 )
 from pytest_ollama_warmup.run import CROWDED
+from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
@@ -63,7 +63,7 @@ class Controller(Leader):
         self._terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin(
             "terminalreporter"
         )
-        screen = _screen(config, self._terminal)
+        screen = screen_of(config, self._terminal)
         super().__init__(
             settings_of(config), folder_of(config), screen, lambda spec: ask_request(config, spec)
         )
@@ -420,41 +420,3 @@ def _note_in_junit(config: pytest.Config, outcome: Outcome) -> None:
         if hasattr(plugin, "add_global_property"):
             plugin.pytest_runtest_logreport(failed)
             plugin.pytest_runtest_logreport(over)
-
-
-class _TerminalFile:
-    """pytest's terminal as a file, so that it knows where its cursor stands."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._writer = config.get_terminal_writer()
-        self.encoding = sys.stdout.encoding
-
-    def write(self, text: str) -> int:
-        self._writer.write(text, flush=True)
-        return len(text)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def isatty(self) -> bool:
-        return True
-
-
-def _screen(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> Screen:
-    if terminal is None:
-        return Screen(lambda line, **colours: None)
-    writer = config.get_terminal_writer()
-
-    def write(line: str, **colours: bool) -> None:
-        terminal.write_line(line, **colours)
-        # A pipe, like that of a CI log, would hold back for minutes what is waited for.
-        terminal.flush()
-
-    return Screen(
-        write,
-        verbosity=config.get_verbosity(),
-        live=cast("TextIO", _TerminalFile(config)) if terminal.isatty else None,
-        # Room for the ^C that a terminal echoes: a wrapped bar could not be erased.
-        width=writer.fullwidth - 4,
-        coloured=writer.hasmarkup,
-    )

@@ -82,6 +82,7 @@ def bring(
         found_loaded=work.found_loaded,
         learned=target.learned,
         pin=target.spec.digest,
+        leased=work.leased,
     )
 
 

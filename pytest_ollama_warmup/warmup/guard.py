@@ -198,7 +198,9 @@ class Guard:
             reason = self._reason(target, names)
             start, begin = time.time(), time.monotonic()
             target = replace(target, learned=outcome.learned)
-            back = ensure_loaded(self._work(target, known, beat), _info(outcome))
+            work = self._work(target, known, beat)
+            work.leased = outcome.leased
+            back = ensure_loaded(work, _info(outcome))
             self._lost = False
             if back is None:
                 # It answers, and is not listed: it shares the runner of one that is.

@@ -79,7 +79,13 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
         try:
             if work.target.request is None:
                 work.client.load(
-                    work.name, kind, prompt=prompt, options=options, limit_s=max(left, 1.0)
+                    work.name,
+                    kind,
+                    prompt=prompt,
+                    options=options,
+                    # A request of its own would load the model again that a test unloads meanwhile.
+                    keep_alive=_lease(work) if work.leased else None,
+                    limit_s=max(left, 1.0),
                 )
             else:
                 work.client.warm_up(
@@ -100,8 +106,7 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
 
 def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
     """Ask for the lease where the server gives a shorter one by itself."""
-    spec = work.target.spec
-    wanted = work.terms.keep_alive_s if spec.keep_alive is None else spec.keep_alive
+    spec, wanted = work.target.spec, _lease(work)
     try:
         resident = find(work.client.resident(), spec.model_key)
     except (ApiError, ServerError):
@@ -116,6 +121,7 @@ def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
     else:
         shorter = resident.lease_s < wanted - 2
     if shorter:
+        work.leased = True
         work.client.load(
             work.name,
             kind,
@@ -125,6 +131,11 @@ def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
             limit_s=work.terms.load_timeout_s,
         )
     return resident
+
+
+def _lease(work: Work) -> float:
+    own = work.target.spec.keep_alive
+    return work.terms.keep_alive_s if own is None else own
 
 
 def _runner_options(target: Target) -> dict[str, Any]:

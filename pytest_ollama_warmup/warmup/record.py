@@ -52,6 +52,8 @@ class Outcome:
     found_loaded: bool = False
     learned: int = 0
     pin: str = ""
+    leased: bool = False
+    """Whether the server's own lease was shorter than that of the run, which was asked for."""
 
     @property
     def ready(self) -> bool:

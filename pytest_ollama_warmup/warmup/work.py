@@ -92,6 +92,8 @@ class Work:
     """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
     found_loaded: bool = False
     """Whether the model was in memory before this work."""
+    leased: bool = False
+    """Whether the lease has to be asked for: known from before, it is asked with the load."""
     kept: str = ""
     """What a refresh found to be so already."""
 

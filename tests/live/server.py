@@ -128,6 +128,14 @@ class RealServer:
         """Return the names of the models in memory."""
         return [model["name"] for model in self.get("/api/ps")["models"]]
 
+    def loads(self) -> int:
+        """Return how many loads the log tells of since the context was entered."""
+        return self.log_text().count('msg="loading model via llama-server"')
+
+    def calls(self, path: str) -> int:
+        """Return how many requests to *path* are over."""
+        return self.log_text().count(f'"{path}"\n')
+
     def unload(self, name: str) -> None:
         """Take *name* out of memory and wait until it is gone."""
         # Taken for an embedding model too: unlike /api/embed this unloads before it asks what the

@@ -39,14 +39,6 @@ def suite(
     return UserSuite(pytester)
 
 
-def loads(server: RealServer) -> int:
-    return server.log_text().count('msg="loading model via llama-server"')
-
-
-def calls(server: RealServer, path: str) -> int:
-    return server.log_text().count(f'"{path}"\n')
-
-
 def bring(server: RealServer, registry: Registry, model: str, name: str) -> str:
     """Put a tiny model on the server under a short name, cold; return its digest."""
     server.pull(registry.name(model))
@@ -79,7 +71,7 @@ def test_roles_stand_for_models_with_their_options(
     )
     roles = ["--ollama-alias=chat=llama3.2:1b,num_ctx=2048", "--ollama-alias=embed=embed:a"]
     assert {"passed": 4} == suite.run(*roles, *workers).counts
-    assert 2 == loads(server)
+    assert 2 == server.loads()
 
 
 def test_capabilities_are_those_that_the_server_tells(
@@ -124,7 +116,7 @@ def test_a_model_of_the_cloud_is_not_pulled(suite: UserSuite, server: RealServer
     assert 2 == run.ret
     assert "ollama cloud is disabled" in run.out
     assert "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD." in run.out
-    assert 0 == calls(server, "/api/pull")
+    assert 0 == server.calls("/api/pull")
 
 
 @WORKERS
@@ -134,7 +126,7 @@ def test_the_example_of_a_system_prompt(
     bring(server, registry, "completion", "llama3.2:1b")
     shutil.copytree(EXAMPLE, suite.pytester.path, dirs_exist_ok=True)
     assert {"passed": 2} == suite.run("--ollama-preload=llama3.2:1b", *workers).counts
-    assert (3, 1) == (calls(server, "/api/chat"), loads(server))
+    assert (3, 1) == (server.calls("/api/chat"), server.loads())
 
 
 def test_async_tests_meet_a_warm_model_and_leave_nothing_open(
@@ -160,7 +152,7 @@ def test_async_tests_meet_a_warm_model_and_leave_nothing_open(
     loop = ["-p", "asyncio", "-o", "asyncio_default_fixture_loop_scope=function"]
     run = suite.run("--ollama-preload=llama3.2:1b", "-W", "error", *loop)
     assert {"passed": 4} == run.counts
-    assert 1 == loads(server)
+    assert 1 == server.loads()
 
 
 @WORKERS
@@ -197,9 +189,9 @@ def test_a_hook_and_a_fixture_of_the_suite_lead_to_other_servers(
         }
     )
     assert {"passed": 6} == suite.run(*workers).counts
-    assert (0, 1, 1) == (loads(server), loads(hooked), loads(own))
+    assert (0, 1, 1) == (server.loads(), hooked.loads(), own.loads())
     # Once by the fixture that started it.
-    assert 1 == calls(server, "/api/version")
+    assert 1 == server.calls("/api/version")
 
 
 def test_the_command_line_pulls_and_then_loads(server: RealServer, own_registry: Registry) -> None:
@@ -223,7 +215,7 @@ def test_the_command_line_pulls_and_then_loads(server: RealServer, own_registry:
     assert (0, "ready", 2048) == (code, one["status"], one["context_length"])
     (resident,) = server.get("/api/ps")["models"]
     assert (2048, True) == (resident["context_length"], resident["expires_at"].startswith("23"))
-    assert (1, 1) == (calls(server, "/api/pull"), loads(server))
+    assert (1, 1) == (server.calls("/api/pull"), server.loads())
     nope = own_registry.name("nope")
     assert 1 == command("preload", f"{nope},insecure=true")[0]
 

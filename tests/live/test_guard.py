@@ -42,16 +42,12 @@ def loads_of(
     def run(tests: str, *args: str) -> int:
         for name in server.loaded():
             server.unload(name)
-        before = loads(server)
+        before = server.loads()
         suite.write({"tools.py": TOOLS, "test_it.py": f"from tools import *\n{tests}"})
         assert {"passed"} == set(suite.run(*args).counts)
-        return loads(server) - before
+        return server.loads() - before
 
     return run
-
-
-def loads(server: RealServer) -> int:
-    return server.log_text().count('msg="loading model via llama-server"')
 
 
 def many(model: str, body: str, number: int = 6) -> str:

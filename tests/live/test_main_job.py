@@ -61,14 +61,6 @@ def until(check: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def loads(server: RealServer) -> int:
-    return server.log_text().count('msg="loading model via llama-server"')
-
-
-def calls(server: RealServer, path: str) -> int:
-    return server.log_text().count(f'"{path}"\n')
-
-
 def bring(server: RealServer, registry: Registry, model: str, name: str) -> None:
     """Put a tiny model on the server under a short name, cold."""
     server.pull(registry.name(model))
@@ -84,7 +76,7 @@ def test_a_missing_model_is_pulled_and_loaded_once_and_every_test_is_warm(
     run = suite.run(f"--ollama-preload={model},insecure=true", *workers)
     assert run.counts == {"passed": 8}
     assert len([one for one in own_registry.requests if "/manifests/" in one.path]) == 1
-    assert (calls(server, "/api/pull"), loads(server), calls(server, "/api/show")) == (1, 1, 2)
+    assert (server.calls("/api/pull"), server.loads(), server.calls("/api/show")) == (1, 1, 2)
 
 
 @WORKERS
@@ -95,8 +87,8 @@ def test_a_marked_model_that_is_there_is_loaded_once(
     suite.write({"test_chat.py": CHAT.replace("MODEL", "llama3.2:1b")})
     run = suite.run(*workers)
     assert run.counts == {"passed": 8}
-    assert loads(server) == 1
-    assert calls(server, "/api/pull") == 1  # ours
+    assert server.loads() == 1
+    assert server.calls("/api/pull") == 1  # ours
 
 
 def test_without_the_plugin_an_impatient_client_aborts_the_load(
@@ -125,7 +117,7 @@ def test_options_of_the_spec_reach_the_server(
     )
     assert suite.run().counts == {"passed": 8}
     assert [one["context_length"] for one in server.get("/api/ps")["models"]] == [2048]
-    assert loads(server) == 1
+    assert server.loads() == 1
 
 
 def test_an_embedding_model_is_warmed_by_embedding(

@@ -437,6 +437,7 @@ def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
     brought(server, "m,num_ctx=64", load_timeout_s=900)
     (load,) = server.loads
     limit_s = load.pop("limit_s")
+    assert load.pop("keep_alive") is None
     assert {"name": "m", "kind": "generate", "prompt": "Hi", "options": {"num_ctx": 64}} == load
     assert 890 < limit_s <= 900
 
