@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections import Counter
@@ -19,7 +18,7 @@ from pytest_ollama_warmup.errors import (
     WaitedTooLong,
 )
 from pytest_ollama_warmup.options import read_host
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -93,7 +92,7 @@ class Run:
             return self
         if url not in self._elsewhere:
             host = read_host(url, "the fixture ollama_host")
-            folder = self.folder / f"host-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+            folder = self.folder / f"host-{file_name(url)}"
             folder.mkdir(exist_ok=True)
             settings = self.settings.on(host)
             self._elsewhere[url] = Run(settings, folder, self.by, self._ask_request)
@@ -113,11 +112,13 @@ class Run:
 
     def verdict(self, want: Want) -> Verdict | None:
         """Return why a test that wants *want* cannot run; None when all is ready."""
-        settings = self.settings
         try:
-            targets = self._targets(want)
+            return self._verdict(want, self._targets(want))
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
+
+    def _verdict(self, want: Want, targets: list[Target]) -> Verdict | None:
+        settings = self.settings
         problem, given_by = None, settings.listed.given_by
         for target in targets:
             outcome = self.outcome(target)
@@ -172,10 +173,14 @@ class Run:
         Raises:
             CannotLook: all was ready; whether it still is cannot be asked.
         """
-        verdict = self.verdict(want)
+        try:
+            targets = self._targets(want)
+        except NoModelNamed as exc:
+            return Verdict("fail", str(exc))
+        verdict = self._verdict(want, targets)
         if verdict is not None:
             return verdict
-        found = [(target, self.outcome(target)) for target in self._targets(want)]
+        found = [(target, self.outcome(target)) for target in targets]
         # What runs elsewhere, or is not to be warmed, cannot be found cold.
         wanted = [one for one in found if one[1].step("load") is not None]
         if not wanted:

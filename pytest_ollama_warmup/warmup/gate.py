@@ -47,11 +47,7 @@ class Gate:
             if (recorded := self.peek(key)) is not None:
                 return recorded
             outcome = work(beat)
-            record = self._path(key, ".json")
-            partial = record.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(outcome.to_dict()), encoding="utf-8")
-            # Readers outside the lock must never see half a record.
-            partial.replace(record)
+            write_whole(self._path(key, ".json"), outcome.to_dict())
         return outcome
 
     def peek(self, key: str) -> Outcome | None:
@@ -70,9 +66,19 @@ class Gate:
         ]
 
     def _path(self, key: str, suffix: str) -> Path:
-        # A key holds slashes and colons; no file system takes all of them.
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        return self._folder / f"outcome-{name}{suffix}"
+        return self._folder / f"outcome-{file_name(key)}{suffix}"
+
+
+def file_name(key: str) -> str:
+    """Return a name for *key*, which holds slashes and colons: no file system takes all of them."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def write_whole(path: Path, data: object) -> None:
+    """Write *data* as JSON; readers never see half of it, with or without the lock."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    partial.replace(path)
 
 
 @contextmanager
@@ -162,8 +168,7 @@ def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) ->
     if not _private(folder):
         # Somebody else made it: what lies there cannot be trusted, so lock for this run only.
         folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
-    name = hashlib.sha256(f"{url} {model_key}".encode()).hexdigest()[:16]
-    return folder / f"{work}-{name}.lock"
+    return folder / f"{work}-{file_name(f'{url} {model_key}')}.lock"
 
 
 def _private(folder: Path) -> bool:

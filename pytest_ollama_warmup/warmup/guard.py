@@ -6,9 +6,7 @@ sent, whatever options it runs with, so that no load takes place that the tests 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.warmup.gate import Beat, held
+from pytest_ollama_warmup.warmup.gate import Beat, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.record import Cold, Known
 from pytest_ollama_warmup.warmup.work import Work, find, same
@@ -49,9 +47,7 @@ class Ledger:
 
     def __init__(self, folder: Path, key: str, limit_s: float, first: Known) -> None:
         self._first = first
-        # A key holds slashes and colons; no file system takes all of them.
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        self._path, self._limit_s = folder / f"guard-{name}.json", limit_s
+        self._path, self._limit_s = folder / f"guard-{file_name(key)}.json", limit_s
         self._what = key
 
     def known(self) -> Known:
@@ -63,10 +59,7 @@ class Ledger:
 
     def write(self, known: Known) -> None:
         """Replace what is known; the caller holds the lock."""
-        partial = self._path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(asdict(known)), encoding="utf-8")
-        # Readers without the lock must never see half of it.
-        partial.replace(self._path)
+        write_whole(self._path, asdict(known))
 
     def held(self) -> Any:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""

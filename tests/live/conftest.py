@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tests.conftest import UserSuite
 from tests.live.provide import Missing, Provided, provide
 from tests.live.registry import Registry
 from tests.live.server import RealServer
@@ -89,3 +90,18 @@ def start_server(parts: Provided) -> Iterator[StartServer]:
             return servers.enter_context(RealServer(parts.ollama, env=env))
 
         yield start
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> RealServer:
+    """A cold server without models, for one test."""
+    return start_server()
+
+
+@pytest.fixture
+def suite(
+    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> UserSuite:
+    """An empty suite whose OLLAMA_HOST is the server."""
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    return UserSuite(pytester)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup import preload
-from tests.conftest import UserSuite
 
 if TYPE_CHECKING:
+    from tests.conftest import UserSuite
     from tests.live.conftest import StartServer
     from tests.live.registry import Registry
     from tests.live.server import RealServer
@@ -22,21 +22,6 @@ if TYPE_CHECKING:
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "system_prompt"
 USES = "def test_it(ollama_model): pass\n"
-
-
-@pytest.fixture
-def server(start_server: StartServer) -> RealServer:
-    """A cold server without models, for one test."""
-    return start_server()
-
-
-@pytest.fixture
-def suite(
-    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
-) -> UserSuite:
-    """An empty suite whose OLLAMA_HOST is the server."""
-    monkeypatch.setenv("OLLAMA_HOST", server.url)
-    return UserSuite(pytester)
 
 
 def bring(server: RealServer, registry: Registry, model: str, name: str) -> str:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import UserSuite
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.live.conftest import StartServer
+    from tests.conftest import UserSuite
     from tests.live.registry import Registry
     from tests.live.server import RealServer
 
@@ -37,21 +35,6 @@ CHAT = """
     def test_chat(ollama_model, n):
         assert generate(ollama_model, seed=n)
 """
-
-
-@pytest.fixture
-def server(start_server: StartServer) -> RealServer:
-    """A cold server without models, for one test."""
-    return start_server()
-
-
-@pytest.fixture
-def suite(
-    pytester: pytest.Pytester, server: RealServer, monkeypatch: pytest.MonkeyPatch
-) -> UserSuite:
-    """An empty suite whose OLLAMA_HOST is the server."""
-    monkeypatch.setenv("OLLAMA_HOST", server.url)
-    return UserSuite(pytester)
 
 
 def until(check: Callable[[], object]) -> None:

@@ -20,18 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.conftest import Result
-    from tests.live.conftest import StartServer
     from tests.live.provide import Provided
     from tests.live.server import RealServer
 
 BOUND_S = 40.0
 QUICK = ["-o", "ollama_stall=2"]
-
-
-@pytest.fixture
-def server(start_server: StartServer) -> RealServer:
-    """A server without models, for one test."""
-    return start_server()
 
 
 @pytest.fixture
