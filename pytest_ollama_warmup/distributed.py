@@ -33,11 +33,26 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
+def refuse_other_orders(config: pytest.Config) -> None:
+    """Refuse what cannot be had together with groups of models.
+
+    Raises:
+        pytest.UsageError: says who asks for groups, and what to leave out.
+    """
+    groups, dist = settings_of(config).group_by_model, config.getoption("dist")
+    if groups.value and dist not in ("load", "worksteal"):
+        raise pytest.UsageError(
+            f"{groups.source} brings its own order, and cannot go with --dist={dist}. "
+            "Leave one of them out."
+        )
+
+
 class ControllerSide:
     """Hooks of xdist's controller; *prepare* is step 2: wants, and how many tests are selected."""
 
     def __init__(self, config: pytest.Config, prepare: Callable[[list[Want], int], None]) -> None:
         self._config, self._prepare, self._prepared = config, prepare, False
+        self._groups: dict[str, frozenset[str]] = {}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -54,8 +69,35 @@ class ControllerSide:
         """Prepare when the first worker knows its tests; none is scheduled until all do."""
         if not self._prepared:
             self._prepared = True
-            self._prepare(_read_wants(self._config, node.gateway.id), len(ids))
+            wants = _read_wants(self._config, node.gateway.id)
+            self._prepare(wants, len(ids))
+            if wants and settings_of(self._config).group_by_model.value:
+                self._take_turns(wants)
         return (yield)
+
+    # First: a suite's own scheduler would know nothing of models.
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> object:
+        """Give the tests of one set of models to all workers at a time, where that is asked for."""
+        if not settings_of(config).group_by_model.value:
+            return None
+        from pytest_ollama_warmup.scheduling import GroupScheduling
+
+        return GroupScheduling(config, log, self._groups, is_over=lambda: self._ending().exists())
+
+    def _take_turns(self, wants: list[Want]) -> None:
+        from pytest_ollama_warmup.scheduling import EndOfRun
+        from pytest_ollama_warmup.warmup.plan import group_of
+
+        listed = settings_of(self._config).listed
+        self._groups.update({want.test: group_of(want, listed) for want in wants})
+        end = EndOfRun(self._config, self._ending())
+        self._config.pluginmanager.register(end, "ollama_warmup_end")
+
+    def _ending(self) -> Path:
+        from pytest_ollama_warmup.run import ENDING
+
+        return folder_of(self._config) / ENDING
 
 
 class WorkerSide:

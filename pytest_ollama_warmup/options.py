@@ -204,6 +204,28 @@ OPTIONS = (
         pytest_only=True,
     ),
     Option(
+        "group_by_model",
+        "when",
+        "Run the tests of one set of models after those of another, so that each is loaded once; "
+        "also over all workers of pytest-xdist, where tests that need no model fill the gaps.",
+        read=_as_given,
+        default=False,
+        ini_type="bool",
+        action="store_true",
+        pytest_only=True,
+    ),
+    Option(
+        "overlap",
+        "when",
+        "Bring the models in the background while the tests run that need none; those that need "
+        "one come later, and wait for their own.",
+        read=_as_given,
+        default=False,
+        ini_type="bool",
+        action="store_true",
+        pytest_only=True,
+    ),
+    Option(
         "stall",
         "when",
         "Seconds without a new byte after which a pull is dropped and resumed; five resumptions "

@@ -89,8 +89,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.pluginmanager.register(WorkerSide(), "ollama_warmup_worker")
     elif is_distributing(config):
-        from pytest_ollama_warmup.distributed import ControllerSide
+        from pytest_ollama_warmup.distributed import ControllerSide, refuse_other_orders
 
+        refuse_other_orders(config)
         side = ControllerSide(config, lambda wants, selected: _prepare(config, wants, selected))
         config.pluginmanager.register(side, "ollama_warmup_controller")
 
@@ -117,11 +118,21 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
     return (yield)
 
 
-# First: -m "not requires_model" must see the mark on users of our fixtures too.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that get one of our fixtures."""
+# First: -m "not requires_model" must see the mark on users of our fixtures too. And last, after
+# what deselects and shuffles.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, object, object]:
+    """Mark the tests that get one of our fixtures, and order them where that is asked for."""
     prepare_items(items)
+    result = yield
+    settings = settings_of(config)
+    if settings.reorders and not settings.off:
+        from pytest_ollama_warmup.ordering import order
+
+        order(items, settings)
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

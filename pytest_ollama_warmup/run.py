@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 # A file that says so: more models were warmed than the server keeps.
 CROWDED = "crowded"
+# And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
+ENDING = "ending"
+# Here lies what became of models that are only pulled as yet.
+_PRESENT = "present"
 
 
 class Run:
@@ -66,6 +70,7 @@ class Run:
         self.folder = folder
         # A leader may wait for the server, and then for a load, without a sign of progress.
         self.gate = Gate(folder, settings.load_timeout.value + settings.wait.value)
+        self._present = Gate(folder / _PRESENT, self.gate.limit_s)
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
@@ -100,7 +105,7 @@ class Run:
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all processes of the run have recorded, also of other servers."""
-        found = {one.key: one for one in self.gate.outcomes()}
+        found = {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
         for folder in sorted(self.folder.glob("host-*")):
             for one in Gate(folder, 0.0).outcomes():
                 if one.key != SERVER:
@@ -177,6 +182,9 @@ class Run:
             targets = self._targets(want)
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
+        if self.settings.group_by_model.value and (self.folder / ENDING).exists():
+            # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
+            return Verdict("skip", "not run any more: the run has ended early")
         verdict = self._verdict(want, targets)
         if verdict is not None:
             return verdict
@@ -263,17 +271,27 @@ class Run:
     def bring(self, target: Target, say: Say, pulls: threading.Semaphore | None = None) -> Outcome:
         """Make one model ready unless another process of the run has, or does now.
 
+        One that does not load yet is only pulled; the load, when its turn comes, adds to that.
+
         Raises:
             WaitedTooLong: another process works on it, and shows no progress.
         """
         from pytest_ollama_warmup.warmup.bring import bring
 
-        client, terms = self.client(), self.settings.terms
+        client, gate = self.client(), self.gate if target.loads else self._present
+        (self.folder / _PRESENT).mkdir(exist_ok=True)
 
         def work(beat: Beat) -> Outcome:
+            terms, before = self.settings.terms, None
+            if not target.loads:
+                terms = replace(terms, warm="off")
+            elif (before := self._present.peek(target.key)) is not None:
+                if not before.ready:
+                    return before
+                terms = replace(terms, pull="never")
             found = bring(
                 client,
-                target,
+                target if before is None else replace(target, learned=before.learned),
                 terms,
                 by=self.by,
                 say=say,
@@ -283,9 +301,10 @@ class Run:
                 # make room, or its own variant unload it, before its lease is seen to.
                 loading=self._loading,
             )
-            return replace(found, host=client.host.url)
+            found = replace(found, host=client.host.url)
+            return found if before is None else found.after(before)
 
-        return self.gate.once(target.key, work)
+        return gate.once(target.key, work)
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""

@@ -60,6 +60,8 @@ class Settings(NamedTuple):
     keep_alive: Setting[float]
     at_end: Setting[str]
     slots: Setting[int | None]
+    group_by_model: Setting[bool]
+    overlap: Setting[bool]
     wait: Setting[float]
     stall: Setting[float]
     load_timeout: Setting[float]
@@ -123,6 +125,11 @@ class Settings(NamedTuple):
         return bool(listed and listed.specs and listed.given_by in ("option", "environment"))
 
     @property
+    def reorders(self) -> bool:
+        """Whether tests run in another order than they are collected in."""
+        return bool(self.group_by_model.value or self.overlap.value)
+
+    @property
     def up_front(self) -> bool:
         """Whether the listed models are brought in every run, before collection."""
         if self.given_list is None:
@@ -160,6 +167,8 @@ class Settings(NamedTuple):
             keep_alive=read.setting("keep_alive"),
             at_end=read.setting("at_end"),
             slots=read.setting("slots"),
+            group_by_model=read.setting("group_by_model"),
+            overlap=read.setting("overlap"),
             wait=wait,
             stall=read.setting("stall"),
             load_timeout=read.setting("load_timeout"),

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -45,12 +46,14 @@ from pytest_ollama_warmup.warmup.plan import (
     Want,
     decide,
     decisions,
+    first_group,
     make_plan,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
 
 SERVERS_OWN_STALL_S = 300.0
@@ -69,6 +72,8 @@ class Controller(Leader):
         )
         self._config = config
         self._plan = Plan()
+        # Whose turn is first where groups take turns; None before that is known.
+        self._first: frozenset[str] | None = frozenset()
         self._collected = False
         self._interrupted = False
         self._host_asked = False
@@ -88,7 +93,9 @@ class Controller(Leader):
         self._plan = make_plan(self.settings.listed, (), up_front=True)
         with self._blocking():
             self._begin()
-            self.wait("present", self._is_over)
+            # Where groups take turns nothing is loaded yet.
+            grouped = self.settings.group_by_model.value
+            self.wait("done" if grouped else "present", self._is_over)
         self._end_run_if_over()
 
     def before_tests(self, wants: list[Want], selected: int) -> None:
@@ -97,6 +104,7 @@ class Controller(Leader):
         # Where those run that get another server is known when their fixtures are.
         here = [want for want in wants if not want.elsewhere]
         self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
+        self._first = first_group(here, settings.listed)
         self._collected = True
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
@@ -150,7 +158,7 @@ class Controller(Leader):
     def _begin(self) -> None:
         if self.settings.problem is not None:
             raise pytest.UsageError(str(self.settings.problem))
-        new = [one for key, one in self._plan.targets.items() if key not in self.record.models]
+        new = [one for one in map(self._now, self._plan.targets.values()) if self._is_new(one)]
         asks = bool(new) or SERVER in self._plan.needs
         if asks:
             self._ask_host()
@@ -160,6 +168,21 @@ class Controller(Leader):
             server = self.record.server
             if server is not None and not server.ready and not self._plan.targets:
                 self.record.add(server)
+
+    def _now(self, target: Target) -> Target:
+        """Return *target*, to be only pulled where others have their turn first."""
+        if self.settings.group_by_model.value and self._first is not None:
+            return replace(target, loads=target.key in self._first)
+        return target
+
+    def _is_new(self, target: Target) -> bool:
+        outcome = self.record.models.get(target.key)
+        return outcome is None or (
+            self.settings.group_by_model.value
+            and target.loads
+            and outcome.ready
+            and outcome.step("load") is None
+        )
 
     def _ask_host(self) -> None:
         """Take the server that the suite's own hook names, once, and tell all who ask later."""

@@ -100,12 +100,12 @@ def test_a_model_that_tests_unload_is_brought_back_three_times_and_then_left_alo
         suite,
         """
         @A
-        @pytest.mark.parametrize("n", range(8))
+        @pytest.mark.parametrize("n", range(16))
         def test_it(n): unload("a:1")
         """,
     )
     run = suite.run(*workers)
-    assert {"passed": 8} == run.counts
+    assert {"passed": 16} == run.counts
     assert 4 == len(loads(suite))
     assert "a:1 was cold before 3 tests," in run.out
     assert "gone, before test_it.py::test_it[" in run.out

@@ -29,6 +29,7 @@ IMPORTERS = {
     "filelock": {"warmup/gate.py"},
     "rich": {"report/terminal.py"},
     "ollama": {"fixtures.py"},
+    "xdist": {"scheduling.py"},
 }
 
 

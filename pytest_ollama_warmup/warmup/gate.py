@@ -29,7 +29,7 @@ class Gate:
 
     def __init__(self, folder: Path, limit_s: float) -> None:
         self._folder = folder
-        self._limit_s = limit_s
+        self.limit_s = limit_s
 
     def once(self, key: str, work: Callable[[Beat], Outcome]) -> Outcome:
         """Return the recorded outcome for *key*, running *work* if there is none.
@@ -43,7 +43,7 @@ class Gate:
         """
         if (recorded := self.peek(key)) is not None:
             return recorded
-        with held(self._path(key, ".lock"), key, self._limit_s) as beat:
+        with held(self._path(key, ".lock"), key, self.limit_s) as beat:
             if (recorded := self.peek(key)) is not None:
                 return recorded
             outcome = work(beat)

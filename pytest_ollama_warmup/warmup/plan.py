@@ -152,6 +152,7 @@ class Target:
 
     *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
     the context that tests of earlier runs used, 0 where that is not known or the spec names one.
+    *loads* is whether it is loaded now; else when its turn comes, and now it is only pulled.
     """
 
     spec: ModelSpec
@@ -159,6 +160,7 @@ class Target:
     given_by: GivenBy = "default"
     request: Mapping[str, Any] | None = field(default=None, compare=False)
     learned: int = field(default=0, compare=False)
+    loads: bool = field(default=True, compare=False)
 
     @property
     def key(self) -> str:
@@ -212,6 +214,21 @@ def resolve(want: Want, listed: Listed) -> tuple[ModelSpec, ...]:
     if want.fixture or want.capabilities:
         raise NoModelNamed(want.test, want.fixture or "capabilities", listed.names)
     return ()
+
+
+def group_of(want: Want, listed: Listed) -> frozenset[str]:
+    """Return the keys of the models that a test needs in memory at the same time."""
+    try:
+        # A test that needs Ollama without naming a model may look up any listed one.
+        needed = resolve(want, listed) or listed.all
+    except NoModelNamed:
+        return frozenset()
+    return frozenset(spec.key for spec in needed)
+
+
+def first_group(wants: Iterable[Want], listed: Listed) -> frozenset[str] | None:
+    """Return the models of the first test that needs some; None where none does."""
+    return next((group for want in wants if (group := group_of(want, listed))), None)
 
 
 def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:

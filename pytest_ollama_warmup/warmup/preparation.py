@@ -28,13 +28,15 @@ class Preparation:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._absent: set[str] = set()
         self._open: dict[str, Target] = {}
+        self._loads: dict[str, bool] = {}
         self.outcomes: dict[str, Outcome] = {}
 
     def start(self, targets: Iterable[Target]) -> None:
-        """Begin with those of *targets* that were not begun before."""
+        """Begin with those of *targets* that are neither under way nor over."""
         for target in targets:
-            if target.key not in self._open and target.key not in self.outcomes:
+            if target.key not in self._open and not self._is_over(target):
                 self._open[target.key] = target
+                self._loads[target.key] = target.loads
                 self._absent.add(target.key)
                 # A daemon: Ctrl-C must not wait for a load.
                 threading.Thread(
@@ -58,6 +60,13 @@ class Preparation:
                 self.outcomes[event.target.key] = event.outcome
                 self._open.pop(event.target.key, None)
             yield event
+
+    def _is_over(self, target: Target) -> bool:
+        outcome = self.outcomes.get(target.key)
+        # What was only pulled may be loaded now.
+        if outcome is None or not outcome.ready:
+            return outcome is not None
+        return self._loads[target.key] or not target.loads
 
     def _run(self, target: Target) -> None:
         try:

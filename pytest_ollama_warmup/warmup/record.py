@@ -71,6 +71,11 @@ class Outcome:
         """Return the step of *kind*, if it took place."""
         return next((step for step in self.steps if step.kind == kind), None)
 
+    def after(self, before: Outcome) -> Outcome:
+        """Return this outcome with what was done for it *before*."""
+        notes = tuple(dict.fromkeys([*before.notes, *self.notes]))
+        return replace(self, steps=(*before.steps, *self.steps), notes=notes)
+
     def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
         """Return this outcome, as a failure where the model cannot do one of *capabilities*.
 
@@ -189,5 +194,5 @@ class Record:
         }
 
     def add(self, outcome: Outcome) -> None:
-        """Keep *outcome*; the first one of a model stays, later ones are the same by the gate."""
-        self.models.setdefault(outcome.key, outcome)
+        """Keep *outcome*; a model may come twice: it is pulled, and later loaded."""
+        self.models[outcome.key] = outcome

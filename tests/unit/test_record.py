@@ -62,8 +62,8 @@ def test_the_title_is_the_model_with_its_options_or_the_server() -> None:
     assert "the server" == BARE.title
 
 
-def test_a_record_keeps_the_first_outcome_of_a_model() -> None:
+def test_a_record_keeps_the_last_outcome_of_a_model_in_the_first_ones_place() -> None:
     record, other = Record(), Outcome(key="other", model="o", status="ready")
     for outcome in (FULL, BARE, other):
         record.add(outcome)
-    assert {"k": FULL, "other": other} == record.models
+    assert [("k", BARE), ("other", other)] == list(record.models.items())
