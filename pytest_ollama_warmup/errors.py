@@ -6,12 +6,15 @@ WarmupError
 │   ├── BadSpec
 │   └── BadMark
 ├── NoModelNamed          a test asks for its model, and nothing says which
+├── OllamaNotFound        a server is to be started, and its program is nowhere
 ├── ServerError           nothing can be had from this server
 │   ├── ServerUnreachable
 │   ├── NotOllama
 │   ├── AccessDenied
 │   ├── TlsFailed
-│   └── Aborted
+│   ├── Aborted
+│   └── ServerStartFailed  the one that is started for the run; with the end of its log
+│       └── PortTaken
 ├── ModelError            one model cannot be made ready
 │   ├── NotPulled
 │   ├── UnknownModel
@@ -107,6 +110,29 @@ class NoModelNamed(WarmupError):
             f"{test} uses {self.fixture} without naming a model, and {len(self.listed)} are listed "
             f'({", ".join(self.listed)}). Add @pytest.mark.requires_model("{first}"), '
             f'or use ollama_models["{first}"].name.'
+        )
+
+
+class OllamaNotFound(WarmupError):
+    """The program that a server is to be started with is in none of the places *looked* at."""
+
+    def __init__(self, program: str, looked: tuple[str, ...]) -> None:
+        super().__init__(program, looked)
+        self.program, self.looked = program, looked
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"no {self.program}"
+
+    def __str__(self) -> str:
+        return (
+            f"no server can be started: {clean(self.program)} is not there. Looked at: "
+            f"{', '.join(clean(one) for one in self.looked)}. Get Ollama from "
+            "https://ollama.com/download (Linux: curl -fsSL https://ollama.com/install.sh | sh; "
+            "macOS: brew install ollama; Windows: winget install Ollama.Ollama), say where it is "
+            "with --ollama-serve-command 'PATH serve', or use a server that runs with "
+            "--ollama-host URL."
         )
 
 
@@ -225,6 +251,45 @@ class Aborted(ServerError):
 
     def __str__(self) -> str:
         return f"interrupted while working with {self.url} (from {self.source})."
+
+
+class ServerStartFailed(ServerError):
+    """The server that was started for this run does not come up.
+
+    *log* is the path of its log, *lines* are the last of it, and those before that tell of errors.
+    """
+
+    advice = (
+        "Mend that, give another command with --ollama-serve-command, or use a server that runs "
+        "with --ollama-host URL."
+    )
+
+    def __init__(self, url: str, source: str, cause: str, log: str, lines: tuple[str, ...]) -> None:
+        super().__init__(url, source, cause, log, lines)
+        self.url, self.source, self.cause, self.log, self.lines = url, source, cause, log, lines
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"did not start: {self.cause}"
+
+    def __str__(self) -> str:
+        said = f"the server at {self.url} (from {self.source}) did not start: {self.cause}."
+        if self.lines:
+            said += f" The end of {self.log}:\n  " + "\n  ".join(self.lines) + "\n"
+        elif self.log:
+            said += f" It wrote nothing to {self.log}. "
+        else:
+            said += " "
+        return said + self.advice
+
+
+class PortTaken(ServerStartFailed):
+    """Another process listens on the port since it was chosen; a new one may do."""
+
+    advice = (
+        "Run again: each run takes another port. Or use a server that runs with --ollama-host URL."
+    )
 
 
 class ModelError(WarmupError):
