@@ -9,6 +9,7 @@ from pytest_ollama_warmup.marks import want_of
 
 if TYPE_CHECKING:
     import pytest
+
     from pytest_ollama_warmup.settings import Settings
 
 Group = frozenset[str]

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import UserSuite
 from tests.test_faults import end, wait_for
+from tests.test_grouping import IN_TURN as IN_TURN_AND_WARM
 from tests.test_guard import TOOLS
 
 if TYPE_CHECKING:
@@ -59,14 +60,8 @@ def test_it(n):
 """
 
 
-IN_TURN = """
-@pytest.mark.parametrize("n", range(6))
-@pytest.mark.parametrize(
-    "name", [pytest.param(f"{one}:1", marks=pytest.mark.requires_model(f"{one}:1")) for one in "abcd"]
-)
-def test_it(n, name):
-    ask(name)
-"""
+# Without groups they evict each other's models: none is warm for all of its tests.
+IN_TURN = IN_TURN_AND_WARM.replace("assert name in resident()", "pass")
 
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
@@ -77,6 +72,20 @@ def test_more_models_than_fit_cost_no_more_loads_than_without(
     without = loads_of(IN_TURN, "--ollama-off", *workers)
     # The first warm-up of the model that did not fit.
     assert ours <= without + 4
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+def test_grouped_each_is_loaded_once(loads_of: Callable[..., int], workers: list[str]) -> None:
+    assert 4 == loads_of(IN_TURN_AND_WARM, "--ollama-group-by-model", *workers)
+
+
+def test_an_unmarked_suite_with_four_listed_and_room_for_three_costs_no_more_than_without(
+    loads_of: Callable[..., int],
+) -> None:
+    listed = "--ollama-preload=a:1 b:1 c:1 d:1"
+    tests = IN_TURN.replace("marks=pytest.mark.requires_model", "id=str")
+    ours = loads_of(tests, listed)
+    assert ours <= loads_of(tests, listed, "--ollama-off") + 4
 
 
 @pytest.mark.parametrize(
