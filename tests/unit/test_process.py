@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from pytest_ollama_warmup.ollama.process import (
     is_folder,
     tuned,
 )
+from tests.test_faults import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -220,15 +220,6 @@ def answers(server: ManagedServer) -> bool:
         return "0.33.0" == client.version()
     finally:
         client.close()
-
-
-def until(check: Callable[[], bool]) -> bool:
-    end = time.monotonic() + LIMIT_S
-    while not check():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def line_of(run: subprocess.Popen[str]) -> str:
@@ -469,7 +460,7 @@ def test_a_server_that_exits_at_once_is_told_with_its_words(fakes: Fakes) -> Non
 def test_a_server_that_never_answers_is_given_up_and_ended(fakes: Fakes) -> None:
     error = fakes.failed("children+hangs", limit_s=2.0)
     assert re.fullmatch(r"(no answer|connection refused) for 2 s", error.cause)
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 @pytest.mark.parametrize(
@@ -543,7 +534,7 @@ def test_another_service_that_answers_in_its_place_is_not_taken_for_it(
 ) -> None:
     other = fakes.new("html")
     other.start()
-    assert until(lambda: bool(other.log_tail(1)))
+    until(lambda: bool(other.log_tail(1)))
     monkeypatch.setattr(process_module, "_is_free", lambda port: True)
     monkeypatch.setattr(process_module, "_LAST_WORDS_S", LIMIT_S)
     server = fakes.new("loses-port", port=int(other.host.url.rpartition(":")[2]))
@@ -569,7 +560,7 @@ def test_a_server_is_stopped_with_its_children(fakes: Fakes) -> None:
     server = fakes.ready("children")
     assert 4 == len(fakes.processes())
     server.stop()
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
     assert "ended by SIGTERM" == server.ended
 
 
@@ -586,7 +577,7 @@ def test_a_server_can_be_stopped_again_and_before_it_was_started(fakes: Fakes) -
 def test_a_server_that_does_not_care_for_sigterm_is_killed(fakes: Fakes) -> None:
     server = fakes.ready("children+deaf")
     server.stop()
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
     assert "ended by SIGKILL" == server.ended
 
 
@@ -598,7 +589,7 @@ def test_the_server_goes_with_its_run_however_that_ends(fakes: Fakes, how: str) 
     assert 5 == len(fakes.processes())
     tell(run, how)
     run.wait(LIMIT_S)
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 @POSIX
@@ -609,16 +600,16 @@ def test_the_server_goes_with_a_run_that_a_signal_ends(fakes: Fakes, name: str) 
     # To the whole group, as a terminal does it.
     os.killpg(run.pid, getattr(signal, name))
     run.wait(LIMIT_S)
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 @POSIX
 def test_a_run_that_is_killed_while_its_server_starts_leaves_nothing(fakes: Fakes) -> None:
     run = fakes.run("children+hangs")
-    assert until(lambda: any("supervisor.py" in line for line in fakes.processes().values()))
+    until(lambda: any("supervisor.py" in line for line in fakes.processes().values()))
     run.kill()
     run.wait(LIMIT_S)
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 @POSIX
@@ -647,7 +638,7 @@ sys.stdin.readline()
     fork = int(line_of(run))
     run.kill()
     run.wait(LIMIT_S)
-    assert until(lambda: {fork} == set(fakes.processes()))
+    until(lambda: {fork} == set(fakes.processes()))
 
 
 @POSIX
@@ -664,7 +655,7 @@ sys.stdin.readline()
 """,
     )
     fork = int(line_of(run))
-    assert until(lambda: {fork, run.pid} == set(fakes.processes()))
+    until(lambda: {fork, run.pid} == set(fakes.processes()))
 
 
 @POSIX
@@ -689,9 +680,9 @@ sys.stdin.readline()
 def test_a_server_that_dies_takes_its_children_and_its_supervisor_along(fakes: Fakes) -> None:
     server = fakes.ready("children")
     os.kill(fakes.server_pid(), signal.SIGKILL)
-    assert until(lambda: "" != server.ended)
+    until(lambda: "" != server.ended)
     assert "ended by SIGKILL" == server.ended
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
     server.stop()
 
 
@@ -699,7 +690,7 @@ def test_a_server_that_dies_takes_its_children_and_its_supervisor_along(fakes: F
 def test_a_supervisor_that_is_told_to_end_ends_its_server_first(fakes: Fakes) -> None:
     server = fakes.ready("children")
     os.kill(fakes.supervisor_pid(), signal.SIGTERM)
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
     assert "ended by SIGTERM" == server.ended
 
 
@@ -709,10 +700,10 @@ def test_a_supervisor_that_is_killed_leaves_nothing_behind(fakes: Fakes, noticed
     server = fakes.ready("children")
     os.kill(fakes.supervisor_pid(), signal.SIGKILL)
     if noticed:
-        assert until(lambda: "its supervisor was ended by SIGKILL" == server.ended)
+        until(lambda: "its supervisor was ended by SIGKILL" == server.ended)
     else:
         server.stop()
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 @POSIX
@@ -721,7 +712,7 @@ def test_a_supervisor_that_hangs_is_given_up(fakes: Fakes, monkeypatch: pytest.M
     server = fakes.ready("children")
     os.kill(fakes.supervisor_pid(), signal.SIGSTOP)
     server.stop()
-    assert until(lambda: not fakes.processes())
+    until(lambda: not fakes.processes())
 
 
 # --- log
