@@ -3,39 +3,83 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import shutil
 import sys
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.errors import BadSetting
+from pytest_ollama_warmup.errors import BadSetting, WarmupError
 from pytest_ollama_warmup.options import OPTIONS, PREFIX, Option
 from pytest_ollama_warmup.settings import Settings, Sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import TextIO
-
-    from pytest_ollama_warmup.report.terminal import Screen
 
 READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SPECS = PREFIX + "preload"
-# A script that only downloads loads nothing, and leases nothing.
-_NOT_FOR_PULL = ("warm", "keep_alive")
-_COMMANDS = {
-    "preload": "Pull what is missing and load it, so that it is warm for whoever comes next. "
-    "Without SPECS: the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
-    "pull": "Only download what is missing. "
-    "Without SPECS: the models of OLLAMA_PRELOAD_MODELS and OLLAMA_MODELS together.",
-}
-_EPILOG = """\
-SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are parted by
-spaces or commas. OLLAMA_MODELS is taken for a list unless it looks like a directory. Nothing is
-unloaded: the lease stays (--keep-alive -1 for ever).
+_BRINGING = tuple(option.name for option in OPTIONS if not option.pytest_only)
+_LOOKING = ("alias", "host", "wait")
+# Who looks wants to know how it is now, also in CI.
+_WAIT_TO_LOOK_S = "2"
 
-exit codes: 0 all are ready, or none was named; 1 one or more failed; 2 bad usage; 130 Ctrl-C
+
+class _Command(NamedTuple):
+    """A command: what it does, which rows of the table of options it takes, how it ends."""
+
+    text: str
+    options: tuple[str, ...]
+    end: str
+
+
+_COMMANDS = {
+    "preload": _Command(
+        "Pull what is missing and load it, so that it is warm for whoever comes next. "
+        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
+        _BRINGING,
+        "Nothing is unloaded: the lease stays (--keep-alive -1 for ever).\n"
+        "exit codes: 0 all are ready, or none was named; 1 one or more failed; 2 bad usage; "
+        "130 Ctrl-C",
+    ),
+    "pull": _Command(
+        "Only download what is missing. "
+        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS and OLLAMA_MODELS together.",
+        # A script that only downloads loads nothing, and leases nothing.
+        tuple(name for name in _BRINGING if name not in ("warm", "keep_alive")),
+        "exit codes: 0 all are there, or none was named; 1 one or more failed; 2 bad usage; "
+        "130 Ctrl-C",
+    ),
+    "status": _Command(
+        "Show which models are in memory, for how long, and whether those that are wanted are. "
+        "Wanted are SPECS, else the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
+        _LOOKING,
+        "One that has the context of another num_ctx counts as in memory; the table shows both.\n"
+        "exit codes: 0 all that are wanted are in memory, or none is wanted; 1 one is not, or the "
+        "server\ndoes not answer; 2 bad usage; 130 Ctrl-C",
+    ),
+    "unload": _Command(
+        "Take models out of memory; they stay on the disk. "
+        "Without SPECS and --all: the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
+        _LOOKING,
+        "exit codes: 0 none of them is in memory any more; 1 one is still in use, or the server "
+        "does not\nanswer; 2 bad usage, or none was named; 130 Ctrl-C",
+    ),
+    "cache-key": _Command(
+        "Print a key under which a CI job can cache what these models download: one line, the same "
+        "before and after the pull, on every machine, in any order and spelling of SPECS. Options "
+        "like num_ctx do not change it, a pin (@sha256:...) does. No server is asked. "
+        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS and OLLAMA_MODELS together.",
+        _LOOKING,
+        "With --digests the key goes on with what the server has of each model now, so that a tag\n"
+        "that moves is cached anew: save under that one, restore by the short one as a prefix\n"
+        "(restore-keys of GitHub's actions/cache).\n"
+        "exit codes: 0 the key is printed; 1 no digests to be had; 2 bad usage, or none was named",
+    ),
+}
+_SPECS_EPILOG = """\
+SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are parted by
+spaces or commas. OLLAMA_MODELS is taken for a list unless it looks like a directory.
+
 """
 
 
@@ -43,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    specs, source = _specs(given.command, given.specs, os.environ)
+    specs, source = _specs(given, os.environ)
     setattr(given, _SPECS, specs)
     if given.command == "pull":
         given.ollama_warmup_warm = "off"
@@ -54,9 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadSetting as exc:
         print(f"{parser.prog}: error: {exc}", file=sys.stderr)
         return USAGE
-    out = sys.stderr if given.json else sys.stdout
+    if misuse := _misuse(given, settings):
+        print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
+        return USAGE
     try:
-        return _bring(given.command, settings, out, quiet=given.quiet, as_json=given.json)
+        return READY if _run(given, settings) else FAILED
+    except WarmupError as exc:
+        _say_failed(given, settings, exc)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -65,27 +114,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _bring(command: str, settings: Settings, out: TextIO, *, quiet: int, as_json: bool) -> int:
-    # Imported here: --help and bad usage need neither.
-    from pytest_ollama_warmup.preloading import bring_listed
-    from pytest_ollama_warmup.report.terminal import can_write_signs, summary_lines
-    from pytest_ollama_warmup.warmup.record import Record
+def _misuse(given: argparse.Namespace, settings: Settings) -> str:
+    """Say what is wrong with arguments that can each be read."""
+    everything = given.command == "unload" and given.all
+    if everything and given.specs:
+        return "SPECS and --all: give one of them"
+    if given.command in ("unload", "cache-key") and not (everything or settings.listed.specs):
+        more = ", or --all for all that are in memory" if given.command == "unload" else ""
+        return f"no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS{more}"
+    return ""
 
-    screen, record = _screen(out, quiet), Record()
-    if settings.listed.specs:
-        screen.say(settings.title.replace(", preload ", f", {command} ", 1))
-        record = bring_listed(settings, screen)
-        for error in dict.fromkeys(outcome.error for outcome in record.failed):
-            screen.say(error, least=-2, red=True)
-    else:
-        screen.say("no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS")
-    if as_json:
-        print(json.dumps(record.to_dict(), indent=2))
-    else:
-        plain = not can_write_signs(out)
-        for line in summary_lines(record, only_failed=quiet > 1, plain=plain):
-            print(line, file=out)
-    return FAILED if record.failed else READY
+
+def _run(given: argparse.Namespace, settings: Settings) -> bool:
+    # Imported here: --help and bad usage need no library.
+    from pytest_ollama_warmup import commands
+
+    match given.command:
+        case "status":
+            return commands.status(settings, as_json=given.json)
+        case "unload":
+            return commands.unload(settings, everything=given.all, as_json=given.json)
+        case "cache-key":
+            commands.cache_key(settings, digests=given.digests)
+            return True
+        case command:
+            return commands.bring(command, settings, quiet=given.quiet, as_json=given.json)
+
+
+def _say_failed(given: argparse.Namespace, settings: Settings, exc: WarmupError) -> None:
+    from pytest_ollama_warmup.commands import print_json
+
+    print(f"ollama: {exc}", file=sys.stderr)
+    if getattr(given, "json", False):
+        # Whoever parses it finds a document there in any case.
+        print_json(settings, [], str(exc))
 
 
 class _Version(argparse.Action):
@@ -116,54 +178,68 @@ def _parser() -> argparse.ArgumentParser:
         prog="ollama-warmup",
         description="Make Ollama models ready before anything needs them: the work that "
         "pytest --ollama-preload does, without pytest.",
+        epilog="'ollama-warmup COMMAND --help' explains a command.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="Show the version, and exit.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in _COMMANDS.items():
-        command = commands.add_parser(
+    parsers = {}
+    for name, command in _COMMANDS.items():
+        parsers[name] = one = commands.add_parser(
             name,
-            help=text.partition(". ")[0],
-            description=text,
-            epilog=_EPILOG,
+            help=command.text.partition(". ")[0],
+            description=textwrap.fill(command.text, 100),
+            epilog=f"{_SPECS_EPILOG}{command.end}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument("specs", nargs="*", metavar="SPECS", help="Models, with options.")
+        one.add_argument("specs", nargs="*", metavar="SPECS", help="Models, with options.")
         for option in OPTIONS:
-            if not (option.pytest_only or (name == "pull" and option.name in _NOT_FOR_PULL)):
-                _add(command, option)
-        command.add_argument(
+            if option.name in command.options:
+                at_once = option.name == "wait" and command.options is _LOOKING
+                _add(one, option, default=_WAIT_TO_LOOK_S if at_once else None)
+    for name in ("preload", "pull"):
+        parsers[name].add_argument(
             "--json", action="store_true", help="Write what happened as JSON; progress to stderr."
         )
-        command.add_argument(
+        parsers[name].add_argument(
             "-q", "--quiet", action="count", default=0, help="Less progress; twice: only failures."
         )
+    for name in ("status", "unload"):
+        parsers[name].add_argument("--json", action="store_true", help="Write it as JSON.")
+    parsers["cache-key"].add_argument(
+        "--digests", action="store_true", help="Ask the server, which must have all of them."
+    )
+    parsers["unload"].add_argument("--all", action="store_true", help="All that are in memory.")
     return parser
 
 
-def _add(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
+    text = option.help
+    if default is not None:
+        text = f"{text.partition(' Default:')[0]} Default: {default}."
     parser.add_argument(
         _flag(option),
         # As pytest has it, so that a command can be copied from there.
         *([] if option.ini_only else [option.flag]),
         action=option.action,
         dest=option.dest,
-        default=None,
-        help=option.help.replace("%", "%%"),
+        default=default,
+        help=text.replace("%", "%%"),
         metavar=option.metavar or "SECONDS",
     )
 
 
-def _specs(command: str, named: list[str], environ: Mapping[str, str]) -> tuple[list[str], str]:
+def _specs(given: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
     """Return the texts that name models, and who gave them."""
-    if named:
-        return named, "the command line"
+    if given.specs or getattr(given, "all", False):
+        return given.specs, "the command line"
     found = {
         name: environ[name]
         for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS")
         if environ.get(name, "").strip() and not _is_folder(environ[name])
     }
-    if command == "preload":
+    # What is pulled, a cache holds.
+    if given.command not in ("pull", "cache-key"):
         found = dict(list(found.items())[:1])
     return list(found.values()), " and ".join(found)
 
@@ -171,22 +247,3 @@ def _specs(command: str, named: list[str], environ: Mapping[str, str]) -> tuple[
 def _is_folder(text: str) -> bool:
     # What the server takes OLLAMA_MODELS for. A name may hold slashes, but begins with none.
     return re.match(r"\s*(?:[/~.\\]|[A-Za-z]:[\\/])", text) is not None
-
-
-def _screen(out: TextIO, quiet: int) -> Screen:
-    from pytest_ollama_warmup.report.terminal import Screen
-
-    live = out.isatty()
-    coloured = live and not os.environ.get("NO_COLOR")
-
-    def write(line: str, **colours: bool) -> None:
-        red = coloured and colours.get("red")
-        print(f"\x1b[31m{line}\x1b[0m" if red else line, file=out, flush=True)
-
-    return Screen(
-        write,
-        verbosity=-quiet,
-        live=out if live else None,
-        width=shutil.get_terminal_size().columns - 4,
-        coloured=coloured,
-    )

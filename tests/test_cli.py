@@ -6,11 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -19,46 +18,17 @@ from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.options import OPTIONS
+from tests.command import BOUND_S, Run, start, until
 from tests.conftest import LLAMA, UserSuite
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NAME = "llama3.2:1b"
 EMBED = ScriptedModel("embed:a", size=500_000, capabilities=("embedding",))
-BOUND_S = 30.0
-
-
-class Run:
-    """How a command ended, and what it wrote."""
-
-    def __init__(self, *arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            stdin=subprocess.DEVNULL,
-            timeout=100,
-            check=False,
-        )
-        self.ret, self.out, self.err = done.returncode, done.stdout, done.stderr
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
 
 
 @pytest.fixture(autouse=True)
 def _usual_server(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     ollama.add(EMBED)
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
-
-
-def until(check: Callable[[], object]) -> None:
-    deadline = time.monotonic() + BOUND_S
-    while not check():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 # What the commands do
@@ -261,16 +231,7 @@ def test_an_output_without_signs_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ctrl_c_ends_a_pull_at_once_and_says_so(ollama: Emulator) -> None:
     ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pytest_ollama_warmup", "pull", NAME],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = start("pull", NAME)
     until(lambda: ollama.pulling)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=BOUND_S)

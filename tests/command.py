@@ -1,0 +1,56 @@
+"""The command line, run as a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BOUND_S = 30.0
+
+
+class Run:
+    """How a command ended, and what it wrote."""
+
+    def __init__(self, *arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            stdin=subprocess.DEVNULL,
+            timeout=100,
+            check=False,
+        )
+        self.ret, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start a command that hears Ctrl-C, as one does that a user has typed."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def until(check: Callable[[], object]) -> None:
+    """Wait until *check* holds."""
+    deadline = time.monotonic() + BOUND_S
+    while not check():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
