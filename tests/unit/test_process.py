@@ -35,7 +35,7 @@ from pytest_ollama_warmup.ollama.process import (
 from tests.test_faults import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 LIMIT_S = 30.0
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals and process groups")
@@ -56,6 +56,8 @@ if "children" in modes:
     for _ in range(2):
         subprocess.Popen([sys.executable, __file__, "sleep"])
 (here / "server.pid").write_text(str(os.getpid()))
+if "reads" in modes:
+    print("read:", sys.stdin.read(), flush=True)
 if "noise" in modes:
     sys.stdout.buffer.write(b"\\xff\\xfe\\x1b[31mred\\x07\\n\\n" + b"x" * 5000 + b"\\n")
     sys.stdout.flush()
@@ -510,6 +512,11 @@ def test_each_attempt_is_told_to_the_one_who_waits(fakes: Fakes) -> None:
     assert seen
 
 
+def test_a_server_that_reads_its_input_gets_none(fakes: Fakes) -> None:
+    server = fakes.ready("reads")
+    assert "read:" == server.log_tail(2)[0]
+
+
 # --- port taken
 
 
@@ -613,6 +620,21 @@ def test_a_run_that_is_killed_while_its_server_starts_leaves_nothing(fakes: Fake
 
 
 @POSIX
+def test_a_supervisor_whose_run_has_gone_before_it_could_say_a_word_ends(fakes: Fakes) -> None:
+    gone, told = os.pipe()
+    os.close(gone)
+    command = [sys.executable, "-I", str(process_module._SUPERVISOR), *fakes.command("sleep")]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.PIPE, timeout=LIMIT_S
+        )
+    finally:
+        os.close(told)
+    assert (128 + signal.SIGTERM, b"") == (done.returncode, done.stderr)
+    assert {} == fakes.processes()
+
+
+@POSIX
 def test_no_signal_of_the_terminal_reaches_server_or_supervisor(fakes: Fakes) -> None:
     fakes.ready("children")
     ours = fakes.processes()
@@ -650,10 +672,12 @@ import time
 if (pid := os.fork()) == 0:
     time.sleep(600)
 server.stop()
+say(server.ended)
 say(pid)
 sys.stdin.readline()
 """,
     )
+    assert "ended by SIGTERM" == line_of(run)
     fork = int(line_of(run))
     until(lambda: {fork, run.pid} == set(fakes.processes()))
 
