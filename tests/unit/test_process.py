@@ -546,8 +546,9 @@ def test_another_service_that_answers_in_its_place_is_not_taken_for_it(
     monkeypatch.setattr(process_module, "_LAST_WORDS_S", LIMIT_S)
     server = fakes.new("loses-port", port=int(other.host.url.rpartition(":")[2]))
     server.start()
-    with pytest.raises(PortTaken):
+    with pytest.raises(PortTaken) as caught:
         wait_until_ready(server)
+    assert "exit code 1" == caught.value.cause
 
 
 def test_connections_that_were_closed_do_not_take_the_port(fakes: Fakes) -> None:
@@ -714,8 +715,9 @@ def test_a_server_that_dies_takes_its_children_and_its_supervisor_along(fakes: F
 def test_a_supervisor_that_is_told_to_end_ends_its_server_first(fakes: Fakes) -> None:
     server = fakes.ready("children")
     os.kill(fakes.supervisor_pid(), signal.SIGTERM)
-    until(lambda: not fakes.processes())
+    until(lambda: server.ended)
     assert "ended by SIGTERM" == server.ended
+    until(lambda: not fakes.processes())
 
 
 @POSIX
