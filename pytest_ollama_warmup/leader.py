@@ -13,7 +13,7 @@ from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.work import Event, Say
 
 SAY_WAITING_AFTER_S = 2.0
 
@@ -54,8 +55,8 @@ class Leader(Run):
         super().__init__(settings, folder, "main", ask_request)
         self.screen = screen
         self._said: set[str] = set()
-        pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
-        self._preparation = Preparation(lambda target, say: self.bring(target, say, pulls))
+        self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
+        self._preparation = Preparation(self.work)
 
     def begin(self, targets: Iterable[Target]) -> None:
         """Ask the server, then begin to bring *targets* in the background, where it answers."""
@@ -70,17 +71,44 @@ class Leader(Run):
         self.client()
         self._preparation.start(asked)
 
+    def begin_beside(self, targets: Iterable[Target]) -> None:
+        """Begin to bring *targets*; that of the server which they wait for is no part of this."""
+        asked = [self.asked(target) for target in targets]
+        self.client()
+        self._preparation.start(asked)
+
+    def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
+        """Yield what happens; see :meth:`Preparation.events`."""
+        for event in self._preparation.events(until):
+            if event is not None and event.outcome is not None:
+                self.record.add(event.outcome)
+            yield event
+
     def wait(
         self, until: Literal["present", "done"], is_over: Callable[[], bool] = lambda: False
     ) -> None:
         """Show what happens until no model is short of *until*, or *is_over* says so."""
         with self.screen.watching():
-            for event in self._preparation.events(until):
+            for event in self.events(until):
                 self.screen.tick(event)
-                if event is not None and event.outcome is not None:
-                    self.record.add(event.outcome)
                 if is_over():
                     break
+
+    def close(self) -> None:
+        """Cut what is still under way, here and in other processes that work for this one."""
+        self._preparation.close()
+        super().close()
+
+    def work(self, target: Target, say: Say) -> Outcome:
+        """Bring one model, if the server answers; that is known where it was asked before."""
+        # Not self: who waits for the work of others must not do so in here.
+        server = super().server()
+        if not server.ready:
+            return self.failed_like(server, target)
+        return self.bring(target, say, self._pulls)
+
+    def wait_beside(self, key: str) -> None:
+        """Wait for nobody: this is the one that others wait for."""
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""

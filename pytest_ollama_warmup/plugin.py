@@ -156,7 +156,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))
-    return (yield)
+    result = yield
+    if settings_of(config).overlap.value and _prepares(config) and RUN in config.stash:
+        _controller_of(config).after_tests()
+    return result
 
 
 # Not first: pytest's own skip marks and the conftests of the suite come before.
@@ -172,7 +175,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep what the run has learned for the next one."""
     config = session.config
     if is_worker(config) and RUN in config.stash:
-        config.stash[RUN].write_seen()
+        config.stash[RUN].write_notes()
     elif _prepares(config) and has_outcomes(config):
         _controller_of(config).learn()
 
@@ -198,6 +201,16 @@ def _controller_of(config: pytest.Config) -> Controller:
 
     run = config.stash.get(RUN, None)
     if not isinstance(run, Controller):
-        run = config.stash[RUN] = Controller(config)
+        run = config.stash[RUN] = _new_controller(config)
         config.add_cleanup(run.close)
     return run
+
+
+def _new_controller(config: pytest.Config) -> Controller:
+    if settings_of(config).overlap.value:
+        from pytest_ollama_warmup.overlap import Overlapping
+
+        return Overlapping(config)
+    from pytest_ollama_warmup.steps import Controller
+
+    return Controller(config)

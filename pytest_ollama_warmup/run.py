@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
@@ -29,7 +30,7 @@ from pytest_ollama_warmup.warmup.plan import (
     resolve,
     target_of,
 )
-from pytest_ollama_warmup.warmup.record import Outcome, Record
+from pytest_ollama_warmup.warmup.record import NOTICEABLE_S, Outcome, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 CROWDED = "crowded"
 # And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
 ENDING = "ending"
+# This one names the models that the leader brings beside the tests of others, while it does.
+BESIDE = "beside.json"
+_POLL_S = 0.05
 # Here lies what became of models that are only pulled as yet.
 _PRESENT = "present"
 
@@ -78,6 +82,7 @@ class Run:
         self._guard: Guard | None = None
         self._warmed_with: set[int] = set()
         self._listed: list[tuple[Target, Outcome]] | None = None
+        self._waits: dict[str, float] = {}
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
@@ -139,11 +144,21 @@ class Run:
         policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
         return Verdict(policy, problem.error)
 
-    def write_seen(self) -> None:
-        """Leave to the leader of the run which contexts were seen in this process."""
+    def write_notes(self) -> None:
+        """Leave to the leader of the run what was seen in this process, and what waited in it."""
         if self._guard is not None and self._guard.seen:
             path = self.folder / f"seen-{self.by}.json"
             path.write_text(json.dumps(self._guard.seen), encoding="utf-8")
+        if self._waits:
+            path = self.folder / f"waits-{self.by}.json"
+            path.write_text(json.dumps(self._waits), encoding="utf-8")
+
+    def all_waits(self) -> dict[str, float]:
+        """Return how many seconds each test of any process has waited for its models."""
+        found: dict[str, float] = {}
+        for path in sorted(self.folder.glob("waits-*.json")):
+            found |= json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def seen(self) -> dict[str, Counter[int]]:
         """Return, by key of each model, before how many tests of all processes it had a context."""
@@ -185,7 +200,10 @@ class Run:
         if self.settings.group_by_model.value and (self.folder / ENDING).exists():
             # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
             return Verdict("skip", "not run any more: the run has ended early")
+        begin = time.monotonic()
         verdict = self._verdict(want, targets)
+        if (waited_s := time.monotonic() - begin) >= NOTICEABLE_S:
+            self._waits[want.test] = waited_s
         if verdict is not None:
             return verdict
         found = [(target, self.outcome(target)) for target in targets]
@@ -230,6 +248,7 @@ class Run:
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""
         if target.key not in self._known:
+            self.wait_beside(target.key)
             self._known[target.key] = self.gate.peek(target.key) or self._bring_here(target)
         return self._known[target.key]
 
@@ -239,8 +258,19 @@ class Run:
         It is asked once: the tests after the first must not wait for it again, each.
         """
         if SERVER not in self._known:
+            self.wait_beside(SERVER)
             self._known[SERVER] = self.gate.once(SERVER, self._ask_server)
         return self._known[SERVER]
+
+    def wait_beside(self, key: str) -> None:
+        """Wait while the leader of the run brings a model beside the tests of this process."""
+        path = self.folder / BESIDE
+        while self.settings.overlap.value and path.exists():
+            if key not in json.loads(path.read_text(encoding="utf-8")):
+                break
+            if self.gate.peek(key) or self._present.peek(key):
+                break
+            time.sleep(_POLL_S)
 
     def look_up(self, spec: ModelSpec) -> Outcome:
         """Return what became of a model that a test names at run time."""

@@ -29,13 +29,19 @@ class _TerminalFile:
         return True
 
 
-def screen_of(config: pytest.Config, terminal: pytest.TerminalReporter | None) -> Screen:
-    """Return a screen on *terminal*; it shows nothing where pytest has none."""
+def screen_of(
+    config: pytest.Config, terminal: pytest.TerminalReporter | None, *, bars: bool = True
+) -> Screen:
+    """Return a screen on *terminal*, with or without *bars*; without a terminal nothing shows."""
     if terminal is None:
         return Screen(lambda line, **colours: None)
     writer = config.get_terminal_writer()
 
     def write(line: str, **colours: bool) -> None:
+        terminal.ensure_newline()
+        # With pytest-xdist it does not know that its dots have begun a line.
+        if writer.width_of_current_line:
+            writer.line()
         terminal.write_line(line, **colours)
         # A pipe, like that of a CI log, would hold back for minutes what is waited for.
         terminal.flush()
@@ -43,7 +49,7 @@ def screen_of(config: pytest.Config, terminal: pytest.TerminalReporter | None) -
     return Screen(
         write,
         verbosity=config.get_verbosity(),
-        live=cast("TextIO", _TerminalFile(config)) if terminal.isatty else None,
+        live=cast("TextIO", _TerminalFile(config)) if bars and terminal.isatty else None,
         # Room for the ^C that a terminal echoes: a wrapped bar could not be erased.
         width=writer.fullwidth - 4,
         coloured=writer.hasmarkup,

@@ -24,6 +24,7 @@ from pytest_ollama_warmup.report.terminal import (
     can_write_signs,
     found_cold_lines,
     summary_lines,
+    waited_lines,
 )
 from pytest_ollama_warmup.roles import (
     OllamaWarmupWarning,
@@ -93,9 +94,7 @@ class Controller(Leader):
         self._plan = make_plan(self.settings.listed, (), up_front=True)
         with self._blocking():
             self._begin()
-            # Where groups take turns nothing is loaded yet.
-            grouped = self.settings.group_by_model.value
-            self.wait("done" if grouped else "present", self._is_over)
+            self._wait_for_listed()
         self._end_run_if_over()
 
     def before_tests(self, wants: list[Want], selected: int) -> None:
@@ -111,19 +110,34 @@ class Controller(Leader):
         if selected and (self._plan.targets or self._plan.needs):
             with self._blocking():
                 self._begin()
-                self.wait("done", self._is_over)
-            self._end_run_if_over()
-            self._check_room()
-            for outcome in self.record.models.values():
-                if text := changed(self._config, outcome):
-                    self.say_once(text)
-            self._check_capabilities()
-            self._say_failures()
+                self._wait_for_all()
+            self._conclude()
+
+    def after_tests(self) -> None:
+        """Where models were brought beside the tests, see it to its end."""
+
+    def _wait_for_listed(self) -> None:
+        # Where groups take turns nothing is loaded yet.
+        grouped = self.settings.group_by_model.value
+        self.wait("done" if grouped else "present", self._is_over)
+
+    def _wait_for_all(self) -> None:
+        self.wait("done", self._is_over)
+
+    def _conclude(self) -> None:
+        """End the run where that is to be, or say what has become of the models."""
+        self._end_run_if_over()
+        self._check_room()
+        for outcome in self.record.models.values():
+            if text := changed(self._config, outcome):
+                self.say_once(text)
+        self._check_capabilities()
+        self._say_failures()
 
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
+        self.write_notes()
         if learns(self._config):
-            self.write_seen()
             outcomes = [one for one in self.gate.outcomes() if one.ready and one.model]
             learn(self._config, outcomes, self.seen())
 
@@ -141,7 +155,7 @@ class Controller(Leader):
         order = [key for key in self._plan.targets if key in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
-        self.record.known = all_known(self.folder)
+        self.record.known, self.record.waits = all_known(self.folder), self.all_waits()
         lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
@@ -150,10 +164,8 @@ class Controller(Leader):
             self._terminal.write_line(line, red=line[0] in "✗x")
         for line in [] if quiet else found_cold_lines(self.record, learns=learns(self._config)):
             self._terminal.write_line(line)
-        if lines and not quiet and self.record.waited_s >= 0.05:
-            self._terminal.write_line(
-                f"waited {seconds(self.record.waited_s)} before the first test"
-            )
+        for line in waited_lines(self.record) if lines and not quiet else []:
+            self._terminal.write_line(line)
 
     def _begin(self) -> None:
         if self.settings.problem is not None:

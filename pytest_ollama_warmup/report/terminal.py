@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pytest_ollama_warmup.text import clean, count, seconds, size
+from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,6 +71,22 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append(f"{row[0]} {'   '.join(cells)}".rstrip())
+    return lines
+
+
+def waited_lines(record: Record) -> list[str]:
+    """Say how long tests were held up, before the first one and each before its own beginning."""
+    lines = []
+    if record.waited_s >= NOTICEABLE_S:
+        lines.append(f"waited {seconds(record.waited_s)} before the first test")
+    if waits := record.waits:
+        test = max(waits, key=waits.__getitem__)
+        most = f", most of it {clean(test, 200)}: {seconds(waits[test])}" if len(waits) > 1 else ""
+        tests = count(len(waits), "test") if len(waits) > 1 else clean(test, 200)
+        lines.append(
+            f"{tests} waited {seconds(sum(waits.values()))} for models, outside of their own time"
+            f"{most}"
+        )
     return lines
 
 
@@ -238,6 +255,9 @@ class Screen:
 
     def _change(self, event: Event) -> None:
         now, target = self._clock(), event.target
+        if event.phase == "server":
+            self.say(event.why, least=-1)
+            return
         one = self._shown.setdefault(target.key, _Shown(target.spec.title))
         if event.phase != one.phase:
             before, since = one.phase, one.since

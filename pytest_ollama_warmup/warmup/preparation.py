@@ -21,7 +21,7 @@ PULLS_SIDE_BY_SIDE = 4
 
 
 class Preparation:
-    """Daemon threads work, the main thread hears and draws."""
+    """Daemon threads work, another one hears and draws."""
 
     def __init__(self, work: Callable[[Target, Say], Outcome]) -> None:
         self._work = work
@@ -33,15 +33,25 @@ class Preparation:
 
     def start(self, targets: Iterable[Target]) -> None:
         """Begin with those of *targets* that are neither under way nor over."""
-        for target in targets:
-            if target.key not in self._open and not self._is_over(target):
-                self._open[target.key] = target
-                self._loads[target.key] = target.loads
-                self._absent.add(target.key)
-                # A daemon: Ctrl-C must not wait for a load.
-                threading.Thread(
-                    target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
-                ).start()
+        new = [one for one in targets if one.key not in self._open and not self._is_over(one)]
+        for target in new:
+            self._open[target.key] = target
+            self._loads[target.key] = target.loads
+            self._absent.add(target.key)
+        if new:
+            self._begin(new)
+
+    def is_open(self, key: str) -> bool:
+        """Whether the end of a model's preparation has not been heard of yet."""
+        return key in self._open
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether that is so of any model."""
+        return bool(self._open)
+
+    def close(self) -> None:
+        """End what is under way."""
 
     def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
         """Yield what happens until no model is short of *until*; None at least ten times a second.
@@ -60,6 +70,13 @@ class Preparation:
                 self.outcomes[event.target.key] = event.outcome
                 self._open.pop(event.target.key, None)
             yield event
+
+    def _begin(self, targets: list[Target]) -> None:
+        for target in targets:
+            # A daemon: Ctrl-C must not wait for a load.
+            threading.Thread(
+                target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
+            ).start()
 
     def _is_over(self, target: Target) -> bool:
         outcome = self.outcomes.get(target.key)

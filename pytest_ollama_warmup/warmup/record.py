@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SCHEMA = 1
+# What is shorter is no wait that anybody felt, in seconds.
+NOTICEABLE_S = 0.05
 StepKind = Literal["wait", "pull", "load"]
 
 
@@ -159,12 +161,14 @@ class Known:
 class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
-    *server* is the outcome of asking the server; *waited_s* counts seconds before the first test.
+    *server* is the outcome of asking the server; *waited_s* counts seconds before the first test,
+    *waits* those before the tests that waited for their own models.
     """
 
     models: dict[str, Outcome] = field(default_factory=dict)
     tests: dict[str, list[str]] = field(default_factory=dict)
     waited_s: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
     server: Outcome | None = None
     known: list[Known] = field(default_factory=list)
 
@@ -186,6 +190,7 @@ class Record:
             "host": server.host if server else "",
             "version": server.notes[0] if server and server.ready else "",
             "waited_s": self.waited_s,
+            "waits": self.waits,
             "cold": [asdict(one) for one in self.known],
             "models": [
                 {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}

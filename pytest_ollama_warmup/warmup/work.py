@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", "Resident", "Stored")
 Phase = Literal[
+    "server",
     "checking",
     "queued",
     "waiting",
@@ -37,6 +38,8 @@ Phase = Literal[
 @dataclass(frozen=True, slots=True)
 class Event:
     """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
+
+    The phase ``server`` is none of the model: it is the server that is waited for.
 
     *free* is the number of bytes on the disk that it comes to, where that is known; *why* is what
     has to be said of the phase.

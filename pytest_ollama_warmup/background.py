@@ -1,0 +1,127 @@
+"""Models are brought by a process of their own, while this one runs tests.
+
+What tests do to their process (mocks of httpx, frozen clocks, patched sockets) does not reach it,
+nor do they see what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.leader import Leader
+from pytest_ollama_warmup.report.terminal import Screen
+from pytest_ollama_warmup.warmup.preparation import Preparation
+from pytest_ollama_warmup.warmup.work import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_ollama_warmup.settings import Settings
+    from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.work import Say
+
+END_S = 5.0
+
+
+class ChildPreparation(Preparation):
+    """Brings models in child processes, on the same directory of the run.
+
+    Should one die, *work* brings here what it leaves. *settings* are asked for when one begins.
+    """
+
+    def __init__(
+        self, work: Callable[[Target, Say], Outcome], settings: Callable[[], Settings], folder: Path
+    ) -> None:
+        super().__init__(work)
+        self._settings, self._folder = settings, folder
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        """End the children, and have the server end what they have begun."""
+        for child in self._children:
+            if child.stdin is not None:
+                with suppress(OSError):
+                    child.stdin.close()
+        for child in self._children:
+            try:
+                child.wait(END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _begin(self, targets: list[Target]) -> None:
+        child = subprocess.Popen(
+            # -P: nothing in the directory of the tests may stand in for a module.
+            [sys.executable, "-P", "-m", "pytest_ollama_warmup.background"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdin is not None
+        self._children.append(child)
+        # If it is dead already, its end is read below.
+        with suppress(OSError):
+            pickle.dump((self._settings(), self._folder, targets), child.stdin)
+            child.stdin.flush()
+        threading.Thread(target=self._read, args=(child, targets), daemon=True).start()
+
+    def _read(self, child: subprocess.Popen[bytes], targets: list[Target]) -> None:
+        left = {target.key: target for target in targets}
+        assert child.stdout is not None
+        # It ends where the child does, also in the midst of an event.
+        with suppress(EOFError, pickle.UnpicklingError, OSError, ValueError):
+            while left:
+                event: Event = pickle.load(child.stdout)
+                if event.outcome is not None:
+                    del left[event.target.key]
+                self._events.put(event)
+        if left and child.stdin is not None and not child.stdin.closed:
+            super()._begin(list(left.values()))
+
+
+def main() -> None:
+    """Bring what the parent process names on standard input, and tell it how that goes."""
+    # The parent ends us, after Ctrl-C too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings, folder, targets = pickle.load(sys.stdin.buffer)
+    requests = {target.spec.key: target.request for target in targets}
+    screen = Screen(
+        # What is said of no model: that the server is waited for.
+        lambda line, **colours: tell(Event(targets[0], "server", why=line.removeprefix("ollama: ")))
+    )
+    leader = Leader(settings, folder, screen, lambda spec: requests[spec.key])
+    threading.Thread(target=_end_with_parent, args=(leader,), daemon=True).start()
+    out, sys.stdout = sys.stdout.buffer, sys.stderr
+
+    def tell(event: Event) -> None:
+        # Not into a file object's buffer first: whoever waits must hear of it now.
+        out.write(pickle.dumps(event))
+        out.flush()
+
+    leader.begin(targets)
+    for target in targets:
+        if (known := leader.record.models.get(target.key)) is not None:
+            tell(Event(target, "done", outcome=known))
+    for event in leader.events("done"):
+        if event is not None:
+            tell(event)
+    leader.close()
+
+
+def _end_with_parent(leader: Leader) -> None:
+    # No file object: one that a daemon thread reads makes Python's own end a fatal error.
+    os.read(0, 1)
+    leader.close()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Models come beside the tests that need none: what ``--ollama-overlap`` changes in the two steps.
+
+A single process has a child bring them. With pytest-xdist the controller does, which runs no tests.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.background import ChildPreparation
+from pytest_ollama_warmup.roles import is_distributing
+from pytest_ollama_warmup.run import BESIDE
+from pytest_ollama_warmup.screen import screen_of
+from pytest_ollama_warmup.steps import Controller
+from pytest_ollama_warmup.warmup.gate import write_whole
+from pytest_ollama_warmup.warmup.plan import SERVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import pytest
+
+    from pytest_ollama_warmup.warmup.plan import Target, Verdict, Want
+    from pytest_ollama_warmup.warmup.record import Outcome
+
+
+class Overlapping(Controller):
+    """Begins to bring models, and waits for them only where a test needs one, and at the end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        super().__init__(config)
+        self._listener: threading.Thread | None = None
+        self._listening = threading.Lock()
+        self._distributing = is_distributing(config)
+        self._holds_up, self._between_tests = False, False
+        self._keys = {SERVER}
+        if self._distributing:
+            # pytest writes its dots meanwhile.
+            self.screen = screen_of(config, self._terminal, bars=False)
+        else:
+            self._preparation = ChildPreparation(self.work, lambda: self.settings, self.folder)
+
+    def session_start(self) -> None:
+        """Step 1: begin."""
+        super().session_start()
+        self.record.waited_s = 0.0
+
+    def before_tests(self, wants: list[Want], selected: int) -> None:
+        """Step 2: begin; in a suite in which any test may need any model, wait for all of it."""
+        self._holds_up = not wants
+        super().before_tests(wants, selected)
+        if not self._holds_up:
+            self.record.waited_s = 0.0
+
+    def begin(self, targets: Iterable[Target]) -> None:
+        """Begin to bring *targets*, beside what this process does next."""
+        targets = list(targets)
+        self.begin_beside(targets)
+        if self._distributing and targets:
+            self._keys |= {target.key for target in targets}
+            # After the beginning: a listener at its end would take it away.
+            write_whole(self.folder / BESIDE, sorted(self._keys))
+            # A daemon, like those that it listens to.
+            self._listener = threading.Thread(target=self._listen, daemon=True)
+            self._listener.start()
+
+    def after_tests(self) -> None:
+        """Wait for what no test has waited for, and say what became of it all."""
+        if self._plan.marked and not self._holds_up:
+            self._holds_up = True
+            self._wait_for_all()
+            self._conclude()
+
+    def verdict_now(self, want: Want) -> Verdict | None:
+        """Return why a test cannot run; shows what it waits for."""
+        self._between_tests = True
+        try:
+            return super().verdict_now(want)
+        finally:
+            self._between_tests = False
+
+    def outcome(self, target: Target) -> Outcome:
+        """Return what became of a model, when that is known."""
+        self._hear_until(lambda: not self._preparation.is_open(target.key))
+        return super().outcome(target)
+
+    def server(self) -> Outcome:
+        """Return whether the server answers, when that is known."""
+        if not self._distributing:
+            self._hear_until(lambda: self.gate.peek(SERVER) is not None)
+        return super().server()
+
+    def _wait_for_listed(self) -> None:
+        """Go on at once."""
+
+    def _wait_for_all(self) -> None:
+        if not self._holds_up:
+            return
+        if self._listener is None:
+            self._hear_until(self._is_over, shown=True)
+        while self._listener and self._listener.is_alive() and not self._is_over():
+            # In slices, so that Ctrl-C is answered at once.
+            self._listener.join(0.1)
+
+    def _conclude(self) -> None:
+        if self._holds_up:
+            self.record.server = server = self.gate.peek(SERVER)
+            if server is not None and not server.ready and not self._plan.targets:
+                self.record.add(server)
+            super()._conclude()
+
+    def _hear_until(self, is_over: Callable[[], bool], *, shown: bool = False) -> None:
+        if is_over() or not self._preparation.is_busy:
+            return
+        if not (shown or self._between_tests):
+            # Within a test the terminal is not ours.
+            for _ in self.events("done"):
+                if is_over():
+                    break
+            return
+        if self._terminal is not None:
+            self._terminal.ensure_newline()
+        self.wait("done", is_over)
+
+    def _listen(self) -> None:
+        with self._listening:
+            self.wait("done")
+            if not self._preparation.is_busy:
+                (self.folder / BESIDE).unlink(missing_ok=True)
