@@ -75,6 +75,16 @@ _COMMANDS = {
         "(restore-keys of GitHub's actions/cache).\n"
         "exit codes: 0 the key is printed; 1 no digests to be had; 2 bad usage, or none was named",
     ),
+    "demo": _Command(
+        "Show the plugin at work on a small suite: cold tests against warm ones, two workers, and "
+        "a model that is evicted between two tests. On your own Ollama, with the smallest model "
+        "there that completes text; without one on an emulator, which every line with a figure "
+        "then says. Nothing is downloaded. To show what cold is, the model is unloaded first; "
+        "on another machine than this one only a model is taken that is not in memory.",
+        ("host", "wait"),
+        "exit codes: 0 all tests passed; 1 some did not, or what --host or --model names cannot "
+        "be used;\n2 bad usage; 130 Ctrl-C",
+    ),
 }
 _SPECS_EPILOG = """\
 SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are parted by
@@ -95,17 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.read(Sources(given, flag=_Flags(source), patient=True))
         if settings.problem is not None:
             raise settings.problem
+        if misuse := _misuse(given, settings):
+            print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
+            return USAGE
+        return READY if _run(given, settings) else FAILED
     except BadSetting as exc:
         print(f"{parser.prog}: error: {exc}", file=sys.stderr)
         return USAGE
-    if misuse := _misuse(given, settings):
-        print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
-        return USAGE
-    try:
-        return READY if _run(given, settings) else FAILED
-    except WarmupError as exc:
-        _say_failed(given, settings, exc)
-        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -122,6 +128,8 @@ def _misuse(given: argparse.Namespace, settings: Settings) -> str:
     if given.command in ("unload", "cache-key") and not (everything or settings.listed.specs):
         more = ", or --all for all that are in memory" if given.command == "unload" else ""
         return f"no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS{more}"
+    if given.command == "demo" and given.emulator and given.model is not None:
+        return "--model and --emulator: give one of them"
     return ""
 
 
@@ -129,25 +137,29 @@ def _run(given: argparse.Namespace, settings: Settings) -> bool:
     # Imported here: --help and bad usage need no library.
     from pytest_ollama_warmup import commands
 
-    match given.command:
-        case "status":
-            return commands.status(settings, as_json=given.json)
-        case "unload":
-            return commands.unload(settings, everything=given.all, as_json=given.json)
-        case "cache-key":
-            commands.cache_key(settings, digests=given.digests)
-            return True
-        case command:
-            return commands.bring(command, settings, quiet=given.quiet, as_json=given.json)
+    try:
+        match given.command:
+            case "status":
+                return commands.status(settings, as_json=given.json)
+            case "unload":
+                return commands.unload(settings, everything=given.all, as_json=given.json)
+            case "cache-key":
+                commands.cache_key(settings, digests=given.digests)
+                return True
+            case "demo":
+                from pytest_ollama_warmup.demo import show
 
-
-def _say_failed(given: argparse.Namespace, settings: Settings, exc: WarmupError) -> None:
-    from pytest_ollama_warmup.commands import print_json
-
-    print(f"ollama: {exc}", file=sys.stderr)
-    if getattr(given, "json", False):
-        # Whoever parses it finds a document there in any case.
-        print_json(settings, [], str(exc))
+                return show(settings, model=given.model, emulator=given.emulator)
+            case command:
+                return commands.bring(command, settings, quiet=given.quiet, as_json=given.json)
+    except BadSetting:
+        raise
+    except WarmupError as exc:
+        print(f"ollama: {exc}", file=sys.stderr)
+        if getattr(given, "json", False):
+            # Whoever parses it finds a document there in any case.
+            commands.print_json(settings, [], str(exc))
+        return False
 
 
 class _Version(argparse.Action):
@@ -188,14 +200,15 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=command.text.partition(". ")[0],
             description=textwrap.fill(command.text, 100),
-            epilog=f"{_SPECS_EPILOG}{command.end}",
+            epilog=(_SPECS_EPILOG if name != "demo" else "") + command.end,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        one.add_argument("specs", nargs="*", metavar="SPECS", help="Models, with options.")
+        if name != "demo":
+            one.add_argument("specs", nargs="*", metavar="SPECS", help="Models, with options.")
         for option in OPTIONS:
             if option.name in command.options:
-                at_once = option.name == "wait" and command.options is _LOOKING
+                at_once = option.name == "wait" and "stall" not in command.options
                 _add(one, option, default=_WAIT_TO_LOOK_S if at_once else None)
     for name in ("preload", "pull"):
         parsers[name].add_argument(
@@ -208,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
         parsers[name].add_argument("--json", action="store_true", help="Write it as JSON.")
     parsers["cache-key"].add_argument(
         "--digests", action="store_true", help="Ask the server, which must have all of them."
+    )
+    parsers["demo"].add_argument("--model", metavar="NAME", help="Another model that is there.")
+    parsers["demo"].add_argument(
+        "--emulator", action="store_true", help="On the emulator, also where there is an Ollama."
     )
     parsers["unload"].add_argument("--all", action="store_true", help="All that are in memory.")
     return parser
@@ -231,8 +248,9 @@ def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -
 
 def _specs(given: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
     """Return the texts that name models, and who gave them."""
-    if given.specs or getattr(given, "all", False):
-        return given.specs, "the command line"
+    named = getattr(given, "specs", [])
+    if named or given.command == "demo" or getattr(given, "all", False):
+        return named, "the command line"
     found = {
         name: environ[name]
         for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS")

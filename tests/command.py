@@ -33,7 +33,7 @@ class Run:
         return self.out.splitlines()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Start a command that hears Ctrl-C, as one does that a user has typed."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -43,6 +43,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
+            start_new_session=start_new_session,
         )
     finally:
         signal.signal(signal.SIGINT, before)
