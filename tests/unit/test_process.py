@@ -72,7 +72,9 @@ listener = socket.create_server((host, int(port)))
 print("level=INFO msg=Listening", flush=True)
 body = b'{"version":"0.33.0"}'
 head = "HTTP/1.1 200 OK\\r\\nContent-Type: %s\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n"
-if "html" in modes:
+if "denies" in modes:
+    answer = b"HTTP/1.1 401 Unauthorized\\r\\nContent-Length: 0\\r\\n\\r\\n"
+elif "html" in modes:
     answer = (head % ("text/html", 27)).encode() + b"<title>Wiki start</title>\\r\\n"
 elif "garbage" in modes:
     answer = b"\\x00\\x01 220 mail ready\\r\\n"
@@ -449,7 +451,8 @@ def test_a_server_is_one_for_a_with_statement(fakes: Fakes) -> None:
 
 
 def test_a_server_that_exits_at_once_is_told_with_its_words(fakes: Fakes) -> None:
-    error = fakes.failed("exits")
+    # Long before the time is over, or this test would never end.
+    error = fakes.failed("exits", limit_s=86400)
     assert "exit code 3" == error.cause
     assert ("Error: mkdir /models: read-only file system",) == error.lines
     assert str(error).startswith(f"the server at {error.url} (from --ollama-serve) did not start: ")
@@ -472,6 +475,27 @@ def test_what_answers_as_something_else_is_described(fakes: Fakes, modes: str, s
     error = fakes.failed(modes)
     assert f"what answers is not Ollama (GET /api/version: {seen}" in error.cause
     assert {} == fakes.processes()
+
+
+def test_what_refuses_access_is_described(fakes: Fakes) -> None:
+    assert "access refused: HTTP 401" == fakes.failed("denies").cause
+
+
+def test_an_answer_while_the_server_ended_was_somebody_elses(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = fakes.new("loses-port")
+    server.start()
+    client = Client(server.host)
+
+    def answered(*_: object) -> str:
+        until(lambda: server.ended)
+        return "0.33.0"
+
+    monkeypatch.setattr(client, "wait_until_ready", answered)
+    with pytest.raises(PortTaken, match="exit code 1"):
+        server.wait_until_ready(client, LIMIT_S)
+    client.close()
 
 
 def test_garbage_in_the_log_cannot_repaint_a_terminal(fakes: Fakes) -> None:
@@ -620,11 +644,45 @@ def test_a_run_that_is_killed_while_its_server_starts_leaves_nothing(fakes: Fake
     until(lambda: not fakes.processes())
 
 
+SUPERVISOR = [sys.executable, "-m", "pytest_ollama_warmup.ollama.supervisor"]
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("modes", "how", "code"),
+    [
+        ("sleep", "closes", 128 + signal.SIGTERM),
+        ("sleep", "signals", 128 + signal.SIGTERM),
+        ("exits", "waits", 3),
+        (None, "waits", 126),
+    ],
+)
+def test_a_supervisor_ends_as_its_server_does(
+    fakes: Fakes, modes: str | None, how: str, code: int
+) -> None:
+    command = fakes.command(modes) if modes else [str(fakes.folder)]
+    with subprocess.Popen(
+        [*SUPERVISOR, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as supervisor:
+        assert supervisor.stdin is not None
+        assert (modes is not None) == line_of(supervisor).isdigit()
+        if how == "closes":
+            supervisor.stdin.close()
+        if how == "signals":
+            supervisor.terminate()
+        assert code == supervisor.wait(LIMIT_S)
+    assert {} == fakes.processes()
+
+
 @POSIX
 def test_a_supervisor_whose_run_has_gone_before_it_could_say_a_word_ends(fakes: Fakes) -> None:
     gone, told = os.pipe()
     os.close(gone)
-    command = [sys.executable, "-I", str(process_module._SUPERVISOR), *fakes.command("sleep")]
+    command = [*SUPERVISOR, *fakes.command("sleep")]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.PIPE, timeout=LIMIT_S
