@@ -1,6 +1,6 @@
 """Measure what the plugin costs, against the same without it, and print one table.
 
-Run as ``python benchmarks/run.py [--rounds N] [--only nothing|prepare|cold|workers|guard]``, in an
+Run as ``python benchmarks/run.py [--rounds N] [--only PART]``, in an
 environment with this package and the dependencies of tox's live environment (its group ``live``).
 The sides of a comparison take turns; a ratio is the median of the rounds' own ratios.
 Timing never decides: a missed target says "over", and the exit code stays 0.
@@ -217,6 +217,94 @@ def guard(rounds: int) -> Iterator[Row]:
     yield Row("a look before each test, per test", a, b, extra=0.002)
 
 
+def order(rounds: int) -> Iterator[Row]:
+    """What it costs to know what many tests need, and to give them an order of their own."""
+    grouped = "--ollama-group-by-model"
+    name = "llama3.2:1b"
+    with Emulator([ScriptedModel(name, present=True)]) as emulator, _folder() as folder:
+        suites = Suites(folder, name)
+        what = "10000 tests, 1000 of them marked"
+        planned = ["-p", "before_tests", "tenth.py", "--ollama-warm=off"]
+        bare = ["-p", "before_tests", "tenth.py", "-p", "no:ollama_warmup"]
+        yield _collecting(f"{what}: collected and planned", suites, emulator, planned, bare, rounds)
+        planned.append(grouped)
+        yield _collecting(f"{what}: the same, grouped", suites, emulator, planned, bare, rounds)
+        fast = ["-p", "xdist", "-n2", "fast.py"]
+        a, b = _in_turn(
+            rounds,
+            [suites.later(*fast, grouped), suites.later(*fast, "-p", "no:ollama_warmup")],
+        )
+    yield Row("-n 2, grouped: 3000 tests without models, as a whole", _walls(a), _walls(b), 1.1)
+
+
+def _collecting(
+    what: str, suites: Suites, emulator: Emulator, planned: list[str], bare: list[str], rounds: int
+) -> Row:
+    def ours() -> Done:
+        before = len(emulator.requests)
+        done = suites.pytest(*planned, OLLAMA_HOST=emulator.url)
+        # What is said to the server is measured elsewhere, and does not grow with the tests.
+        at = [one.at for one in emulator.requests[before:]]
+        return done.stamped("spent", at[0] - at[-1])
+
+    a, b = _in_turn(rounds, [ours, suites.later(*bare)])
+    spent = [[sum(one.of("spent"), 0.0) for one in side] for side in (a, b)]
+    return Row(what, spent[0], spent[1], 1.05)
+
+
+def grouped(rounds: int) -> Iterator[Row]:
+    """Loads on a real server that keeps three of four models which tests need in turn."""
+    try:
+        parts = provide()
+    except Missing as exc:
+        print(f"no grouped: {exc}")
+        return
+    room = {"OLLAMA_MAX_LOADED_MODELS": "3"}
+    with RealServer(parts.ollama, env=room) as server, Registry(parts.models) as registry:
+        names = [registry.name(f"completion{more}") for more in ("", "-b", "-c", "-d")]
+        for name in names:
+            server.pull(name)
+        each = [float(len(names))] * rounds
+        for where, workers in (("one process", []), ("-n 2", ["-p", "xdist", "-n2"])):
+            ours = _loads(server, names, ["--ollama-group-by-model", *workers], rounds)
+            without = _loads(server, names, ["--ollama-off", *workers], rounds)
+            yield Row(f"{where}: loads when grouped, of models", ours, each, 1.0, counts=True)
+            yield Row(f"{where}: loads, of those without", ours, without, 1.0, counts=True)
+
+
+def _loads(server: RealServer, names: list[str], args: list[str], rounds: int) -> list[float]:
+    """Return how often models are loaded in each of *rounds* runs, all of them cold before."""
+    found = []
+    for _ in range(rounds):
+        for name in server.loaded():
+            server.unload(name)
+        before = server.loads()
+        with _folder() as folder:
+            suites = Suites(folder)
+            suites.pytest("turns.py", *args, OLLAMA_HOST=server.url, NAMES=" ".join(names))
+        found.append(float(server.loads() - before))
+    return found
+
+
+def overlap(rounds: int) -> Iterator[Row]:
+    """Five seconds of preparation beside five seconds of tests, against those tests alone."""
+    yield _beside("one process", 1, [], rounds)
+    yield _beside("-n 2", 2, ["-p", "xdist", "-n2"], rounds)
+
+
+def _beside(where: str, processes: int, args: list[str], rounds: int) -> Row:
+    model = ScriptedModel("llama3.2:1b", present=True, load_s=5.0)
+
+    def run(how: str) -> Done:
+        with Emulator([model]) as emulator, _folder() as folder:
+            return Suites(folder, model.name).pytest(
+                "beside.py", how, *args, OLLAMA_HOST=emulator.url, PROCESSES=str(processes)
+            )
+
+    a, b = _in_turn(rounds, [lambda: run("--ollama-overlap"), lambda: run("--ollama-off")])
+    return Row(f"{where}: 5 s of preparation beside 5 s of tests", _walls(a), _walls(b), 1.1)
+
+
 def _apart(done: Done) -> float:
     """Return the median time from the begin of a test to that of the next."""
     begins = done.of("test")
@@ -258,6 +346,9 @@ def main() -> None:
         "cold": cold,
         "workers": workers,
         "guard": guard,
+        "order": order,
+        "grouped": grouped,
+        "overlap": overlap,
     }
     parser = argparse.ArgumentParser(description="Measure what the plugin costs.")
     parser.add_argument("--rounds", type=int, default=10, help="Of each comparison (default: 10)")

@@ -146,6 +146,84 @@ from stamp import stamp
 def test_does_nothing(number):
     stamp("test")
 """,
+    # Every tenth test needs a model, which makes them take turns where that is asked for.
+    "tenth.py": """
+import pytest
+
+NEEDS = pytest.mark.requires_model("MODEL")
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=NEEDS if n % 10 == 0 else ()) for n in range(10_000)]
+)
+def test_nothing(number):
+    pass
+""",
+    # What the plugin does is done where this comes, and what it imports was imported before.
+    "before_tests.py": """
+import time
+import pytest
+import filelock, httpx
+import pytest_ollama_warmup.steps, pytest_ollama_warmup.ollama.client
+import pytest_ollama_warmup.ordering
+from stamp import stamp
+
+# It imports more of itself when it is first used.
+httpx.Client(verify=False).close()
+
+begin = 0.0
+
+class Stop:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self):
+        stamp("spent", time.perf_counter() - begin)
+        pytest.exit("enough", returncode=0)
+        yield
+
+def pytest_configure(config):
+    config.pluginmanager.register(Stop())
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection():
+    global begin
+    begin = time.perf_counter()
+    return (yield)
+""",
+    "fast.py": """
+import pytest
+
+@pytest.mark.parametrize("number", range(3000))
+def test_nothing(number):
+    pass
+""",
+    # Five seconds of tests for each of PROCESSES processes, and one that needs a model.
+    "beside.py": """
+import os, time
+import pytest
+
+@pytest.mark.requires_model("MODEL")
+def test_needs_it():
+    pass
+
+@pytest.mark.parametrize("number", range(10 * int(os.environ["PROCESSES"])))
+def test_takes_a_while(number):
+    time.sleep(0.5)
+""",
+    # Four models in turn.
+    "turns.py": """
+import json, os, urllib.request
+import pytest
+
+NAMES = os.environ["NAMES"].split()
+NEEDS = [pytest.param(name, marks=pytest.mark.requires_model(name)) for name in NAMES]
+
+@pytest.mark.parametrize("name", NEEDS)
+@pytest.mark.parametrize("number", range(6))
+def test_asks(number, name):
+    body = {"model": name, "prompt": "Hi", "stream": False, "options": {"num_predict": 1}}
+    url = os.environ["OLLAMA_HOST"] + "/api/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as answer:
+        assert json.load(answer)["done"]
+""",
     "spread.py": """
 import pytest
 from stamp import stamp

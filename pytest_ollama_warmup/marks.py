@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +28,7 @@ NEEDING_A_NAME = ("ollama_model", "ollama_options")
 NEEDING = (*NEEDING_A_NAME, "ollama_models", "ollama_client", "ollama_async_client")
 HOST_FIXTURE = "ollama_host"
 ELSEWHERE_FIXTURE = "_ollama_elsewhere"
+_NAMES = {*NEEDING, HOST_FIXTURE}
 _FIXTURES_MODULE = "pytest_ollama_warmup.fixtures"
 
 
@@ -36,9 +37,10 @@ def prepare_items(items: Iterable[pytest.Item]) -> None:
 
     Those whose suite gives them another server also get the fixture that brings models to it.
     """
+    around, may_use = _Around(), _MayUseFixtures()
     for item in items:
-        marked = item.get_closest_marker(NAME) is not None
-        if not marked and _our_fixtures(item):
+        marked = around.is_marked(item)
+        if not marked and may_use(item) and _our_fixtures(item):
             item.add_marker(getattr(pytest.mark, NAME))
             marked = True
         if marked and _is_elsewhere(item):
@@ -48,13 +50,67 @@ def prepare_items(items: Iterable[pytest.Item]) -> None:
                 names.insert(0, ELSEWHERE_FIXTURE)
 
 
+class _Around:
+    """The marks of the classes and modules around items, asked once where items share them."""
+
+    def __init__(self) -> None:
+        self._parent: object = None
+        self._marked = False
+        self.marks: list[pytest.Mark] = []
+        """Those around the item that was asked about last, the closest first."""
+
+    def is_marked(self, item: pytest.Item) -> bool:
+        """Whether *item* has our mark, by itself or from around it."""
+        if item.parent is not self._parent:
+            self._parent = item.parent
+            self.marks = [] if item.parent is None else list(item.parent.iter_markers())
+            self._marked = any(mark.name == NAME for mark in self.marks)
+        if self._marked:
+            return True
+        # No any(): this is asked of each test of each suite.
+        for mark in item.own_markers:  # noqa: SIM110
+            if mark.name == NAME:
+                return True
+        return False
+
+
+class _MayUseFixtures:
+    """Whether an item has a fixture or an argument of a name of ours; tests of one function share.
+
+    What they share is the list of these names.
+    """
+
+    def __init__(self) -> None:
+        self._names: object = None
+        self._may = False
+
+    def __call__(self, item: pytest.Item) -> bool:
+        names = getattr(item, "fixturenames", ())
+        if names is not self._names:
+            self._names = names
+            self._may = not _NAMES.isdisjoint(names)
+        return self._may
+
+
 def wants_of(items: Iterable[pytest.Item]) -> list[Want]:
     """Return what *items* want, in their order; those that need no model are left out.
 
     Raises:
         BadMark: a mark does not fit its signature; names the test.
     """
-    return [want for item in items if (want := want_of(item)) is not None]
+    return [want for want in each_want(items) if want is not None]
+
+
+def each_want(items: Iterable[pytest.Item]) -> Iterator[Want | None]:
+    """Yield what each of *items* wants; None where that is nothing.
+
+    Raises:
+        BadMark: a mark does not fit its signature; names the test.
+    """
+    around = _Around()
+    for item in items:
+        marked = around.is_marked(item)
+        yield _want_of(item, [*item.own_markers, *around.marks]) if marked else None
 
 
 def want_of(item: pytest.Item) -> Want | None:
@@ -63,26 +119,35 @@ def want_of(item: pytest.Item) -> Want | None:
     Raises:
         BadMark: a mark does not fit its signature.
     """
-    marks = list(item.iter_markers(NAME))
-    if not marks or _will_not_run(item):
+    return _want_of(item, list(item.iter_markers()))
+
+
+def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
+    marks = [mark for mark in all_marks if mark.name == NAME]
+    if not marks or any(_prevents(mark, item) for mark in all_marks):
         return None
     # Imported here: most tests of most environments have no such mark.
     from pytest_ollama_warmup.warmup.plan import Want
 
     specs = {spec.model_key: spec for spec in _parameter(item)}
     on_missing, of_listed = "", list[str]()
+    before = item.config.stash.setdefault(_READ, {})
     for mark in marks:
-        read = _read(mark, item.nodeid)
+        if id(mark) not in before:
+            # With the mark itself, whose id could else become another one's.
+            before[id(mark)] = mark, _read(mark, item.nodeid)
+        _, read = before[id(mark)]
         on_missing = on_missing or read.on_missing
         if not read.specs:
             of_listed += read.capabilities
         for spec in read.specs:
             # The closest mark comes first and wins; one further out may add to it.
-            known = specs.get(spec.model_key, spec)
-            specs[spec.model_key] = replace(
-                known if known.options or not spec.options else spec,
-                capabilities=_united(known.capabilities, read.capabilities),
-            )
+            known = specs.setdefault(spec.model_key, spec)
+            if known is not spec:
+                specs[spec.model_key] = replace(
+                    known if known.options or not spec.options else spec,
+                    capabilities=_united(known.capabilities, spec.capabilities),
+                )
     fixture = (
         "" if specs else next((one for one in _our_fixtures(item) if one in NEEDING_A_NAME), "")
     )
@@ -98,6 +163,11 @@ def want_of(item: pytest.Item) -> Want | None:
 
 def _united(*lists: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one for each in lists for one in each))
+
+
+_ELSEWHERE = pytest.StashKey["dict[object, bool]"]()
+# Many tests share a mark.
+_READ = pytest.StashKey["dict[int, tuple[pytest.Mark, _Read]]"]()
 
 
 class _Read(NamedTuple):
@@ -144,7 +214,10 @@ def _requires_model(
         raise TypeError(
             f"{on_missing!r} is not a valid on_missing; valid values: {', '.join(ON_MISSING)}"
         )
-    return _Read(read, tuple(wanted), on_missing or "")
+    able = tuple(wanted)
+    return _Read(
+        tuple(replace(spec, capabilities=_united(able)) for spec in read), able, on_missing or ""
+    )
 
 
 def _our_fixtures(item: pytest.Item) -> list[str]:
@@ -161,8 +234,13 @@ def _is_elsewhere(item: pytest.Item) -> bool:
     """Whether the suite has a fixture of its own that says where this item's server is."""
     if not hasattr(item, "fixturenames"):
         return False
-    definitions = item.session._fixturemanager.getfixturedefs(HOST_FIXTURE, item)
-    return definitions is not None and definitions[-1].func.__module__ != _FIXTURES_MODULE
+    # The same for all tests of a class or a module.
+    known, parent = item.config.stash.setdefault(_ELSEWHERE, {}), item.parent
+    if parent not in known:
+        definitions = item.session._fixturemanager.getfixturedefs(HOST_FIXTURE, item)
+        last = definitions[-1].func if definitions else None
+        known[parent] = last is not None and last.__module__ != _FIXTURES_MODULE
+    return known[parent]
 
 
 def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:
@@ -204,15 +282,15 @@ def _is_ours(name: str, item: pytest.Item) -> bool:
     return definitions[-1].func.__module__ == _FIXTURES_MODULE
 
 
-def _will_not_run(item: pytest.Item) -> bool:
-    if item.get_closest_marker("skip") is not None:
+def _prevents(mark: pytest.Mark, item: pytest.Item) -> bool:
+    """Whether *mark* keeps *item* from running."""
+    if mark.name == "skip":
         return True
-    if any(_holds(mark) for mark in item.iter_markers("skipif")):
-        return True
-    return not item.config.getoption("runxfail", False) and any(
-        mark.kwargs.get("run", True) is False and _holds(mark, without=True)
-        for mark in item.iter_markers("xfail")
-    )
+    if mark.name == "skipif":
+        return _holds(mark)
+    if mark.name != "xfail" or mark.kwargs.get("run", True) is not False:
+        return False
+    return _holds(mark, without=True) and not item.config.getoption("runxfail", False)
 
 
 def _holds(mark: pytest.Mark, *, without: bool = False) -> bool:

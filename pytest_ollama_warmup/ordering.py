@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import BadMark
-from pytest_ollama_warmup.marks import want_of
+from pytest_ollama_warmup.marks import each_want
 
 if TYPE_CHECKING:
     import pytest
@@ -22,7 +22,7 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
     The same items in the same order give the same order: workers of pytest-xdist must agree.
     """
     try:
-        wants = [want_of(item) for item in items]
+        wants = list(each_want(items))
     except BadMark:
         # It ends the run a little later, with its message.
         return
@@ -30,8 +30,14 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
         return
     from pytest_ollama_warmup.warmup.plan import group_of
 
-    listed = settings.listed
-    groups = [_NONE if want is None else group_of(want, listed) for want in wants]
+    listed, groups = settings.listed, list[Group]()
+    # Many tests want the same.
+    known: dict[object, Group] = {None: _NONE}
+    for want in wants:
+        key = None if want is None else (want.specs, want.fixture, want.capabilities)
+        if want is not None and key not in known:
+            known[key] = group_of(want, listed)
+        groups.append(known[key])
     if settings.group_by_model.value and not settings.overlap.value:
         groups = _with_neighbours(items, groups)
     ranks: dict[Group, int] = {}
@@ -49,7 +55,12 @@ def _with_neighbours(items: list[pytest.Item], groups: list[Group]) -> list[Grou
     That is the one before it, or else after it, in the innermost class, module or package that has
     one: what is set up for that is then not set up twice.
     """
-    chains = [[*reversed(item.listchain()[:-1])] for item in items]
+    of_parent: dict[object, list[object]] = {}
+    chains = []
+    for item in items:
+        if item.parent not in of_parent:
+            of_parent[item.parent] = [*reversed(item.listchain()[:-1])]
+        chains.append(of_parent[item.parent])
     found: list[tuple[int, Group]] = [(len(chain), _NONE) for chain in chains]
     for indices in (range(len(items)), reversed(range(len(items)))):
         last: dict[object, Group] = {}

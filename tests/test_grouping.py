@@ -269,3 +269,26 @@ def test_ctrl_c_ends_it_at_once(suite: Suite) -> None:
     wait_for(process, "test_it")
     process.send_signal(2)
     assert 2 == end(process)[0]
+
+
+@WORKERS
+def test_tests_that_name_no_model_need_what_is_listed(suite: Suite, workers: list[str]) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+            from tools import *
+
+            @pytest.mark.parametrize("n", range(4))
+            @pytest.mark.requires_model
+            def test_any(n, ollama_models): ollama_models["d:1"]
+
+            @pytest.mark.parametrize("n", range(4))
+            @pytest.mark.requires_model("a:1")
+            def test_one(n): assert "a:1" in resident()
+            """
+        }
+    )
+    run = suite.run(GROUP, "--ollama-preload=d:1 c:1", *workers)
+    assert {"passed": 8} == run.counts
+    assert {"d:1", "c:1"} == set(loads(suite)[:2])
+    assert ["a:1"] == loads(suite)[2:]

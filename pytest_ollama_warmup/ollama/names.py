@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -32,7 +33,9 @@ class ModelName:
     model: str
     tag: str
 
+    # A suite may name few models in many marks.
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> ModelName:
         """Read a name; what it leaves out is ``registry.ollama.ai/library/…:latest``.
 

@@ -235,16 +235,21 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
     """Work out what the selected tests need; *up_front* when the listed models come in any case."""
     plan = Plan()
     specs = {spec.key: spec for spec in listed.specs} if up_front else {}
+    # Many tests want the same.
+    known: dict[tuple[ModelSpec, ...], dict[str, ModelSpec]] = {}
     for want in wants:
-        try:
-            needed = resolve(want, listed)
-        except NoModelNamed as exc:
-            plan.problems[want.test] = str(exc)
-            continue
-        for spec in needed:
-            specs.setdefault(spec.key, spec)
+        needed = known.get(want.specs) if want.specs else None
+        if needed is None:
+            try:
+                needed = {spec.key: spec for spec in resolve(want, listed)}
+            except NoModelNamed as exc:
+                plan.problems[want.test] = str(exc)
+                continue
+            known[want.specs] = needed
+        for key, spec in needed.items():
+            specs.setdefault(key, spec)
             need = Need(want.test, want.on_missing, spec.capabilities)
-            plan.needs.setdefault(spec.key, []).append(need)
+            plan.needs.setdefault(key, []).append(need)
         if not needed:
             plan.needs.setdefault(SERVER, []).append(Need(want.test, want.on_missing))
     if SERVER in plan.needs:
