@@ -259,6 +259,136 @@ def test_two_variants_of_a_model_are_no_change_of_habit(suite: Suite) -> None:
     assert len(loads(suite)) <= 4
 
 
+VARIANTS = """
+        @pytest.mark.parametrize("n", range(3))
+        @pytest.mark.parametrize("num_ctx", [
+            pytest.param(one, marks=pytest.mark.requires_model(f"a:1,num_ctx={one}"))
+            for one in (2048, 8192)
+        ])
+        def test_it(n, num_ctx, ollama_options):
+            assert {"num_ctx": num_ctx} == ollama_options
+            ask("a:1", **ollama_options)
+"""
+
+
+def test_what_switches_between_variants_cost_is_told(suite: Suite) -> None:
+    tests = VARIANTS.replace("range(3)", "[0]").replace("def test_it", "def test_first")
+    write(suite, tests + tests.replace("test_first", "test_second"))
+    run = suite.run()
+    assert {"passed": 4} == run.counts
+    # Whichever was warmed last stays; each test that wants the other one makes the server load it.
+    told = re.findall(
+        r"a:1,num_ctx=(\d+) was loaded as other tests want it before (\d) tests?: \2 reloads?, "
+        r"about [\d.]+ m?s\. --ollama-group-by-model makes it one, or send the same num_ctx in "
+        r"all tests\.",
+        run.out,
+    )
+    assert len(loads(suite)) == 2 + sum(int(number) for _, number in told)
+    assert {"2048", "8192"} == {one for one, _ in told}
+
+
+def test_grouped_each_variant_is_loaded_once(suite: Suite) -> None:
+    write(suite, VARIANTS)
+    run = suite.run("--ollama-group-by-model", "-p", "no:randomly")
+    assert {"passed": 6} == run.counts
+    assert [2048, 8192] == loads(suite)
+    assert "was loaded as other tests want it" not in run.out
+
+
+def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
+    suite.ollama.add(ScriptedModel("a:1", present=True, digest="a" * 64, load_s=0.1))
+    write(
+        suite,
+        """
+        import pathlib, time
+
+        @A
+        def test_first(): ask("a:1")
+
+        def test_others():
+            for name in "bcd": ask(f"{name}:1")
+
+        @A
+        def test_after_an_eviction(): assert "a:1" in resident()
+
+        @A
+        def test_of_a_restart():
+            print("GO", flush=True)
+            while not pathlib.Path("went").exists(): time.sleep(0.01)
+
+        @A
+        def test_after_a_restart(): assert "a:1" in resident()
+
+        @A
+        def test_with_another_context(): ask("a:1", num_ctx=8192)
+
+        @A
+        def test_last(): assert 8192 == resident()["a:1"]
+        """,
+    )
+    process = suite.start("-s", "-v", "--ollama-keep-alive=60")
+    wait_for(process, "GO")
+    suite.ollama.stop()
+    suite.ollama.start()
+    (suite.pytester.path / "went").touch()
+    code, out = end(process)
+    assert 0 == code, out
+    summary = out[out.index("- ollama models -") :].splitlines()[1:-1]
+    assert ANY_TIME.sub("TIME", "\n".join(summary)).rstrip() == GOLDEN
+
+
+ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
+GOLDEN = """\
+✓ a:1   ready   loaded in TIME   6 tests
+a:1 was cold before 1 test, TIME to load it again: evicted, loaded are b:1, c:1, d:1, before \
+test_it.py::test_after_an_eviction. The tests use more models than the server keeps: raise its \
+OLLAMA_MAX_LOADED_MODELS.
+a:1 was cold before 1 test, TIME to load it again: gone, before \
+test_it.py::test_after_a_restart. A test unloads it, or the server was started anew.
+a:1 was warmed with num_ctx 4096 (server default), tests use 8192: 1 reload, about TIME. List \
+a:1,num_ctx=8192 (the next run here has learned it).
+waited TIME before the first test"""
+
+
+def test_doctests_that_need_no_model_are_left_alone_between_those_that_do(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        def twice(x):
+            \"\"\"
+            >>> twice(2)
+            4
+            \"\"\"
+            return 2 * x
+
+        @A
+        def test_it(): assert "a:1" in resident()
+        """,
+    )
+    assert {"passed": 2} == suite.run("--doctest-modules", "test_it.py").counts
+
+
+def test_doctests_of_a_file_that_is_marked_are_guarded(suite: Suite) -> None:
+    suite.write(
+        {
+            "tools.py": TOOLS,
+            "conftest.py": """
+            import pytest
+
+            def pytest_collection_modifyitems(items):
+                for item in items:
+                    if "doc" in item.name:
+                        item.add_marker(pytest.mark.requires_model("a:1"))
+            """,
+            "doc1.txt": '>>> from tools import *\n>>> "a:1" in resident()\nTrue\n>>> unload("a:1")\n',
+            "doc2.txt": '>>> from tools import *\n>>> "a:1" in resident()\nTrue\n',
+        }
+    )
+    run = suite.run("--doctest-glob=doc*.txt")
+    assert {"passed": 2} == run.counts
+    assert 2 == len(loads(suite))
+
+
 # The test's own time
 
 

@@ -115,9 +115,28 @@ def found_cold_lines(record: Record, *, learns: bool = False) -> list[str]:
                 f"{known.model} was evicted again and again, and left alone from then on. "
                 "Does somebody else use this server?"
             )
+        if known.switches:
+            lines.append(_switched(known, record))
         if known.contexts:
             lines.append(_other_context(known, record, learns=learns))
     return lines
+
+
+def _switched(known: Known, record: Record) -> str:
+    number, each = known.switches, _load_seconds(known, record)
+    took = f", about {seconds(number * each)}" if each else ""
+    return (
+        f"{known.model} was loaded as other tests want it before {count(number, 'test')}: "
+        f"{count(number, 'reload')}{took}. --ollama-group-by-model makes it one, or send the same "
+        "num_ctx in all tests."
+    )
+
+
+def _load_seconds(known: Known, record: Record) -> float:
+    """Return how long the first load of a model took; 0 where that is not known."""
+    outcome = next((one for one in record.models.values() if one.title == known.model), None)
+    load = outcome.step("load") if outcome is not None else None
+    return load.seconds if load is not None else 0.0
 
 
 def _cold(colds: list[Cold]) -> str:
@@ -132,10 +151,8 @@ def _cold(colds: list[Cold]) -> str:
 
 
 def _other_context(known: Known, record: Record, *, learns: bool) -> str:
-    outcome = next((one for one in record.models.values() if one.title == known.model), None)
-    load = outcome.step("load") if outcome is not None else None
-    number = len(known.contexts)
-    took = f", about {seconds(number * load.seconds)}" if load is not None else ""
+    number, each = len(known.contexts), _load_seconds(known, record)
+    took = f", about {seconds(number * each)}" if each else ""
     by = "" if "num_ctx=" in known.model else " (server default)"
     name = known.model.partition(",")[0]
     said = f"{name} was warmed with num_ctx {known.warmed}{by}, tests use"

@@ -154,7 +154,12 @@ class Guard:
         seen, ledger = found.context_length, self._ledger(target, outcome)
         if seen:
             self.seen.setdefault(target.key, Counter())[seen] += 1
-        if not (seen and outcome.context_length) or seen in beside - {outcome.context_length}:
+        if not (seen and outcome.context_length):
+            return
+        if seen in beside - {outcome.context_length}:
+            with ledger.held():
+                known = ledger.known()
+                ledger.write(replace(known, switches=known.switches + 1))
             return
         if seen != ledger.known().context:
             with ledger.held():

@@ -134,7 +134,8 @@ class Known:
 
     *warmed* is the context that it was warmed with, *contexts* are those that tests were seen to
     use after that, each time it was another one. *beside* are the models that are listed in its
-    place: they share its runner. It *rests* when it is no longer fought for.
+    place: they share its runner. It *rests* when it is no longer fought for. *switches* counts the
+    tests that found it as another test wants it, with another context than they ask for.
     """
 
     model: str = ""
@@ -143,6 +144,7 @@ class Known:
     beside: tuple[str, ...] = ()
     colds: tuple[Cold, ...] = ()
     rests: bool = False
+    switches: int = 0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:

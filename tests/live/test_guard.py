@@ -79,6 +79,25 @@ def test_grouped_each_is_loaded_once(loads_of: Callable[..., int], workers: list
     assert 4 == loads_of(IN_TURN_AND_WARM, "--ollama-group-by-model", *workers)
 
 
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
+@pytest.mark.parametrize("more", [[], ["--ollama-group-by-model"]], ids=["", "grouped"])
+def test_beside_tests_that_need_none_each_is_brought_once(
+    loads_of: Callable[..., int], workers: list[str], more: list[str]
+) -> None:
+    tests = """
+@pytest.mark.requires_model("a:1", "b:1")
+def test_two():
+    assert {"a:1", "b:1"} <= set(resident())
+    ask("a:1")
+    ask("b:1")
+
+@pytest.mark.parametrize("n", range(4))
+def test_other(n):
+    pass
+"""
+    assert 2 == loads_of(tests, "--ollama-overlap", *more, *workers)
+
+
 def test_an_unmarked_suite_with_four_listed_and_room_for_three_costs_no_more_than_without(
     loads_of: Callable[..., int],
 ) -> None:
