@@ -129,6 +129,9 @@ def test_a_model_that_nobody_has_stops_what_comes_after(
     machine.output = ""
     assert 0 != up.run("model_preloader")
     assert name in machine.output
+    # Compose does not start them now; on their own they fail too, and skip nothing.
+    (machine.folder / "test_warm.py").write_text(SUITE, "utf-8")
+    assert 1 == up.run("tests"), machine.output
 
 
 def test_curl_waits_for_the_server_and_asks_no_registry_for_what_is_there(
