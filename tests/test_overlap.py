@@ -112,6 +112,15 @@ def test_mocks_and_frozen_clocks_neither_disturb_it_nor_see_it(suite: Suite) -> 
                     assert 204 == httpx.get("https://example.org").status_code
                 assert route.call_count == len(respx.calls)
 
+            def test_transport(monkeypatch):
+                # As pytest-httpx does.
+                def answer(self, request):
+                    return httpx.Response(418)
+                monkeypatch.setattr(httpx.HTTPTransport, "handle_request", answer)
+                until = time.perf_counter() + 0.5
+                while time.perf_counter() < until:
+                    assert 418 == httpx.get("https://example.org").status_code
+
             def test_clock(monkeypatch):
                 monkeypatch.setattr(time, "monotonic", lambda: 0.0)
                 monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -125,7 +134,7 @@ def test_mocks_and_frozen_clocks_neither_disturb_it_nor_see_it(suite: Suite) -> 
         }
     )
     run = suite.run(OVERLAP)
-    assert {"passed": 4} == run.counts, run.out
+    assert {"passed": 5} == run.counts, run.out
     assert 1 == len(suite.ollama.loads)
 
 
