@@ -6,6 +6,7 @@ Down, in ``workerinput``: the run's directory. Up, as a file in it: what the wor
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
 from pytest_ollama_warmup.roles import (
+    SETTINGS,
     WORKER_INPUT,
     adopt_host,
     folder_of,
@@ -21,6 +23,7 @@ from pytest_ollama_warmup.roles import (
     run_of,
     settings_of,
 )
+from pytest_ollama_warmup.settings import Setting
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
 from pytest_ollama_warmup.verdict import watch, watch_unmarked
 
@@ -61,6 +64,11 @@ class ControllerSide:
             "schema": SCHEMA,
             "folder": str(folder_of(self._config)),
         }
+        if settings_of(self._config).serve.value:
+            from pytest_ollama_warmup.managed import slots_of, workers_of
+
+            slots = slots_of(workers_of(self._config), os.environ)
+            node.workerinput[WORKER_INPUT]["slots"] = slots
 
     @pytest.hookimpl(optionalhook=True, wrapper=True, tryfirst=True)
     def pytest_xdist_node_collection_finished(
@@ -102,6 +110,13 @@ class ControllerSide:
 
 class WorkerSide:
     """Hooks of a worker."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        slots = config.workerinput.get(WORKER_INPUT, {}).get("slots")  # type: ignore[attr-defined]
+        settings = settings_of(config)
+        if slots is not None and settings.slots.value is None:
+            slots = Setting(slots, settings.serve.source, settings.serve.given_by)
+            config.stash[SETTINGS] = settings._replace(slots=slots)
 
     # First: xdist's own sends the event on which the controller reads this file.
     @pytest.hookimpl(tryfirst=True)

@@ -2,6 +2,7 @@
 
 WarmupError
 ├── BadSetting            a value that the user gave cannot be used; also a ValueError
+│   ├── Conflict
 │   ├── BadHost
 │   ├── BadSpec
 │   └── BadMark
@@ -65,6 +66,18 @@ class BadSetting(WarmupError, ValueError):
 
     def __str__(self) -> str:
         return f"{clean(self.value)!r} is not a valid {self.source}. {self.allowed}"
+
+
+class Conflict(BadSetting):
+    """Two settings that cannot go together, given in equally strong places."""
+
+    def __init__(self, one: str, other: str, why: str) -> None:
+        super().__init__(one, other, why)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} {self.allowed}, and cannot go with {self.source}. Leave one of them out."
+        )
 
 
 class BadHost(BadSetting):
@@ -160,6 +173,8 @@ class ServerUnreachable(ServerError):
         advice = "Start it with 'ollama serve', or set --ollama-host."
         if self.cause == "host name not found":
             advice = "Is the name right?"
+        elif "ollama-serve" in self.source or "ollama_serve" in self.source:
+            advice = "It has ended; its log, named at the end of the run, says why."
         elif "ollama_host" in self.source:
             advice = f"Start it, or mend {self.source}."
         if "proxy" in self.cause:

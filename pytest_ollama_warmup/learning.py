@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_ollama_warmup.roles import settings_of
+
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterable, Mapping
@@ -28,14 +30,14 @@ def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> 
     return [
         target
         if "num_ctx" in dict(target.spec.options)
-        else replace(target, learned=_context(contexts.get(f"{url} {target.key}")))
+        else replace(target, learned=_context(contexts.get(f"{_place(config, url)} {target.key}")))
         for target in targets
     ]
 
 
 def changed(config: pytest.Config, outcome: Outcome) -> str:
     """Say that a model is another one than in the last run; empty where it is not, or unknown."""
-    before = _read(config, _DIGESTS).get(f"{outcome.host} {outcome.key}", "")
+    before = _read(config, _DIGESTS).get(f"{_place(config, outcome.host)} {outcome.key}", "")
     if not (isinstance(before, str) and before and outcome.digest) or before == outcome.digest:
         return ""
     return f"{outcome.model} changed since the last run: {before[:12]} → {outcome.digest[:12]}"
@@ -48,7 +50,7 @@ def learn(
     contexts, digests = _read(config, _CONTEXTS), _read(config, _DIGESTS)
     before = dict(contexts), dict(digests)
     for outcome in outcomes:
-        key = f"{outcome.host} {outcome.key}"
+        key = f"{_place(config, outcome.host)} {outcome.key}"
         if outcome.digest:
             digests[key] = outcome.digest
         if outcome.key in seen and "num_ctx" not in dict(outcome.options):
@@ -66,6 +68,12 @@ def learn(
 def learns(config: pytest.Config) -> bool:
     """Whether there is a cache to keep it in."""
     return getattr(config, "cache", None) is not None
+
+
+def _place(config: pytest.Config, url: str) -> str:
+    """Return what is known by: a server of the run's own has another port each time."""
+    serve = settings_of(config).serve
+    return "a server of its own" if serve.value else url
 
 
 def _read(config: pytest.Config, name: str) -> dict[str, Any]:

@@ -255,10 +255,30 @@ OPTIONS = (
         environ="OLLAMA_HOST",
     ),
     Option(
+        "serve",
+        "server",
+        "Start a server of this run's own, on a free port and with the user's models; it ends with "
+        "the run, whatever ends that.",
+        read=_as_given,
+        default=False,
+        ini_type="bool",
+        action="store_true",
+        pytest_only=True,
+    ),
+    Option(
+        "serve_command",
+        "server",
+        "What --ollama-serve starts. Default: ollama serve.",
+        read=_as_given,
+        default="ollama serve",
+        metavar="COMMAND",
+        pytest_only=True,
+    ),
+    Option(
         "wait",
         "server",
         "How long the server may take to answer. Default: 60 outside pytest, when models are "
-        "listed on the command line, and when CI is set; else 2.",
+        "listed on the command line, with --ollama-serve, and when CI is set; else 2.",
         read=_number(0),
         metavar="SECONDS",
         ini_type="float",

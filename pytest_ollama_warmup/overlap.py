@@ -56,6 +56,9 @@ class Overlapping(Controller):
     def begin(self, targets: Iterable[Target]) -> None:
         """Begin to bring *targets*, beside what this process does next."""
         targets = list(targets)
+        if self.settings.serve.value:
+            # Only this process can start it.
+            self.server()
         self.begin_beside(targets)
         if self._distributing and targets:
             self._keys |= {target.key for target in targets}

@@ -33,6 +33,7 @@ from pytest_ollama_warmup.roles import (
     set_environment,
     settings_of,
 )
+from pytest_ollama_warmup.settings import OWN_SERVER
 from pytest_ollama_warmup.suite_hooks import (
     host_hook_files,
     note_host_hooks,
@@ -70,6 +71,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     # A run in which nothing is set up for Ollama keeps the environment that it was given.
     if settings.in_use and not settings.off and settings.problem is None:
         set_environment(early_config, "OLLAMA_HOST", settings.host.url)
+        if settings.serve.value:
+            set_environment(early_config, OWN_SERVER, settings.host.url)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -87,7 +90,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
         from pytest_ollama_warmup.distributed import WorkerSide
 
-        config.pluginmanager.register(WorkerSide(), "ollama_warmup_worker")
+        config.pluginmanager.register(WorkerSide(config), "ollama_warmup_worker")
     elif is_distributing(config):
         from pytest_ollama_warmup.distributed import ControllerSide, refuse_other_orders
 

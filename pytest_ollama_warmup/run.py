@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_ollama_warmup.errors import (
     LoadFailed,
     NoModelNamed,
-    ServerError,
     ServerUnreachable,
     WaitedTooLong,
+    WarmupError,
 )
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name
@@ -235,7 +235,9 @@ class Run:
             from pytest_ollama_warmup.warmup.guard import Guard
 
             settings = self.settings
-            wait = partial(self.client().wait_until_ready, settings.wait.value, self.on_wait)
+            # Nobody starts a server of our own again.
+            limit_s = 0.0 if settings.serve.value else settings.wait.value
+            wait = partial(self.client().wait_until_ready, limit_s, self.on_wait)
             self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
         return self._guard
 
@@ -271,6 +273,14 @@ class Run:
             if self.gate.peek(key) or self._present.peek(key):
                 break
             time.sleep(_POLL_S)
+
+    def reach(self) -> str:
+        """Wait until the server answers, as long as it may take; return its version.
+
+        Raises:
+            WarmupError: it does not, or is none.
+        """
+        return self.client().wait_until_ready(self.settings.wait.value, self.on_wait)
 
     def look_up(self, spec: ModelSpec) -> Outcome:
         """Return what became of a model that a test names at run time."""
@@ -361,8 +371,8 @@ class Run:
             if settings.problem is not None:
                 error, brief = str(settings.problem), "a bad environment variable"
             else:
-                version = self.client().wait_until_ready(settings.wait.value, self.on_wait)
-        except ServerError as exc:
+                version = self.reach()
+        except WarmupError as exc:
             error, brief = str(exc), exc.brief
         return Outcome(
             key=SERVER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from pytest_ollama_warmup.errors import BadSetting, BadSpec
+from pytest_ollama_warmup.errors import BadSetting, BadSpec, Conflict
 from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # A run inside a test of this run finds this in its environment.
 OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
+# The workers of a run with a server of its own find its address here; so do runs in its tests.
+OWN_SERVER = "PYTEST_OLLAMA_WARMUP_SERVER"
 
 
 class Setting(NamedTuple, Generic[T]):
@@ -62,12 +64,16 @@ class Settings(NamedTuple):
     slots: Setting[int | None]
     group_by_model: Setting[bool]
     overlap: Setting[bool]
+    serve: Setting[bool]
+    serve_command: Setting[str]
     wait: Setting[float]
     stall: Setting[float]
     load_timeout: Setting[float]
     ci: bool
     api_key: str
     inner: bool
+    served: bool
+    """Whether a run around this one, or the controller of this worker, has started its server."""
 
     @property
     def listed(self) -> Listed:
@@ -150,11 +156,18 @@ class Settings(NamedTuple):
         read, environ = _Reader(sources), sources.environ
         off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
         read.lenient = off
-        listed, host = read.listed(), read.setting("host")
+        listed, problem = read.listed(), read.problem
+        host, serve = read.setting("host"), read.setting("serve")
+        if serve.value and not off:
+            serve, host = _served(serve, host, environ)
+            if serve.value:
+                # What OLLAMA_HOST holds is not used then.
+                read.problem = problem
         wait = read.setting("wait")
         if wait.value is None:
             by_option = listed is not None and listed.given_by == "option"
             patient = sources.patient or ci or (by_option and bool(listed and listed.specs))
+            patient = patient or (serve.value and not off)
             wait = Setting(60.0 if patient else 2.0, "default", "default")
         return cls(
             given_list=listed,
@@ -169,13 +182,37 @@ class Settings(NamedTuple):
             slots=read.setting("slots"),
             group_by_model=read.setting("group_by_model"),
             overlap=read.setting("overlap"),
+            serve=serve,
+            serve_command=read.setting("serve_command"),
             wait=wait,
             stall=read.setting("stall"),
             load_timeout=read.setting("load_timeout"),
             ci=ci,
             api_key=environ.get("OLLAMA_API_KEY", "").strip(),
             inner=OUTER_RUN in environ,
+            served=OWN_SERVER in environ,
         )
+
+
+def _served(
+    serve: Setting[bool], host: Setting[Host | None], environ: Mapping[str, str]
+) -> tuple[Setting[bool], Setting[Host | None]]:
+    """Return whether the run has a server of its own, and where; what is given closer by wins.
+
+    Raises:
+        Conflict: another server is asked for in the same place.
+    """
+    order: tuple[GivenBy, ...] = ("option", "environment", "configuration", "default")
+    if host.given_by == serve.given_by:
+        raise Conflict(serve.source, host.source, "starts a server of its own")
+    if order.index(host.given_by) < order.index(serve.given_by):
+        return serve._replace(value=False), host
+    url = environ.get(OWN_SERVER, "")
+    if not url:
+        from pytest_ollama_warmup.ollama.process import free_port
+
+        url = f"http://127.0.0.1:{free_port()}"
+    return serve, Setting(read_host(url, serve.source), serve.source, serve.given_by)
 
 
 def is_set(value: str | None) -> bool:

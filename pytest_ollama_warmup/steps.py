@@ -54,6 +54,7 @@ from pytest_ollama_warmup.warmup.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
 
@@ -72,6 +73,7 @@ class Controller(Leader):
             settings_of(config), folder_of(config), screen, lambda spec: ask_request(config, spec)
         )
         self._config = config
+        self._managed: ManagedServer | None = None
         self._plan = Plan()
         # Whose turn is first where groups take turns; None before that is known.
         self._first: frozenset[str] | None = frozenset()
@@ -84,7 +86,10 @@ class Controller(Leader):
     def close(self) -> None:
         """Cut what is under way; unload what this run has loaded, where that is asked for."""
         super().close()
-        if self.settings.at_end.value == "unload":
+        if self._managed is not None:
+            # With all that is loaded.
+            self._managed.stop()
+        elif self.settings.at_end.value == "unload":
             loaded = [one for one in self.outcomes().values() if one.step("load") is not None]
             unload([one for one in loaded if not one.found_loaded], self.settings.api_key)
 
@@ -166,6 +171,11 @@ class Controller(Leader):
             self._terminal.write_line(line)
         for line in waited_lines(self.record) if lines and not quiet else []:
             self._terminal.write_line(line)
+        if self._managed is not None and {"failed", "error"} & self._terminal.stats.keys():
+            from pytest_ollama_warmup.managed import log_lines
+
+            for line in log_lines(self._managed):
+                self._terminal.write_line(line)
 
     def _begin(self) -> None:
         if self.settings.problem is not None:
@@ -195,6 +205,18 @@ class Controller(Leader):
             and outcome.ready
             and outcome.step("load") is None
         )
+
+    def reach(self) -> str:
+        """Wait for the server, which is started first where the run has its own."""
+        settings = self.settings
+        if not settings.serve.value or settings.served or self._managed is not None:
+            return super().reach()
+        from pytest_ollama_warmup.managed import start_server
+
+        self._managed = start_server(self._config, self.settings, self._plan.targets.values())
+        self.say_once(f"serving on {self.settings.host.url}, log in {self._managed.log}")
+        client, limit_s = self.client(), self.settings.wait.value
+        return self._managed.wait_until_ready(client, limit_s, self.on_wait)
 
     def _ask_host(self) -> None:
         """Take the server that the suite's own hook names, once, and tell all who ask later."""

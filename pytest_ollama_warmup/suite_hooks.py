@@ -65,7 +65,7 @@ def ask_host(config: pytest.Config, settings: Settings, say: Say) -> Host | None
         pytest.UsageError: the hook failed, or what it returned is no address.
     """
     files = host_hook_files(config)
-    if not files or settings.given_host.given_by == "option":
+    if not files or settings.given_host.given_by == "option" or settings.serve.value:
         return None
     where = f"{HOST_HOOK} in {_shown(config, files[-1])}"
     # It may start a container, which takes its time.

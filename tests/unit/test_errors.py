@@ -16,6 +16,7 @@ from pytest_ollama_warmup.errors import (
     BadMark,
     BadSetting,
     BadSpec,
+    Conflict,
     LacksCapability,
     LoadFailed,
     ModelError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 URL = "http://127.0.0.1:11434"
 EACH = [
     BadSetting("soon", "--ollama-pull", "Valid values: auto, missing, always, never."),
+    Conflict("--ollama-serve", "--ollama-host", "starts a server of its own"),
     BadHost("h:abc", "OLLAMA_HOST", "port 'abc', not a number from 1 to 65535"),
     BadSpec("num_ctx=1", "--ollama-preload", "a whole number of at least 16 is needed"),
     BadMark("options is a dict", "a.py::test_b", "requires_model(*specs)"),
