@@ -278,7 +278,7 @@ OPTIONS = (
         "wait",
         "server",
         "How long the server may take to answer. Default: 60 outside pytest, when models are "
-        "listed on the command line, with --ollama-serve, and when CI is set; else 2.",
+        "listed on the command line, for a server of the run's own, and when CI is set; else 2.",
         read=_number(0),
         metavar="SECONDS",
         ini_type="float",

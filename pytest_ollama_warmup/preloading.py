@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.options import OPTIONS
 from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.settings import Settings, Sources
+from pytest_ollama_warmup.warmup.gate import remove
 from pytest_ollama_warmup.warmup.plan import make_plan
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def bring_listed(settings: Settings, screen: Screen) -> Record:
         raise
     finally:
         leader.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
     # In the order in which they are listed, not in which they came.
     leader.record.models = {key: leader.record.models[key] for key in targets}
     return leader.record

@@ -95,9 +95,17 @@ def folder_of(config: pytest.Config) -> Path:
         if is_worker(config):
             return Path(config.workerinput[WORKER_INPUT]["folder"])  # type: ignore[attr-defined]
         folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        config.add_cleanup(lambda: _remove(folder))
         config.stash[_FOLDER] = folder
     return config.stash[_FOLDER]
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        from pytest_ollama_warmup.warmup.gate import remove
+
+        remove(folder)
 
 
 def has_outcomes(config: pytest.Config) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -19,6 +20,8 @@ from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup.record import Outcome
 
 Beat = Callable[[], None]
+_POLL_S = 0.02
+_TRIES = 50
 
 
 class Gate:
@@ -72,6 +75,16 @@ class Gate:
 def file_name(key: str) -> str:
     """Return a name for *key*, which holds slashes and colons: no file system takes all of them."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def remove(folder: Path) -> None:
+    """Remove the directory of a run that is over, and all in it."""
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        # A thread whose work was cut writes down how that ended.
+        time.sleep(_POLL_S)
 
 
 def write_whole(path: Path, data: object) -> None:
@@ -146,9 +159,6 @@ class Slots:
             yield
         finally:
             slot.release()
-
-
-_POLL_S = 0.02
 
 
 def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) -> Path:
