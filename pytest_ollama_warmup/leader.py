@@ -107,9 +107,6 @@ class Leader(Run):
             return self.failed_like(server, target)
         return self.bring(target, say, self._pulls)
 
-    def wait_beside(self, key: str) -> None:
-        """Wait for nobody: this is the one that others wait for."""
-
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""
         limit_s = self.settings.wait.value

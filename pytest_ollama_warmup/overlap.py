@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.background import ChildPreparation
 from pytest_ollama_warmup.roles import is_distributing
-from pytest_ollama_warmup.run import BESIDE
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.steps import Controller
-from pytest_ollama_warmup.warmup.gate import write_whole
 from pytest_ollama_warmup.warmup.plan import SERVER
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ class Overlapping(Controller):
         self._listening = threading.Lock()
         self._distributing = is_distributing(config)
         self._holds_up, self._between_tests = False, False
-        self._keys = {SERVER}
         if self._distributing:
             # pytest writes its dots meanwhile.
             self.screen = screen_of(config, self._terminal, bars=False)
@@ -61,9 +58,6 @@ class Overlapping(Controller):
             self.server()
         self.begin_beside(targets)
         if self._distributing and targets:
-            self._keys |= {target.key for target in targets}
-            # After the beginning: a listener at its end would take it away.
-            write_whole(self.folder / BESIDE, sorted(self._keys))
             # A daemon, like those that it listens to.
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()
@@ -127,7 +121,6 @@ class Overlapping(Controller):
         self.wait("done", is_over)
 
     def _listen(self) -> None:
+        # One after the other: a second one listens to what begins after collection.
         with self._listening:
             self.wait("done")
-            if not self._preparation.is_busy:
-                (self.folder / BESIDE).unlink(missing_ok=True)

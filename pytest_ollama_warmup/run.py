@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 CROWDED = "crowded"
 # And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
 ENDING = "ending"
-# This one names the models that the leader brings beside the tests of others, while it does.
-BESIDE = "beside.json"
-_POLL_S = 0.05
 # Here lies what became of models that are only pulled as yet.
 _PRESENT = "present"
 
@@ -250,7 +247,6 @@ class Run:
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""
         if target.key not in self._known:
-            self.wait_beside(target.key)
             self._known[target.key] = self.gate.peek(target.key) or self._bring_here(target)
         return self._known[target.key]
 
@@ -260,19 +256,8 @@ class Run:
         It is asked once: the tests after the first must not wait for it again, each.
         """
         if SERVER not in self._known:
-            self.wait_beside(SERVER)
             self._known[SERVER] = self.gate.once(SERVER, self._ask_server)
         return self._known[SERVER]
-
-    def wait_beside(self, key: str) -> None:
-        """Wait while the leader of the run brings a model beside the tests of this process."""
-        path = self.folder / BESIDE
-        while self.settings.overlap.value and path.exists():
-            if key not in json.loads(path.read_text(encoding="utf-8")):
-                break
-            if self.gate.peek(key) or self._present.peek(key):
-                break
-            time.sleep(_POLL_S)
 
     def reach(self) -> str:
         """Wait until the server answers, as long as it may take; return its version.

@@ -127,7 +127,7 @@ class GroupScheduling(LoadScheduling):
             self._left[group] -= 1
 
     def _serve(self, nodes: Sequence[WorkerController]) -> None:
-        if self.collection is None:
+        if self.collection is None or self._is_over():
             return
         nodes = [node for node in nodes if node in self.node2collection]
         # In turns: a group with few tests is spread over all workers.

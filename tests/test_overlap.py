@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -138,6 +139,25 @@ def test_mocks_and_frozen_clocks_neither_disturb_it_nor_see_it(suite: Suite) -> 
     assert 1 == len(suite.ollama.loads)
 
 
+def test_workers_do_not_begin_what_the_controller_does(suite: Suite) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+            import pytest, respx
+
+            @pytest.fixture(scope="session", autouse=True)
+            def mocked():
+                with respx.mock(assert_all_called=False):
+                    yield
+            """
+        }
+    )
+    run = suite.run(OVERLAP, "-n2")
+    assert {"passed": 5} == run.counts, run.out
+    assert "cannot see whether models are still warm" in run.out
+    assert 1 == len(suite.ollama.loads)
+
+
 @WORKERS
 def test_a_missing_model_is_pulled_beside(suite: Suite, workers: list[str]) -> None:
     suite.ollama.add(replace(LLAMA, present=False, pull_rate=1_300_000))
@@ -237,7 +257,8 @@ def test_ctrl_c_ends_what_is_under_way(suite: Suite, workers: list[str]) -> None
     for _ in range(4):
         wait_for(process, "PASSED")
     begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    # As from a terminal: all of its processes hear it.
+    os.killpg(process.pid, signal.SIGINT)
     code, out = end(process)
     assert 2 == code, out
     assert "Traceback" not in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -381,3 +382,30 @@ def test_a_run_in_a_test_uses_the_server_of_the_run(suite: Served) -> None:
     )
     assert {"passed": 4} == suite.serve("test_it.py", "test_outer.py").counts
     assert 1 == len(suite.starts)
+
+
+def test_it_is_gone_when_pytest_is_over_and_the_process_is_not(suite: Served) -> None:
+    suite.write(
+        {
+            "runs.py": f"""
+            import pytest
+
+            assert 0 == pytest.main(["-p", "ollama_warmup", *{suite.flags()!r}])
+            print("OVER", flush=True)
+            input()
+            """
+        }
+    )
+    process = subprocess.Popen(
+        [sys.executable, "runs.py"],
+        cwd=suite.pytester.path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        wait_for(process, "OVER")
+        mine = set(suite.processes) - {process.pid}
+        assert set() == mine
+    finally:
+        process.communicate("")

@@ -116,6 +116,10 @@ class Xdist:
     def join(self, ids: list[str] | None = None) -> Worker:
         worker = Worker(f"gw{len(self.workers)}")
         self.workers.append(worker)
+        if self.stopped:
+            worker.shutdown()
+            self.settle()
+            return worker
         self.sched.add_node(cast("WorkerController", worker))
         self.sched.add_node_collection(cast("WorkerController", worker), ids or self.ids)
         if self.sched.collection_is_completed:
