@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.leader import Leader
+from pytest_ollama_warmup.ollama.process import detached
 from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.warmup.preparation import Preparation
 from pytest_ollama_warmup.warmup.work import Event
@@ -26,24 +26,23 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
-    from pytest_ollama_warmup.warmup.work import Say
 
 END_S = 5.0
+TRIES = 2
 
 
 class ChildPreparation(Preparation):
     """Brings models in child processes, on the same directory of the run.
 
-    Should one die, *work* brings here what it leaves. *settings* are asked for when one begins.
+    Should one die, another one goes on; should that, the rest is left to whoever needs it.
+    *settings* are asked for when one begins.
     """
 
-    def __init__(
-        self, work: Callable[[Target, Say], Outcome], settings: Callable[[], Settings], folder: Path
-    ) -> None:
-        super().__init__(work)
+    def __init__(self, settings: Callable[[], Settings], folder: Path) -> None:
+        super().__init__()
         self._settings, self._folder = settings, folder
         self._children: list[subprocess.Popen[bytes]] = []
+        self._died = 0
 
     def close(self) -> None:
         """End the children, and have the server end what they have begun."""
@@ -64,6 +63,8 @@ class ChildPreparation(Preparation):
             [sys.executable, "-P", "-m", "pytest_ollama_warmup.background"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # We end it; and one that hears Ctrl-C while it starts would say so at length.
+            **detached(),
         )
         assert child.stdin is not None
         self._children.append(child)
@@ -83,14 +84,31 @@ class ChildPreparation(Preparation):
                 if event.outcome is not None:
                     del left[event.target.key]
                 self._events.put(event)
-        if left and child.stdin is not None and not child.stdin.closed:
-            super()._begin(list(left.values()))
+        if not left or child.stdin is None or child.stdin.closed:
+            return
+        # Not here, where tests may have mocked what it needs.
+        self._died += 1
+        why = f"the process that brings models has ended with {_exit_code(child)}"
+        again = list(left.values())
+        if self._died < TRIES:
+            self._events.put(Event(again[0], "server", why=f"{why}: starting another one"))
+            self._begin(again)
+            return
+        self._events.put(Event(again[0], "server", why=f"{why}: each comes when a test needs it"))
+        for target in again:
+            self._events.put(Event(target, "dropped"))
+
+
+def _exit_code(child: subprocess.Popen[bytes]) -> str:
+    try:
+        code = child.wait(END_S)
+    except subprocess.TimeoutExpired:
+        return "no exit code"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def main() -> None:
     """Bring what the parent process names on standard input, and tell it how that goes."""
-    # The parent ends us, after Ctrl-C too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings, folder, targets = pickle.load(sys.stdin.buffer)
     requests = {target.spec.key: target.request for target in targets}
     screen = Screen(

@@ -79,7 +79,7 @@ class ControllerSide:
             self._prepared = True
             wants = _read_wants(self._config, node.gateway.id)
             self._prepare(wants, len(ids))
-            if wants and settings_of(self._config).group_by_model.value:
+            if wants and settings_of(self._config).reorders:
                 self._take_turns(wants)
         return (yield)
 

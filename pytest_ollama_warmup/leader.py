@@ -10,7 +10,7 @@ from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.run import Run
 from pytest_ollama_warmup.text import seconds
-from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
+from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, InThreads, Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +56,7 @@ class Leader(Run):
         self.screen = screen
         self._said: set[str] = set()
         self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
-        self._preparation = Preparation(self.work)
+        self._preparation: Preparation = InThreads(self.work, self.turns)
 
     def begin(self, targets: Iterable[Target]) -> None:
         """Ask the server, then begin to bring *targets* in the background, where it answers."""

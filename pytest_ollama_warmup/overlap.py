@@ -36,7 +36,7 @@ class Overlapping(Controller):
             # pytest writes its dots meanwhile.
             self.screen = screen_of(config, self._terminal, bars=False)
         else:
-            self._preparation = ChildPreparation(self.work, lambda: self.settings, self.folder)
+            self._preparation = ChildPreparation(lambda: self.settings, self.folder)
 
     def session_start(self) -> None:
         """Step 1: begin."""
@@ -116,7 +116,8 @@ class Overlapping(Controller):
                 if is_over():
                     break
             return
-        if self._terminal is not None:
+        if self._terminal is not None and self._terminal.isatty:
+            # Bars draw over the line that they begin in.
             self._terminal.ensure_newline()
         self.wait("done", is_over)
 

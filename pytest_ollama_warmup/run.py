@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,8 +17,9 @@ from pytest_ollama_warmup.errors import (
     WaitedTooLong,
     WarmupError,
 )
+from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.options import read_host
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -30,9 +30,11 @@ from pytest_ollama_warmup.warmup.plan import (
     resolve,
     target_of,
 )
+from pytest_ollama_warmup.warmup.preparation import Turns
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S, Outcome, Record
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -40,13 +42,15 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.spec import ModelSpec
-    from pytest_ollama_warmup.warmup.work import Say
+    from pytest_ollama_warmup.warmup.work import Event, Say
 
     AskRequest = Callable[[ModelSpec], Mapping[str, Any] | None]
 
 
 # A file that says so: more models were warmed than the server keeps.
 CROWDED = "crowded"
+# This one holds the sets of models that take turns, in their order.
+GROUPS = "groups.json"
 # And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
 ENDING = "ending"
 # Here lies what became of models that are only pulled as yet.
@@ -75,11 +79,12 @@ class Run:
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
-        self._loading = threading.Lock()
+        self.turns = Turns()
         self._guard: Guard | None = None
-        self._warmed_with: set[int] = set()
         self._listed: list[tuple[Target, Outcome]] | None = None
         self._waits: dict[str, float] = {}
+        self._lost: dict[str, list[str]] = {}
+        self._turn: set[str] = set()
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
@@ -149,6 +154,17 @@ class Run:
         if self._waits:
             path = self.folder / f"waits-{self.by}.json"
             path.write_text(json.dumps(self._waits), encoding="utf-8")
+        if self._lost:
+            path = self.folder / f"lost-{self.by}.json"
+            path.write_text(json.dumps(self._lost), encoding="utf-8")
+
+    def all_lost(self) -> dict[str, list[str]]:
+        """Return, by what was wrong, the tests of any process whose models got lost in the run."""
+        found: dict[str, list[str]] = {}
+        for path in sorted(self.folder.glob("lost-*.json")):
+            for error, tests in json.loads(path.read_text(encoding="utf-8")).items():
+                found.setdefault(error, []).extend(tests)
+        return found
 
     def all_waits(self) -> dict[str, float]:
         """Return how many seconds each test of any process has waited for its models."""
@@ -194,10 +210,12 @@ class Run:
             targets = self._targets(want)
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
-        if self.settings.group_by_model.value and (self.folder / ENDING).exists():
+        if self.settings.reorders and (self.folder / ENDING).exists():
             # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
             return Verdict("skip", "not run any more: the run has ended early")
         begin = time.monotonic()
+        if self.settings.group_by_model.value:
+            self._make_room({target.key for target in targets})
         verdict = self._verdict(want, targets)
         if (waited_s := time.monotonic() - begin) >= NOTICEABLE_S:
             self._waits[want.test] = waited_s
@@ -211,8 +229,9 @@ class Run:
         from pytest_ollama_warmup.warmup.guard import CannotLook
 
         try:
-            self._guarding().check(wanted, want.test, self._contexts())
+            self._guarding().check(wanted, want.test, self._contexts)
         except (ServerUnreachable, LoadFailed) as exc:
+            self._lost.setdefault(str(exc), []).append(want.test)
             # It was there: what is gone in the midst of a run is no matter of what is missing.
             on_missing = self.settings.on_missing.value
             return Verdict(decide(on_missing, want.on_missing, "default", ci=True), str(exc))
@@ -222,6 +241,23 @@ class Run:
         except Exception as exc:
             raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
         return None
+
+    def _make_room(self, keys: set[str]) -> None:
+        """Where another set of models has its turn now: unload what would else not go by itself.
+
+        A server that is full takes whichever it likes, also one of the same set.
+        """
+        if keys == self._turn:
+            return
+        self._turn = keys
+        with suppress(Exception):
+            from pytest_ollama_warmup.warmup.guard import make_room
+
+            groups = [set(one) for one in json.loads((self.folder / GROUPS).read_text("utf-8"))]
+            later = groups[groups.index(keys) + 1 :]
+            loaded = [one for one in self.gate.outcomes() if one.step("load") is not None]
+            with held(self.folder / "room.lock", "room for models", self.gate.limit_s):
+                make_room(self.client(), keys, later, loaded)
 
     def _targets(self, want: Want) -> list[Target]:
         listed = self.settings.listed
@@ -238,11 +274,11 @@ class Run:
             self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
         return self._guard
 
-    def _contexts(self) -> set[int]:
-        """Return the contexts that models of this run were warmed with."""
-        if not self._warmed_with:
-            self._warmed_with = {one.context_length for one in self.gate.outcomes()}
-        return self._warmed_with
+    def _contexts(self, target: Target) -> set[int]:
+        """Return the contexts that other variants of a model were warmed with."""
+        others = [one for one in self.gate.outcomes() if one.model and one.key != target.key]
+        key = target.spec.model_key
+        return {one.context_length for one in others if ModelName.parse(one.model).key == key}
 
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""
@@ -287,6 +323,14 @@ class Run:
         number = self.settings.slots.value
         return nullcontext() if number is None else Slots(self.folder, number).one()
 
+    def at_work(self, want: Want) -> AbstractContextManager[None]:
+        """Return what a test holds while it may have the server load its models otherwise."""
+        try:
+            keys = [target.spec.model_key for target in self._targets(want)]
+        except NoModelNamed:
+            keys = []
+        return Users(self.folder, self.by).using(keys) if keys else nullcontext()
+
     def asked(self, target: Target) -> Target:
         """Return *target* with the suite's own warm-up request, where it has one."""
         if self.settings.warm.value != "prompt":
@@ -319,17 +363,25 @@ class Run:
                 target if before is None else replace(target, learned=before.learned),
                 terms,
                 by=self.by,
-                say=say,
+                say=heard,
                 beat=beat,
                 pulls=pulls,
-                # The server loads one at a time in any case. Here too, else a model could have to
-                # make room, or its own variant unload it, before its lease is seen to.
-                loading=self._loading,
+                # Else a model could have to make room, or its own variant unload it, before its
+                # lease is seen to.
+                loading=self.turns.of(target.key),
             )
             found = replace(found, host=client.host.url)
             return found if before is None else found.after(before)
 
-        return gate.once(target.key, work)
+        def heard(event: Event) -> None:
+            if event.phase == "queued":
+                self.turns.step_aside(target.key)
+            say(event)
+
+        try:
+            return gate.once(target.key, work)
+        finally:
+            self.turns.step_aside(target.key)
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""

@@ -33,11 +33,12 @@ from pytest_ollama_warmup.roles import (
     settings_of,
     write_host,
 )
-from pytest_ollama_warmup.run import CROWDED
+from pytest_ollama_warmup.run import CROWDED, GROUPS
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
+from pytest_ollama_warmup.warmup.gate import write_whole
 from pytest_ollama_warmup.warmup.guard import all_known, not_resident
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
@@ -47,7 +48,7 @@ from pytest_ollama_warmup.warmup.plan import (
     Want,
     decide,
     decisions,
-    first_group,
+    groups_of,
     make_plan,
 )
 
@@ -108,7 +109,10 @@ class Controller(Leader):
         # Where those run that get another server is known when their fixtures are.
         here = [want for want in wants if not want.elsewhere]
         self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
-        self._first = first_group(here, settings.listed)
+        groups = groups_of(here, settings.listed)
+        self._first = groups[0] if groups else None
+        if settings.group_by_model.value:
+            write_whole(self.folder / GROUPS, [sorted(group) for group in groups])
         self._collected = True
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
@@ -161,13 +165,16 @@ class Controller(Leader):
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
         self.record.known, self.record.waits = all_known(self.folder), self.all_waits()
+        self.record.lost = self.all_lost()
         lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
         for line in lines:
             self._terminal.write_line(line, red=line[0] in "✗x")
-        for line in [] if quiet else found_cold_lines(self.record, learns=learns(self._config)):
+        grouped, learned = self.settings.group_by_model.value, learns(self._config)
+        cold = found_cold_lines(self.record, learns=learned, grouped=grouped)
+        for line in [] if quiet else cold:
             self._terminal.write_line(line)
         for line in waited_lines(self.record) if lines and not quiet else []:
             self._terminal.write_line(line)
@@ -286,7 +293,8 @@ class Controller(Leader):
                 names = ", ".join(one.title for one in gone)
                 self.say_once(
                     f"{len(loaded)} models were loaded, {len(loaded) - len(gone)} fit: {names} had "
-                    "to make room. Raise the server's OLLAMA_MAX_LOADED_MODELS, or list fewer.",
+                    "to make room. --ollama-group-by-model loads each once; or raise the server's "
+                    "OLLAMA_MAX_LOADED_MODELS.",
                     least=-1,
                 )
 

@@ -95,14 +95,24 @@ def _look(item: pytest.Item) -> Verdict | None:
 
 
 def _slot(item: pytest.Item) -> AbstractContextManager[None]:
-    if settings_of(item.config).slots.value is None:
+    if settings_of(item.config).slots.value is None or _want_or_none(item) is None:
         return nullcontext()
+    return run_of(item.config).slot()
+
+
+def _at_work(item: pytest.Item) -> AbstractContextManager[None]:
+    # In a single process nobody looks while a test runs.
+    if not is_worker(item.config) or (want := _want_or_none(item)) is None:
+        return nullcontext()
+    return run_of(item.config).at_work(want)
+
+
+def _want_or_none(item: pytest.Item) -> Want | None:
     try:
-        wants = _want(item) is not None
+        return _want(item)
     except BadMark:
         # Its set-up says so.
-        wants = False
-    return run_of(item.config).slot() if wants else nullcontext()
+        return None
 
 
 class _Glance:
@@ -118,7 +128,8 @@ class _Watch:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         with _slot(item):
             item.stash[_FOUND] = _look(item)
-            return (yield)
+            with _at_work(item):
+                return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

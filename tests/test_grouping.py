@@ -311,3 +311,51 @@ def test_tests_that_name_no_model_need_what_is_listed(suite: Suite, workers: lis
     assert {"passed": 8} == run.counts
     assert {"d:1", "c:1"} == set(loads(suite)[:2])
     assert ["a:1"] == loads(suite)[2:]
+
+
+PAIRS = """
+from tools import *
+
+def needs(*names):
+    return pytest.mark.requires_model(*(f"{name}:1" for name in names))
+
+def warm(*names):
+    assert {f"{name}:1" for name in names} <= set(resident())
+    for name in names: ask(f"{name}:1")
+
+@needs("a")
+def test_a(): warm("a")
+
+@needs("b")
+def test_b(): warm("b")
+
+@needs("c")
+def test_c(): warm("c")
+
+@needs("d")
+def test_d(): warm("d")
+
+@needs("b", "a")
+def test_ba(): warm("a", "b")
+
+@needs("b", "c")
+@pytest.mark.parametrize("n", range(2))
+def test_bc(n): warm("b", "c")
+"""
+
+
+@WORKERS
+def test_the_models_of_a_set_do_not_evict_each_other(suite: Suite, workers: list[str]) -> None:
+    suite.write({"test_it.py": PAIRS})
+    run = suite.run(GROUP, *workers)
+    assert {"passed": 7} == run.counts
+    assert 5 == len(loads(suite))
+    told = re.findall(r"^(\S+) was cold before 1 test, .*", run.out, re.MULTILINE)
+    assert 1 == len(told)
+    assert "This set of models comes after others that need the room: raise the server's" in run.out
+
+
+def test_nothing_is_unloaded_where_all_fit(suite: Suite) -> None:
+    suite.write({"test_it.py": PAIRS.replace('@needs("d")', "").replace('warm("d")', "pass")})
+    assert {"passed": 7} == suite.run(GROUP).counts
+    assert ["a:1", "b:1", "c:1"] == loads(suite)

@@ -87,7 +87,7 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
     assert re.search(
         r"a:1 was cold before 1 test, [\d.]+ m?s to load it again: evicted, loaded are b:1, c:1, "
         r"d:1, before test_it\.py::test_second\. The tests use more models than the server keeps: "
-        r"raise its OLLAMA_MAX_LOADED_MODELS\.",
+        r"--ollama-group-by-model loads each once, or raise its OLLAMA_MAX_LOADED_MODELS\.",
         run.out,
     )
 
@@ -109,7 +109,7 @@ def test_a_model_that_tests_unload_is_brought_back_three_times_and_then_left_alo
     assert 4 == len(loads(suite))
     assert "a:1 was cold before 3 tests," in run.out
     assert "gone, before test_it.py::test_it[" in run.out
-    assert "a:1 was evicted again and again, and left alone from then on." in run.out
+    assert "a:1 was gone again and again, and left alone from then on. Does somebody" in run.out
 
 
 def test_a_lease_that_ran_out_is_told_as_such(suite: Suite) -> None:
@@ -341,8 +341,8 @@ ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
 GOLDEN = """\
 ✓ a:1   ready   loaded in TIME   6 tests
 a:1 was cold before 1 test, TIME to load it again: evicted, loaded are b:1, c:1, d:1, before \
-test_it.py::test_after_an_eviction. The tests use more models than the server keeps: raise its \
-OLLAMA_MAX_LOADED_MODELS.
+test_it.py::test_after_an_eviction. The tests use more models than the server keeps: \
+--ollama-group-by-model loads each once, or raise its OLLAMA_MAX_LOADED_MODELS.
 a:1 was cold before 1 test, TIME to load it again: gone, before \
 test_it.py::test_after_a_restart. A test unloads it, or the server was started anew.
 a:1 was warmed with num_ctx 4096 (server default), tests use 8192: 1 reload, about TIME. List \
@@ -386,6 +386,75 @@ def test_doctests_of_a_file_that_is_marked_are_guarded(suite: Suite) -> None:
     )
     run = suite.run("--doctest-glob=doc*.txt")
     assert {"passed": 2} == run.counts
+    assert 2 == len(loads(suite))
+
+
+def test_what_another_test_asks_for_is_not_what_the_next_run_learns(suite: Suite) -> None:
+    write(
+        suite,
+        """
+        @pytest.mark.parametrize("n", range(3))
+        @A
+        def test_plain(n, ollama_options): ask("a:1", **ollama_options)
+
+        @pytest.mark.requires_model("a:1,num_ctx=512")
+        @pytest.mark.parametrize("n", range(4))
+        def test_small(n, ollama_options): ask("a:1", **ollama_options)
+        """,
+    )
+    for args in ([], ["--ollama-overlap"], ["--ollama-group-by-model"], []):
+        run = suite.run(*args)
+        assert {"passed": 7} == run.counts
+        assert "learned" not in run.out
+        assert "was warmed with" not in run.out
+
+
+@pytest.mark.parametrize("workers", ["-n2", "-n3"])
+def test_workers_that_use_another_context_are_not_fought(suite: Suite, workers: str) -> None:
+    suite.ollama.add(ScriptedModel("a:1", present=True, digest="a" * 64, load_s=0.4))
+    write(
+        suite,
+        """
+        import time
+
+        @A
+        @pytest.mark.parametrize("n", range(12))
+        def test_it(n):
+            time.sleep(n % 4 * 0.05)
+            ask("a:1", num_ctx=8192)
+        """,
+    )
+    run = suite.run(workers)
+    assert {"passed": 12} == run.counts
+    assert [4096, 8192] == loads(suite)
+    assert "cold" not in run.out
+    assert "a:1 was warmed with num_ctx 4096 (server default), tests use 8192: 1 reload" in run.out
+
+
+def test_a_model_that_is_gone_while_another_test_uses_it_is_brought_back_all_the_same(
+    suite: Suite,
+) -> None:
+    write(
+        suite,
+        """
+        import pathlib, time
+
+        @A
+        def test_long():
+            unload("a:1")
+            pathlib.Path("gone").touch()
+            while not pathlib.Path("back").exists(): time.sleep(0.05)
+
+        @A
+        @pytest.mark.parametrize("n", range(5))
+        def test_other(n):
+            # The first one may have begun before it was gone.
+            while not pathlib.Path("gone").exists(): time.sleep(0.05)
+            if "a:1" in resident(): pathlib.Path("back").touch()
+        """,
+    )
+    run = suite.run("-n2", "-p", "timeout", "--timeout=30")
+    assert {"passed": 6} == run.counts
     assert 2 == len(loads(suite))
 
 

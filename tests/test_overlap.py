@@ -63,11 +63,19 @@ def test_tests_that_need_none_run_while_models_come(
         re.fullmatch(r"✓ llama3.2:1b   ready   loaded in 1\.\d s   1 test", one)
         for one in run.table
     ), run.out
-    assert re.search(
-        r"test_it.py::test_chat waited [\d.]+ s for models, outside of their own time", run.out
-    )
     assert "before the first test" not in run.out
     assert "" == run.err
+
+
+@WORKERS
+def test_who_waited_is_told(suite: Suite, workers: list[str]) -> None:
+    suite.ollama.add(replace(SLOW, load_s=6.0))
+    run = suite.run(OVERLAP, *workers)
+    assert re.search(
+        r"^test_it.py::test_chat waited [\d.]+ s for models, outside of its own time$",
+        run.out,
+        re.MULTILINE,
+    ), run.out
 
 
 @WORKERS
@@ -283,24 +291,67 @@ def test_after_a_failure_with_x_nothing_is_waited_for(suite: Suite, workers: lis
     suite.write({"test_it.py": MIXED.replace('note("other")', "assert n < 1")})
     run = suite.run(OVERLAP, "-x", "--ollama-wait=5", "-p", "timeout", "--timeout=60", *workers)
     assert run.counts["failed"] >= 1
+    assert "ready" not in run.out
 
 
-def test_a_child_that_dies_is_replaced_by_this_process(suite: Suite) -> None:
-    suite.write(
-        {
-            "conftest.py": """
-            import os, signal, subprocess
-            from pytest_ollama_warmup import background
+DIES = """
+    import os, signal, subprocess
+    from pytest_ollama_warmup import background
 
-            class Popen(subprocess.Popen):
-                def __init__(self, *args, **kwargs):
-                    super().__init__(*args, **kwargs)
-                    self.kill()
+    class Popen(subprocess.Popen):
+        left = NUMBER
 
-            background.subprocess.Popen = Popen
-            """
-        }
-    )
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            if Popen.left:
+                Popen.left -= 1
+                self.kill()
+
+    background.subprocess.Popen = Popen
+"""
+
+
+def test_a_child_that_dies_is_replaced_by_another_one(suite: Suite) -> None:
+    suite.write({"conftest.py": DIES.replace("NUMBER", "1")})
     run = suite.run(OVERLAP)
     assert {"passed": 5} == run.counts
     assert 1 == len(suite.ollama.loads)
+    assert (
+        "the process that brings models has ended with signal 9: starting another one"
+    ) in run.ours
+
+
+def test_and_if_that_dies_too_a_model_comes_when_it_is_needed(suite: Suite) -> None:
+    suite.write({"conftest.py": DIES.replace("NUMBER", "9")})
+    run = suite.run(OVERLAP)
+    assert {"passed": 5} == run.counts
+    assert 1 == len(suite.ollama.loads)
+    assert (
+        "the process that brings models has ended with signal 9: each comes when a test needs it"
+    ) in run.ours
+
+
+def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None:
+    for name in "cab":
+        suite.ollama.add(
+            replace(LLAMA, name=f"{name}:1", present=True, digest=name * 64, load_s=0.3)
+        )
+    suite.write(
+        {
+            "test_it.py": """
+            import pytest
+
+            @pytest.mark.requires_model("c:1")
+            def test_c(): pass
+
+            @pytest.mark.requires_model("a:1", "b:1")
+            def test_ab(): pass
+            """
+        }
+    )
+    for how in ([OVERLAP], []):
+        suite.ollama.forget()
+        for name in "cab":
+            suite.ollama.unload(f"{name}:1")
+        assert {"passed": 2} == suite.run(*how).counts
+        assert ["c:1", "a:1", "b:1"] == [one.model for one in suite.ollama.loads]

@@ -291,6 +291,9 @@ def test_a_server_that_ends_in_mid_run_is_not_waited_for(suite: Served) -> None:
     assert {"passed": 1, "error": 2} == run.counts
     assert "It has ended; its log, named at the end of the run, says why." in run.out
     assert "log of the server: " in run.out
+    assert re.search(
+        r"^lost before test_it\.py::test_it\[1\] and 1 more: no Ollama at ", run.out, re.M
+    )
 
 
 # The end

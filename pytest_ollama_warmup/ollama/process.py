@@ -196,7 +196,7 @@ class ManagedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                **_detached(),
+                **detached(),
             )
         self._owner = os.getpid()
 
@@ -336,7 +336,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _detached() -> dict[str, Any]:
+def detached() -> dict[str, Any]:
+    """Return the arguments of ``Popen`` for a process that no Ctrl-C of the terminal reaches."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}

@@ -81,39 +81,53 @@ def waited_lines(record: Record) -> list[str]:
         lines.append(f"waited {seconds(record.waited_s)} before the first test")
     if waits := record.waits:
         test = max(waits, key=waits.__getitem__)
-        most = f", most of it {clean(test, 200)}: {seconds(waits[test])}" if len(waits) > 1 else ""
-        tests = count(len(waits), "test") if len(waits) > 1 else clean(test, 200)
-        lines.append(
-            f"{tests} waited {seconds(sum(waits.values()))} for models, outside of their own time"
-            f"{most}"
-        )
+        took, which = seconds(waits[test]), clean(test, 200)
+        if len(waits) == 1:
+            lines.append(f"{which} waited {took} for models, outside of its own time")
+        else:
+            tests = count(len(waits), "test")
+            lines.append(
+                f"{tests} waited for models, outside of their own time: {took} at most ({which})"
+            )
     return lines
 
 
 _CURES = {
-    "evicted": "The tests use more models than the server keeps: raise its "
-    "OLLAMA_MAX_LOADED_MODELS.",
+    "evicted": "The tests use more models than the server keeps: --ollama-group-by-model loads "
+    "each once, or raise its OLLAMA_MAX_LOADED_MODELS.",
     "expired": "Raise --ollama-keep-alive: tests come later than its lease allows.",
     "restarted": "The server went down: its log says why.",
     "gone": "A test unloads it, or the server was started anew.",
 }
 
 
-def found_cold_lines(record: Record, *, learns: bool = False) -> list[str]:
+_IN_TURN = (
+    "This set of models comes after others that need the room: raise the server's "
+    "OLLAMA_MAX_LOADED_MODELS."
+)
+
+
+def found_cold_lines(record: Record, *, learns: bool = False, grouped: bool = False) -> list[str]:
     """Say what was gone in the midst of the run, or ran otherwise: what it cost, and the cure.
 
-    *learns* is whether the next run will know.
+    *learns* is whether the next run will know, *grouped* whether sets of models take turns.
     """
     lines = []
+    for error, tests in record.lost.items():
+        more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+        lines.append(f"lost before {clean(tests[0], 200)}{more}: {error}")
     for known in record.known:
-        for reason, cure in _CURES.items():
+        for reason, cure in ({**_CURES, "evicted": _IN_TURN} if grouped else _CURES).items():
             colds = [one for one in known.colds if one.reason == reason]
             if colds:
                 lines.append(f"{known.model} {_cold(colds)}. {cure}")
         if known.rests:
+            ours = {one.model for one in record.models.values()}
+            evicted = any(one.reason == "evicted" for one in known.colds)
+            by_us = evicted and all(ours.issuperset(one.resident) for one in known.colds)
+            asks = "" if by_us else " Does somebody else use this server, or do tests unload it?"
             lines.append(
-                f"{known.model} was evicted again and again, and left alone from then on. "
-                "Does somebody else use this server?"
+                f"{known.model} was gone again and again, and left alone from then on.{asks}"
             )
         if known.switches:
             lines.append(_switched(known, record))
@@ -123,7 +137,7 @@ def found_cold_lines(record: Record, *, learns: bool = False) -> list[str]:
 
 
 def _switched(known: Known, record: Record) -> str:
-    number, each = known.switches, _load_seconds(known, record)
+    number, each = known.switches, _load_seconds(_outcome_of(known, record))
     took = f", about {seconds(number * each)}" if each else ""
     return (
         f"{known.model} was loaded as other tests want it before {count(number, 'test')}: "
@@ -132,9 +146,12 @@ def _switched(known: Known, record: Record) -> str:
     )
 
 
-def _load_seconds(known: Known, record: Record) -> float:
+def _outcome_of(known: Known, record: Record) -> Outcome | None:
+    return next((one for one in record.models.values() if one.title == known.model), None)
+
+
+def _load_seconds(outcome: Outcome | None) -> float:
     """Return how long the first load of a model took; 0 where that is not known."""
-    outcome = next((one for one in record.models.values() if one.title == known.model), None)
     load = outcome.step("load") if outcome is not None else None
     return load.seconds if load is not None else 0.0
 
@@ -151,9 +168,12 @@ def _cold(colds: list[Cold]) -> str:
 
 
 def _other_context(known: Known, record: Record, *, learns: bool) -> str:
-    number, each = len(known.contexts), _load_seconds(known, record)
+    outcome = _outcome_of(known, record)
+    number, each = len(known.contexts), _load_seconds(outcome)
     took = f", about {seconds(number * each)}" if each else ""
     by = "" if "num_ctx=" in known.model else " (server default)"
+    if outcome is not None and outcome.learned:
+        by = " (learned)"
     name = known.model.partition(",")[0]
     said = f"{name} was warmed with num_ctx {known.warmed}{by}, tests use"
     cost = f"{count(number, 'reload')}{took}"
@@ -299,7 +319,14 @@ class Screen:
                 self.say(f"{one.name} waits: another run is pulling it", least=-1)
             elif event.phase == "busy":
                 self.say(f"{one.name} waits: the server's queue is full", least=-1)
-            elif event.outcome is not None and event.outcome.ready:
+            elif (
+                event.outcome is not None
+                and event.outcome.ready
+                and (
+                    # One that is only there waits for its turn: that is nothing to tell.
+                    target.loads or event.outcome.steps
+                )
+            ):
                 self.say(ready_line(event.outcome))
         if event.phase == "pulling" and event.total:
             if not one.announced and event.total >= WORTH_SAYING:

@@ -10,8 +10,8 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -126,6 +126,43 @@ def held(
         yield pulse.touch
     finally:
         lock.release()
+
+
+class Users:
+    """Which processes have a test at work with a model; the kernel frees what a dead one held.
+
+    A model here is one by its name: tests may use it with different options.
+    """
+
+    def __init__(self, folder: Path, by: str) -> None:
+        self._folder, self._by = folder, by
+
+    @contextmanager
+    def using(self, keys: Iterable[str]) -> Iterator[None]:
+        """Be one that uses the models *keys*."""
+        from filelock import FileLock
+
+        locks = [FileLock(self._path(key, self._by)) for key in sorted(set(keys))]
+        with ExitStack() as held_locks:
+            for lock in locks:
+                held_locks.enter_context(lock.acquire(poll_interval=_POLL_S))
+            yield
+
+    def others(self, key: str) -> bool:
+        """Whether another process uses the model *key* now."""
+        from filelock import FileLock, Timeout
+
+        own = self._path(key, self._by)
+        for path in self._folder.glob(self._path(key, "*").name):
+            if path != own:
+                try:
+                    FileLock(path).acquire(timeout=0).lock.release()
+                except Timeout:
+                    return True
+        return False
+
+    def _path(self, key: str, by: str) -> Path:
+        return self._folder / f"using-{file_name(key)}-{by}.lock"
 
 
 class Slots:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.warmup.gate import Beat, file_name, held, write_whole
+from pytest_ollama_warmup.warmup.gate import Beat, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.record import Cold, Known
 from pytest_ollama_warmup.warmup.work import Work, find, same
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.work import Terms
 
     Wanted = Sequence[tuple[Target, Outcome]]
+    Contexts = Callable[[Target], set[int]]
 
 # A server that others use too: who is evicted so often would only evict them in turn.
 OFTEN, OFTEN_S = 3, 300.0
 GLANCE_EVERY_S = 0.25
+# How long a load by another test may take at least, and how often to look whether it is over.
+AGAIN_S, AGAIN_EVERY_S = 2.0, 0.05
+
+
+def _no_others(target: Target) -> set[int]:
+    return set()
 
 
 class CannotLook(WarmupError):
@@ -81,6 +88,7 @@ class Guard:
     def __init__(
         self, client: Client, folder: Path, terms: Terms, by: str, wait: Callable[[], object]
     ) -> None:
+        self._users = Users(folder, by)
         self._client, self._folder, self._by, self._wait = client, folder, by, wait
         self._terms = replace(terms, warm="load")
         self._ledgers: dict[str, Ledger] = {}
@@ -89,10 +97,10 @@ class Guard:
         self._expires: dict[str, float] = {}
         self._lost, self._after, self._next_glance = False, "", 0.0
 
-    def check(self, wanted: Wanted, test: str, beside: Iterable[int] = ()) -> None:
+    def check(self, wanted: Wanted, test: str, beside: Contexts = _no_others) -> None:
         """See that all of *wanted* is resident before *test*, loading again what is not.
 
-        *beside* are contexts that other tests want these models with: no change of habit.
+        *beside* returns the contexts that other tests want a model with: no change of habit.
 
         Raises:
             ServerUnreachable: nothing answers, also after the wait for it.
@@ -106,7 +114,7 @@ class Guard:
             if found is None:
                 self._bring_back(target, outcome, resident, test, after)
             else:
-                self._note(target, outcome, found, set(beside))
+                self._note(target, outcome, found, beside)
 
     def glance(self, wanted: Wanted, test: str, *, may_load: bool) -> None:
         """Look whether *wanted* are resident, between tests that do not say what they need.
@@ -125,7 +133,7 @@ class Guard:
         for target, outcome in wanted:
             found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
             if found is not None:
-                self._note(target, outcome, found, set())
+                self._note(target, outcome, found, _no_others)
             elif may_load and not self._ledger(target, outcome).known().colds:
                 self._bring_back(target, outcome, resident, test, after, once=True)
 
@@ -147,21 +155,21 @@ class Guard:
         except Exception as exc:
             raise CannotLook(str(exc)) from exc
 
-    def _note(self, target: Target, outcome: Outcome, found: Resident, beside: set[int]) -> None:
+    def _note(self, target: Target, outcome: Outcome, found: Resident, beside: Contexts) -> None:
         self._lost = False
         if found.lease_s is not None:
             self._expires[target.key] = time.monotonic() + found.lease_s
         seen, ledger = found.context_length, self._ledger(target, outcome)
-        if seen:
-            self.seen.setdefault(target.key, Counter())[seen] += 1
-        if not (seen and outcome.context_length):
-            return
-        if seen in beside - {outcome.context_length}:
+        known_context = ledger.known().context
+        if seen and outcome.context_length and seen != known_context and seen in beside(target):
+            # Another test's variant, which this test does not ask for.
             with ledger.held():
                 known = ledger.known()
                 ledger.write(replace(known, switches=known.switches + 1))
             return
-        if seen != ledger.known().context:
+        if seen:
+            self.seen.setdefault(target.key, Counter())[seen] += 1
+        if seen and outcome.context_length and seen != known_context:
             with ledger.held():
                 known = ledger.known()
                 if seen != known.context:
@@ -182,8 +190,7 @@ class Guard:
         if _left_alone(ledger.known(), resident):
             return
         with ledger.held() as beat:
-            # Empty while another worker's test has the server load it anew.
-            resident, known = self._look(), ledger.known()
+            resident, known = self._look_twice(target, outcome, beat), ledger.known()
             if find(resident, target.spec.model_key) or same(resident, outcome.digest):
                 return
             if _left_alone(known, resident) or (once and known.colds):
@@ -216,6 +223,24 @@ class Guard:
                 resident=names,
             )
             ledger.write(replace(known, colds=(*known.colds, cold)))
+
+    def _look_twice(self, target: Target, outcome: Outcome, beat: Beat) -> list[Resident]:
+        """Return what is resident, when no test of another process has the server load it anew.
+
+        The server's list lacks a model that loads. To load it here too, with the options that are
+        known by now, would make the server load it again for the next test, and so forth.
+        """
+        load = outcome.step("load")
+        until = time.monotonic() + AGAIN_S + 2 * (load.seconds if load else 0.0)
+        while True:
+            resident = self._look()
+            if find(resident, target.spec.model_key) or same(resident, outcome.digest):
+                return resident
+            if time.monotonic() >= until or not self._users.others(target.spec.model_key):
+                # A test may have ended between the two looks.
+                return self._look()
+            beat()
+            time.sleep(AGAIN_EVERY_S)
 
     def _reason(
         self, target: Target, names: tuple[str, ...]
@@ -255,9 +280,35 @@ def not_resident(client: Client, outcomes: Iterable[Outcome]) -> list[Outcome]:
         one
         for one in outcomes
         # Without a context it was never listed: it shares the runner of another one.
-        if one.context_length
-        and not (find(resident, ModelName.parse(one.model).key) or same(resident, one.digest))
+        if one.context_length and not _is_among(resident, one)
     ]
+
+
+def make_room(
+    client: Client, wanted: set[str], later: Sequence[set[str]], loaded: Sequence[Outcome]
+) -> None:
+    """Unload as many of *loaded* as *wanted* lacks, where the server was full before.
+
+    Those go that are needed last, if at all, in *later* sets.
+
+    Raises:
+        ApiError, ServerError: the server does not tell, or does not do it.
+    """
+    resident = client.resident()
+    there = {one.key: one for one in loaded if _is_among(resident, one)}
+    lacking = len(wanted - there.keys())
+    # All that was loaded is still there: so far it had room for each.
+    if not lacking or len(there) == len(loaded):
+        return
+    needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
+    others = sorted(there.keys() - wanted, key=lambda key: needed.get(key, len(later)))
+    for key in others[-lacking:]:
+        client.unload(there[key].model)
+
+
+def _is_among(resident: list[Resident], outcome: Outcome) -> bool:
+    key = ModelName.parse(outcome.model).key
+    return bool(find(resident, key) or same(resident, outcome.digest))
 
 
 def _left_alone(known: Known, resident: list[Resident]) -> bool:

@@ -226,9 +226,9 @@ def group_of(want: Want, listed: Listed) -> frozenset[str]:
     return frozenset(spec.key for spec in needed)
 
 
-def first_group(wants: Iterable[Want], listed: Listed) -> frozenset[str] | None:
-    """Return the models of the first test that needs some; None where none does."""
-    return next((group for want in wants if (group := group_of(want, listed))), None)
+def groups_of(wants: Iterable[Want], listed: Listed) -> list[frozenset[str]]:
+    """Return the distinct sets of models that tests need, in the order of their first tests."""
+    return list(dict.fromkeys(group for want in wants if (group := group_of(want, listed))))
 
 
 def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.errors import LoadFailed, WarmupError
@@ -21,10 +22,9 @@ PULLS_SIDE_BY_SIDE = 4
 
 
 class Preparation:
-    """Daemon threads work, another one hears and draws."""
+    """Others work, in processes or threads; whoever asks for the events hears and draws."""
 
-    def __init__(self, work: Callable[[Target, Say], Outcome]) -> None:
-        self._work = work
+    def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._absent: set[str] = set()
         self._open: dict[str, Target] = {}
@@ -64,19 +64,17 @@ class Preparation:
             except queue.Empty:
                 yield None
                 continue
-            if event.phase in ("present", "loading", "busy", "done"):
+            if event.phase in ("present", "loading", "busy", "done", "dropped"):
                 self._absent.discard(event.target.key)
             if event.outcome is not None:
                 self.outcomes[event.target.key] = event.outcome
+            if event.outcome is not None or event.phase == "dropped":
                 self._open.pop(event.target.key, None)
             yield event
 
     def _begin(self, targets: list[Target]) -> None:
-        for target in targets:
-            # A daemon: Ctrl-C must not wait for a load.
-            threading.Thread(
-                target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
-            ).start()
+        """Have *targets* brought, and put what happens into the queue of events."""
+        raise NotImplementedError
 
     def _is_over(self, target: Target) -> bool:
         outcome = self.outcomes.get(target.key)
@@ -84,6 +82,65 @@ class Preparation:
         if outcome is None or not outcome.ready:
             return outcome is not None
         return self._loads[target.key] or not target.loads
+
+
+class Turns:
+    """One load at a time, as the server does it, in the order in which models were announced.
+
+    So the one that is needed first comes first. One that has to be pulled holds up nobody.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._ranks: dict[str, int] = {}
+        self._near: set[str] = set()
+        self._loads = False
+
+    def announce(self, keys: Iterable[str]) -> None:
+        """Give *keys* their turns, behind those of earlier ones."""
+        with self._changed:
+            for key in keys:
+                self._ranks.setdefault(key, len(self._ranks))
+                self._near.add(key)
+
+    def step_aside(self, key: str) -> None:
+        """Hold up nobody any more: it is pulled, or will not be loaded."""
+        with self._changed:
+            self._near.discard(key)
+            self._changed.notify_all()
+
+    @contextmanager
+    def of(self, key: str) -> Iterator[None]:
+        """Hold the turn of *key*."""
+        with self._changed:
+            self._near.add(key)
+            rank = self._ranks.setdefault(key, len(self._ranks))
+            self._changed.wait_for(
+                lambda: not self._loads and all(rank <= self._ranks[one] for one in self._near)
+            )
+            self._near.discard(key)
+            self._loads = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loads = False
+                self._changed.notify_all()
+
+
+class InThreads(Preparation):
+    """Daemon threads do the work, which takes *turns*: Ctrl-C must not wait for a load."""
+
+    def __init__(self, work: Callable[[Target, Say], Outcome], turns: Turns) -> None:
+        super().__init__()
+        self._work, self._turns = work, turns
+
+    def _begin(self, targets: list[Target]) -> None:
+        self._turns.announce(target.key for target in targets)
+        for target in targets:
+            threading.Thread(
+                target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
+            ).start()
 
     def _run(self, target: Target) -> None:
         try:

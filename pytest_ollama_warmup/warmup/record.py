@@ -164,13 +164,15 @@ class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
     *server* is the outcome of asking the server; *waited_s* counts seconds before the first test,
-    *waits* those before the tests that waited for their own models.
+    *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
+    the tests whose models were ready, and could not be had any more.
     """
 
     models: dict[str, Outcome] = field(default_factory=dict)
     tests: dict[str, list[str]] = field(default_factory=dict)
     waited_s: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)
+    lost: dict[str, list[str]] = field(default_factory=dict)
     server: Outcome | None = None
     known: list[Known] = field(default_factory=list)
 
@@ -193,6 +195,7 @@ class Record:
             "version": server.notes[0] if server and server.ready else "",
             "waited_s": self.waited_s,
             "waits": self.waits,
+            "lost": self.lost,
             "cold": [asdict(one) for one in self.known],
             "models": [
                 {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", "Resident", "Stored")
 Phase = Literal[
     "server",
+    "dropped",
     "checking",
     "queued",
     "waiting",
@@ -39,7 +40,8 @@ Phase = Literal[
 class Event:
     """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
 
-    The phase ``server`` is none of the model: it is the server that is waited for.
+    The phase ``server`` is none of the model: it is the server that is waited for. One that is
+    ``dropped`` is no longer worked on, and has no outcome.
 
     *free* is the number of bytes on the disk that it comes to, where that is known; *why* is what
     has to be said of the phase.

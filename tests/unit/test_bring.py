@@ -26,7 +26,12 @@ from pytest_ollama_warmup.warmup import work as work_module
 from pytest_ollama_warmup.warmup.bring import bring
 from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.plan import GivenBy, Target
-from pytest_ollama_warmup.warmup.preparation import PULLS_SIDE_BY_SIDE, Preparation
+from pytest_ollama_warmup.warmup.preparation import (
+    PULLS_SIDE_BY_SIDE,
+    InThreads,
+    Preparation,
+    Turns,
+)
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.spec import parse_specs
 from pytest_ollama_warmup.warmup.work import Event, Say, Terms
@@ -651,7 +656,7 @@ def drain(preparation: Preparation, until: Any) -> list[Event]:
 
 
 def test_all_models_become_outcomes() -> None:
-    preparation = Preparation(lambda one, say: ready(one))
+    preparation = InThreads(lambda one, say: ready(one), Turns())
     preparation.start(targets("a b c"))
     events = drain(preparation, "done")
     assert {one.key: ready(one) for one in targets("a b c")} == preparation.outcomes
@@ -659,7 +664,7 @@ def test_all_models_become_outcomes() -> None:
 
 
 def test_nothing_to_prepare_ends_at_once() -> None:
-    assert [] == list(Preparation(lambda one, say: ready(one)).events("done"))
+    assert [] == list(InThreads(lambda one, say: ready(one), Turns()).events("done"))
 
 
 def test_models_are_worked_on_at_the_same_time() -> None:
@@ -669,7 +674,7 @@ def test_models_are_worked_on_at_the_same_time() -> None:
         together.wait()
         return ready(one)
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a b c"))
     drain(preparation, "done")
     assert all(outcome.ready for outcome in preparation.outcomes.values())
@@ -682,7 +687,7 @@ def test_a_model_is_begun_once() -> None:
         begun.append(one.spec.name)
         return ready(one)
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a"))
     preparation.start(targets("A:latest b"))
     drain(preparation, "done")
@@ -701,7 +706,7 @@ def test_presence_is_waited_for_without_the_load() -> None:
         over.set()
         return ready(one)
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a b"))
     phases = [event.phase for event in drain(preparation, "present")]
     assert ({}, False) == (preparation.outcomes, over.is_set())
@@ -714,7 +719,7 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise PullFailed("a", "x", "words", "advice")
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a"))
     (event,) = drain(preparation, "present")
     assert event.outcome is not None
@@ -732,7 +737,7 @@ def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise error
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a,num_ctx=64"))
     drain(preparation, "done")
     (outcome,) = preparation.outcomes.values()
@@ -750,7 +755,7 @@ def test_while_nothing_happens_the_display_gets_its_turn() -> None:
         assert may_end.wait(30)
         return ready(one)
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a"))
     events = preparation.events("done")
     assert [None, None] == [next(events), next(events)]
@@ -766,7 +771,7 @@ def test_the_threads_do_not_keep_a_run_from_ending() -> None:
         seen.append(threading.current_thread().daemon)
         return ready(one)
 
-    preparation = Preparation(work)
+    preparation = InThreads(work, Turns())
     preparation.start(targets("a"))
     drain(preparation, "done")
     assert [True] == seen
@@ -796,12 +801,75 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
             yield SUCCESS
 
     server, pulls = Counting(), threading.Semaphore(PULLS_SIDE_BY_SIDE)
-    preparation = Preparation(
+    preparation = InThreads(
         lambda one, say: bring(
             as_client(server), one, Terms(pull="missing"), by="main", say=say, pulls=pulls
-        )
+        ),
+        Turns(),
     )
     preparation.start(targets("a b c d e f g h"))
     drain(preparation, "done")
     assert [True] * 8 == [outcome.ready for outcome in preparation.outcomes.values()]
     assert 4 == PULLS_SIDE_BY_SIDE == server.most
+
+
+# Turns
+
+
+def load_in(turns: Turns, key: str, loaded: list[str]) -> threading.Thread:
+    def work() -> None:
+        with turns.of(key):
+            loaded.append(key)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_models_are_loaded_in_the_order_in_which_they_were_announced() -> None:
+    turns, loaded = Turns(), list[str]()
+    turns.announce("abc")
+    threads = [load_in(turns, key, loaded) for key in "cba"]
+    for thread in threads:
+        thread.join(10)
+    assert ["a", "b", "c"] == loaded
+
+
+def test_one_that_is_pulled_or_fails_holds_up_nobody() -> None:
+    turns, loaded = Turns(), list[str]()
+    turns.announce("abc")
+    thread = load_in(turns, "b", loaded)
+    turns.step_aside("a")
+    thread.join(10)
+    assert ["b"] == loaded
+    # It may come later, or not at all.
+    load_in(turns, "c", loaded).join(10)
+    load_in(turns, "a", loaded).join(10)
+    assert ["b", "c", "a"] == loaded
+
+
+def test_one_that_was_not_announced_comes_last() -> None:
+    turns, loaded = Turns(), list[str]()
+    turns.announce("a")
+    late = load_in(turns, "x", loaded)
+    load_in(turns, "a", loaded).join(10)
+    late.join(10)
+    assert ["a", "x"] == loaded
+
+
+def test_one_loads_at_a_time() -> None:
+    turns, loaded = Turns(), list[str]()
+    with turns.of("a"):
+        other = load_in(turns, "b", loaded)
+        other.join(0.05)
+        assert [] == loaded
+    other.join(10)
+    assert ["b"] == loaded
+
+
+def test_a_load_that_fails_ends_its_turn() -> None:
+    turns, loaded = Turns(), list[str]()
+    with pytest.raises(ZeroDivisionError), turns.of("a"):
+        raise ZeroDivisionError
+    load_in(turns, "b", loaded).join(10)
+    assert ["b"] == loaded
