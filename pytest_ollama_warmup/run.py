@@ -229,7 +229,7 @@ class Run:
         from pytest_ollama_warmup.warmup.guard import CannotLook
 
         try:
-            self._guarding().check(wanted, want.test, self._contexts)
+            self._guarding().check(wanted, want.test, self._contexts, self._may_load)
         except (ServerUnreachable, LoadFailed) as exc:
             self._lost.setdefault(str(exc), []).append(want.test)
             # It was there: what is gone in the midst of a run is no matter of what is missing.
@@ -241,6 +241,15 @@ class Run:
         except Exception as exc:
             raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
         return None
+
+    def _may_load(self) -> bool:
+        """Whether what is gone may be loaded before a test.
+
+        Not where several workers use more models than the server keeps: a load for the next test of
+        one would take the model of another, which has just been seen to and not been used yet.
+        """
+        grouped = self.settings.group_by_model.value
+        return grouped or self.by == "main" or not (self.folder / CROWDED).exists()
 
     def _make_room(self, keys: set[str]) -> None:
         """Where another set of models has its turn now: unload what would else not go by itself.

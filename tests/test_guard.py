@@ -458,6 +458,31 @@ def test_a_model_that_is_gone_while_another_test_uses_it_is_brought_back_all_the
     assert 2 == len(loads(suite))
 
 
+def test_workers_that_use_more_models_than_fit_load_no_more_often_than_without(
+    suite: Suite,
+) -> None:
+    write(
+        suite,
+        """
+        @pytest.mark.parametrize("name", [
+            pytest.param(f"{one}:1", marks=pytest.mark.requires_model(f"{one}:1")) for one in "abcd"
+        ])
+        @pytest.mark.parametrize("n", range(6))
+        def test_it(n, name): pass
+        """,
+    )
+    run = suite.run("-n2")
+    assert {"passed": 24} == run.counts
+    # The tests load nothing, so that without there is none.
+    assert 4 == len(suite.ollama.loads)
+    assert re.search(
+        r"^\S+ was gone before 6 tests, and left to them to load: several workers use more models "
+        r"than the server keeps\. --ollama-group-by-model loads each once\.$",
+        run.out,
+        re.MULTILINE,
+    ), run.out
+
+
 # The test's own time
 
 

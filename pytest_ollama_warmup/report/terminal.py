@@ -129,6 +129,12 @@ def found_cold_lines(record: Record, *, learns: bool = False, grouped: bool = Fa
             lines.append(
                 f"{known.model} was gone again and again, and left alone from then on.{asks}"
             )
+        if known.left:
+            lines.append(
+                f"{known.model} was gone before {count(known.left, 'test')}, and left to them to "
+                "load: several workers use more models than the server keeps. "
+                "--ollama-group-by-model loads each once."
+            )
         if known.switches:
             lines.append(_switched(known, record))
         if known.contexts:

@@ -97,10 +97,17 @@ class Guard:
         self._expires: dict[str, float] = {}
         self._lost, self._after, self._next_glance = False, "", 0.0
 
-    def check(self, wanted: Wanted, test: str, beside: Contexts = _no_others) -> None:
+    def check(
+        self,
+        wanted: Wanted,
+        test: str,
+        beside: Contexts = _no_others,
+        may_load: Callable[[], bool] = lambda: True,
+    ) -> None:
         """See that all of *wanted* is resident before *test*, loading again what is not.
 
-        *beside* returns the contexts that other tests want a model with: no change of habit.
+        *beside* returns the contexts that other tests want a model with: no change of habit. Where
+        *may_load* forbids it, what is gone is left to the test.
 
         Raises:
             ServerUnreachable: nothing answers, also after the wait for it.
@@ -112,7 +119,7 @@ class Guard:
         for target, outcome in wanted:
             found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
             if found is None:
-                self._bring_back(target, outcome, resident, test, after)
+                self._bring_back(target, outcome, resident, test, after, may_load=may_load)
             else:
                 self._note(target, outcome, found, beside)
 
@@ -185,6 +192,7 @@ class Guard:
         after: str,
         *,
         once: bool = False,
+        may_load: Callable[[], bool] = lambda: True,
     ) -> None:
         ledger = self._ledger(target, outcome)
         if _left_alone(ledger.known(), resident):
@@ -194,6 +202,9 @@ class Guard:
             if find(resident, target.spec.model_key) or same(resident, outcome.digest):
                 return
             if _left_alone(known, resident) or (once and known.colds):
+                return
+            if not may_load():
+                ledger.write(replace(known, left=known.left + 1))
                 return
             names = tuple(sorted(one.name for one in resident))
             lately = [one for one in known.colds if one.start > time.time() - OFTEN_S]

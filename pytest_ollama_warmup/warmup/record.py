@@ -135,7 +135,8 @@ class Known:
     *warmed* is the context that it was warmed with, *contexts* are those that tests were seen to
     use after that, each time it was another one. *beside* are the models that are listed in its
     place: they share its runner. It *rests* when it is no longer fought for. *switches* counts the
-    tests that found it as another test wants it, with another context than they ask for.
+    tests that found it as another test wants it, with another context than they ask for. *left* are
+    those that found it gone, and had to load it themselves.
     """
 
     model: str = ""
@@ -145,6 +146,7 @@ class Known:
     colds: tuple[Cold, ...] = ()
     rests: bool = False
     switches: int = 0
+    left: int = 0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,9 +69,11 @@ IN_TURN = IN_TURN_AND_WARM.replace("assert name in resident()", "pass")
 def test_more_models_than_fit_cost_no_more_loads_than_without(
     loads_of: Callable[..., int], workers: list[str]
 ) -> None:
-    ours = loads_of(IN_TURN, *workers)
-    without = loads_of(IN_TURN, "--ollama-off", *workers)
-    # The first warm-up of the model that did not fit.
+    # Which of them the server takes, and what two workers ask for at a time, is left to chance.
+    times = range(3 if workers else 1)
+    ours = median(loads_of(IN_TURN, *workers) for _ in times)
+    without = median(loads_of(IN_TURN, "--ollama-off", *workers) for _ in times)
+    # The first warm-up of each.
     assert ours <= without + 4
 
 
