@@ -15,20 +15,22 @@ import pytest
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
 from pytest_ollama_warmup.roles import (
+    PLACE,
     SETTINGS,
     WORKER_INPUT,
     adopt_host,
     folder_of,
     is_looking,
+    places_of,
     run_of,
     settings_of,
 )
-from pytest_ollama_warmup.settings import Setting
+from pytest_ollama_warmup.settings import Place, Setting
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
 from pytest_ollama_warmup.verdict import watch, watch_unmarked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from pytest_ollama_warmup.warmup.plan import Want
@@ -56,6 +58,14 @@ class ControllerSide:
     def __init__(self, config: pytest.Config, prepare: Callable[[list[Want], int], None]) -> None:
         self._config, self._prepare, self._prepared = config, prepare, False
         self._groups: dict[str, frozenset[str]] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, config: pytest.Config, specs: Sequence[Any]) -> None:
+        """Give each worker its own of several servers; a replacement gets it with the same spec."""
+        if settings_of(config).pool:
+            for number, url in enumerate(places_of(config, len(specs))):
+                place = str(Place(number, url))
+                specs[number].env = {**specs[number].env, "OLLAMA_HOST": url, PLACE: place}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -136,7 +146,7 @@ class WorkerSide:
                 watch(config)
                 # Here, where the worker waits for its tests anyway, and not in the first of them.
                 run_of(config)
-                if found["host_hooks"]:
+                if found["host_hooks"] or settings_of(config).pool:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
             content = json.dumps({"schema": SCHEMA, **found})
@@ -144,7 +154,7 @@ class WorkerSide:
 
 
 class _BeforeFirstTest:
-    """Takes over, once, the server that the controller got from a hook of the suite."""
+    """Takes over, once, the server that the controller got from a hook, or gives in place."""
 
     # A wrapper that is registered after the one that looks at models: it comes before that.
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -56,32 +56,48 @@ class Leader(Run):
         self.screen = screen
         self._said: set[str] = set()
         self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
-        self._preparation: Preparation = InThreads(self.work, self.turns)
+        self.sites: dict[str, Leader] = {}
+        """By URL those servers of several that answer, if the run has several."""
+        self._preparation: Preparation = InThreads(
+            self.work, lambda target: self.there(target).turns
+        )
 
     def begin(self, targets: Iterable[Target]) -> None:
         """Ask the server, then begin to bring *targets* in the background, where it answers."""
-        self.record.server = server = self.server()
-        if not server.ready:
-            for target in targets:
-                self.record.add(self.failed_like(server, target))
-            return
-        # Asked here: what a suite's own hook does, it may expect to do in the main thread.
-        asked = [self.asked(target) for target in targets]
-        # Made before the threads begin, which would else make one each.
-        self.client()
-        self._preparation.start(asked)
+        self.record.server = self.server()
+        answered = []
+        for target in targets:
+            there = self.there(target)
+            server = there.server()
+            if server.ready:
+                answered.append(target)
+            else:
+                self.record.add(there.failed_like(server, target), target.id)
+        self.begin_beside(answered)
 
     def begin_beside(self, targets: Iterable[Target]) -> None:
         """Begin to bring *targets*; that of the server which they wait for is no part of this."""
+        # Asked here: what a suite's own hook does, it may expect to do in the main thread.
         asked = [self.asked(target) for target in targets]
-        self.client()
+        for target in asked:
+            # Made before the threads begin, which would else make one each.
+            self.there(target).client()
         self._preparation.start(asked)
+
+    def there(self, target: Target) -> Leader:
+        """Return the view of the run on the server of *target*."""
+        return self.sites[target.host] if target.host else self
+
+    def server(self) -> Outcome:
+        """Return whether the server answers; of several, whether any does."""
+        site = next(iter(self.sites.values()), None)
+        return super().server() if site is None else site.server()
 
     def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
         """Yield what happens; see :meth:`Preparation.events`."""
         for event in self._preparation.events(until):
             if event is not None and event.outcome is not None:
-                self.record.add(event.outcome)
+                self.record.add(event.outcome, event.target.id)
             yield event
 
     def wait(
@@ -97,22 +113,29 @@ class Leader(Run):
     def close(self) -> None:
         """Cut what is still under way, here and in other processes that work for this one."""
         self._preparation.close()
+        for site in self.sites.values():
+            site.close()
         super().close()
 
     def work(self, target: Target, say: Say) -> Outcome:
         """Bring one model, if the server answers; that is known where it was asked before."""
-        # Not self: who waits for the work of others must not do so in here.
-        server = super().server()
+        there = self.there(target)
+        # Not its own method: who waits for the work of others must not do so in here.
+        server = Run.server(there)
         if not server.ready:
-            return self.failed_like(server, target)
-        return self.bring(target, say, self._pulls)
+            return there.failed_like(server, target)
+        return there.bring(target, say, there._pulls)
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""
         limit_s = self.settings.wait.value
         if SAY_WAITING_AFTER_S <= waited_s < limit_s:
             url = self.settings.host.url
-            self.say_once(f"waiting for {url} ({cause}), up to {seconds(limit_s)}", least=-1)
+            self.say_waiting(f"waiting for {url} ({cause}), up to {seconds(limit_s)}")
+
+    def say_waiting(self, text: str) -> None:
+        """Say once what is waited for."""
+        self.say_once(text, least=-1)
 
     def say_once(self, text: str, *, least: int = 0, **colours: bool) -> None:
         """Write one line, if it was not written before."""
@@ -122,6 +145,6 @@ class Leader(Run):
 
     def say_interrupted(self) -> None:
         """Say what Ctrl-C has ended."""
-        doing = ", ".join(self.screen.under_way) or f"waiting for {self.settings.host.url}"
+        doing = ", ".join(self.screen.under_way) or f"waiting for {self.settings.addresses}"
         later = " A pull goes on where it stopped." if "pulling" in doing else ""
         self.screen.say(f"interrupted: {doing}.{later}", least=-2)

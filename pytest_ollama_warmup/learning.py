@@ -25,12 +25,18 @@ _DIGESTS = "ollama-warmup/digests"
 
 
 def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> list[Target]:
-    """Return *targets* with the contexts that tests of earlier runs used on the server *url*."""
+    """Return *targets* with the contexts that tests of earlier runs used on their servers.
+
+    That is *url* where a target does not say.
+    """
     contexts = _read(config, _CONTEXTS)
     return [
         target
         if "num_ctx" in dict(target.spec.options)
-        else replace(target, learned=_context(contexts.get(f"{_place(config, url)} {target.key}")))
+        else replace(
+            target,
+            learned=_context(contexts.get(f"{_place(config, target.host or url)} {target.key}")),
+        )
         for target in targets
     ]
 

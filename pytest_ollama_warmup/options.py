@@ -102,6 +102,17 @@ def read_host(value: Any, source: str) -> Host:
     return parse_host(str(value), source)
 
 
+def read_hosts(value: Any, source: str) -> tuple[Host, ...]:
+    """Read one address or several, parted by commas.
+
+    Raises:
+        BadHost: no client could connect to one of them.
+    """
+    from pytest_ollama_warmup.ollama.host import parse_hosts
+
+    return parse_hosts(str(value), source)
+
+
 def _duration(value: Any, source: str) -> float:
     from pytest_ollama_warmup.warmup.spec import parse_duration
 
@@ -197,8 +208,8 @@ OPTIONS = (
     Option(
         "slots",
         "when",
-        "How many tests that need models may run at once, over all workers of pytest-xdist; the "
-        "others wait outside of their own time. Default: all.",
+        "How many tests that need models may run at once on each server, over all workers of "
+        "pytest-xdist; the others wait outside of their own time. Default: all.",
         read=_count(1),
         metavar="N",
         pytest_only=True,
@@ -249,9 +260,10 @@ OPTIONS = (
     Option(
         "host",
         "server",
-        "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434.",
+        "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434. In "
+        "pytest several, parted by commas: workers of pytest-xdist are spread over them.",
         read=read_host,
-        metavar="URL",
+        metavar="URL[,URL...]",
         environ="OLLAMA_HOST",
     ),
     Option(

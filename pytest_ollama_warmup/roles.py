@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,6 +25,8 @@ RUN = pytest.StashKey["Run"]()
 NEEDED = pytest.StashKey[bool]()
 _FOLDER = pytest.StashKey[Path]()
 WORKER_INPUT = "ollama_warmup"
+# In the environment of a worker: its place among several servers, see ``Place``.
+PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 _HOST_FILE = "host.json"
 
 _LOOKING = (
@@ -67,7 +69,12 @@ def settings_of(config: pytest.Config, options: object | None = None) -> Setting
     # Once, early: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
     if SETTINGS not in config.stash:
         given = options or config.option
-        sources = Sources(given, ini=lambda option: from_ini(config, given, option))
+        sources = Sources(
+            given,
+            ini=lambda option: from_ini(config, given, option),
+            # Not for the runs inside of tests, which inherit the rest.
+            place=os.environ.pop(PLACE, ""),
+        )
         try:
             config.stash[SETTINGS] = Settings.read(sources)
         except BadSetting as exc:
@@ -117,35 +124,65 @@ def write_host(config: pytest.Config, host: Host) -> None:
     """Make *host*, which the suite's own hook names, the server of all processes of the run."""
     path = folder_of(config) / _HOST_FILE
     path.write_text(json.dumps({"url": host.url, "source": host.source}), encoding="utf-8")
-    _adopt(config, host)
+    _adopt(config, settings_of(config).on(host))
+
+
+def write_places(config: pytest.Config, urls: list[str]) -> None:
+    """Give each worker, by its number, one of several servers."""
+    path = folder_of(config) / _HOST_FILE
+    path.write_text(json.dumps({"places": urls}), encoding="utf-8")
+
+
+def places_of(config: pytest.Config, workers: int) -> list[str]:
+    """Return the server of each worker: what was written, else one after the other in turn."""
+    if written := _written(config).get("places"):
+        return list(written)
+    pool = settings_of(config).pool
+    return [pool[number % len(pool)].url for number in range(workers)]
 
 
 def adopt_host(config: pytest.Config) -> None:
-    """Take over what the controller wrote by ``write_host``, if anything."""
+    """Take over what the controller wrote by ``write_host`` or ``write_places``, if anything."""
+    written, settings = _written(config), settings_of(config)
+    if "url" in written:
+        _adopt(config, settings.on(read_host(written["url"], written["source"])))
+    elif "places" in written and settings.number is not None:
+        _adopt(config, settings.moved(written["places"][settings.number]))
+
+
+def _written(config: pytest.Config) -> dict[str, Any]:
     path = folder_of(config) / _HOST_FILE
-    if path.exists():
-        written = json.loads(path.read_text(encoding="utf-8"))
-        _adopt(config, read_host(written["url"], written["source"]))
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
-def _adopt(config: pytest.Config, host: Host) -> None:
-    settings = config.stash[SETTINGS] = settings_of(config).on(host)
-    if RUN in config.stash:
+def _adopt(config: pytest.Config, settings: Settings) -> None:
+    if settings == settings_of(config):
+        return
+    config.stash[SETTINGS] = settings
+    if is_worker(config):
+        # One on the records of the other server is made when it is needed.
+        if RUN in config.stash:
+            config.stash[RUN].close()
+            del config.stash[RUN]
+    elif RUN in config.stash:
         config.stash[RUN].settings = settings
     # For clients that tests make themselves.
-    set_environment(config, "OLLAMA_HOST", host.url)
+    set_environment(config, "OLLAMA_HOST", settings.host.url)
 
 
 def run_of(config: pytest.Config) -> Run:
     """Return this process's view of the run's models, made when first needed."""
     if RUN not in config.stash:
-        from pytest_ollama_warmup.run import Run
+        from pytest_ollama_warmup.run import Run, folder_at
         from pytest_ollama_warmup.suite_hooks import ask_request
 
         by = config.workerinput["workerid"] if is_worker(config) else "main"  # type: ignore[attr-defined]
-        run = Run(
-            settings_of(config), folder_of(config), by, lambda spec: ask_request(config, spec)
-        )
+        settings, root = settings_of(config), folder_of(config)
+        folder = folder_at(root, settings.host.url) if settings.pool else root
+        run = Run(settings, folder, by, lambda spec: ask_request(config, spec), root)
         config.stash[RUN] = run
         config.add_cleanup(run.close)
     return config.stash[RUN]

@@ -19,6 +19,7 @@ from pytest_ollama_warmup.errors import (
 )
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.options import read_host
+from pytest_ollama_warmup.text import at
 from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
@@ -57,10 +58,24 @@ ENDING = "ending"
 _PRESENT = "present"
 
 
+def elsewhere(outcome: Outcome) -> Outcome:
+    """Return *outcome* so that a table tells it from those of the run's other servers."""
+    there = f"at {outcome.host}"
+    return replace(outcome, notes=(there, *outcome.notes), brief=f"{there}: {outcome.brief}")
+
+
+def folder_at(root: Path, url: str) -> Path:
+    """Return the directory, below that of a run, for one of several servers."""
+    folder = root / f"host-{file_name(url)}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 class Run:
     """One process's view. httpx is imported only by the process that has to ask the server.
 
     *ask_request* returns the suite's own warm-up request for a model, None where it has none.
+    *folder* is where the records of one server lie, *root* where those of the run do.
     """
 
     def __init__(
@@ -69,10 +84,11 @@ class Run:
         folder: Path,
         by: str,
         ask_request: AskRequest = lambda spec: None,
+        root: Path | None = None,
     ) -> None:
         self.settings, self.by, self._ask_request = settings, by, ask_request
         self.record = Record()
-        self.folder = folder
+        self.folder, self.root = folder, root or folder
         # A leader may wait for the server, and then for a load, without a sign of progress.
         self.gate = Gate(folder, settings.load_timeout.value + settings.wait.value)
         self._present = Gate(folder / _PRESENT, self.gate.limit_s)
@@ -104,22 +120,23 @@ class Run:
             return self
         if url not in self._elsewhere:
             host = read_host(url, "the fixture ollama_host")
-            folder = self.folder / f"host-{file_name(url)}"
-            folder.mkdir(exist_ok=True)
-            settings = self.settings.on(host)
-            self._elsewhere[url] = Run(settings, folder, self.by, self._ask_request)
+            self._elsewhere[url] = Run(
+                self.settings.on(host),
+                folder_at(self.root, url),
+                self.by,
+                self._ask_request,
+                self.root,
+            )
         return self._elsewhere[url]
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all processes of the run have recorded, also of other servers."""
         found = {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
-        for folder in sorted(self.folder.glob("host-*")):
-            for one in Gate(folder, 0.0).outcomes():
+        for folder in sorted(self.root.glob("host-*")):
+            present, loaded = Gate(folder / _PRESENT, 0.0), Gate(folder, 0.0)
+            for one in [*present.outcomes(), *loaded.outcomes()]:
                 if one.key != SERVER:
-                    there = f"at {one.host}"
-                    found[f"{one.key} {there}"] = replace(
-                        one, notes=(there, *one.notes), brief=f"{there}: {one.brief}"
-                    )
+                    found[at(one.key, one.host)] = elsewhere(one)
         return found
 
     def verdict(self, want: Want) -> Verdict | None:
@@ -161,7 +178,7 @@ class Run:
     def all_lost(self) -> dict[str, list[str]]:
         """Return, by what was wrong, the tests of any process whose models got lost in the run."""
         found: dict[str, list[str]] = {}
-        for path in sorted(self.folder.glob("lost-*.json")):
+        for path in sorted(self.root.rglob("lost-*.json")):
             for error, tests in json.loads(path.read_text(encoding="utf-8")).items():
                 found.setdefault(error, []).extend(tests)
         return found
@@ -169,7 +186,7 @@ class Run:
     def all_waits(self) -> dict[str, float]:
         """Return how many seconds each test of any process has waited for its models."""
         found: dict[str, float] = {}
-        for path in sorted(self.folder.glob("waits-*.json")):
+        for path in sorted(self.root.rglob("waits-*.json")):
             found |= json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -210,7 +227,7 @@ class Run:
             targets = self._targets(want)
         except NoModelNamed as exc:
             return Verdict("fail", str(exc))
-        if self.settings.reorders and (self.folder / ENDING).exists():
+        if self.settings.reorders and (self.root / ENDING).exists():
             # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
             return Verdict("skip", "not run any more: the run has ended early")
         begin = time.monotonic()
@@ -262,7 +279,7 @@ class Run:
         with suppress(Exception):
             from pytest_ollama_warmup.warmup.guard import make_room
 
-            groups = [set(one) for one in json.loads((self.folder / GROUPS).read_text("utf-8"))]
+            groups = [set(one) for one in json.loads((self.root / GROUPS).read_text("utf-8"))]
             later = groups[groups.index(keys) + 1 :]
             loaded = [one for one in self.gate.outcomes() if one.step("load") is not None]
             with held(self.folder / "room.lock", "room for models", self.gate.limit_s):

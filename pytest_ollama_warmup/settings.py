@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pytest_ollama_warmup.errors import BadSetting, BadSpec, Conflict
-from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host
+from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host, read_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,8 @@ class Sources(NamedTuple):
 
     *options* is a namespace with the ``dest`` of each option, *flag* says what the user typed.
     *ini* returns what a configuration file holds for an option, None for nothing, and its name.
-    *patient* is whether bringing models is all that the process is there for.
+    *patient* is whether bringing models is all that the process is there for; then there is one
+    server. *place* is what ``Place`` wrote for a worker that uses one of several.
     """
 
     options: object
@@ -43,17 +44,38 @@ class Sources(NamedTuple):
     flag: Callable[[Option], str] = lambda option: option.flag
     ini: Callable[[Option], tuple[Any, str]] = lambda option: (None, "")
     patient: bool = False
+    place: str = ""
+
+
+class Place(NamedTuple):
+    """A worker's number, from 0 on, and the server that it begins with, for its environment."""
+
+    number: int
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.url}"
+
+    @classmethod
+    def read(cls, text: str) -> Place | None:
+        """Read what ``str`` gave; None where it is something else."""
+        number, _, url = text.partition(" ")
+        return cls(int(number), url) if number.isdigit() and url else None
 
 
 class Settings(NamedTuple):
     """All settings of one run; *given_list* and *given_host* are None where nobody gave any.
 
+    *hosts* are the addresses as given, *given_host* is the one that this process uses; a worker
+    that uses one of several has its *number*.
     What the environment holds and cannot be used waits in *problem* until a model is wanted: the
     variables are other programs' too.
     """
 
     given_list: Listed | None
     given_host: Setting[Host | None]
+    hosts: tuple[Host, ...]
+    number: int | None
     problem: BadSetting | None
     off: bool
     pull: Setting[str]
@@ -87,9 +109,31 @@ class Settings(NamedTuple):
         """The address of the server."""
         return self.given_host.value or read_host("127.0.0.1:11434", "default")
 
+    @property
+    def pool(self) -> tuple[Host, ...]:
+        """The servers over which workers are spread; empty where there is only one."""
+        if len(self.hosts) < 2:
+            return ()
+        from pytest_ollama_warmup.ollama.host import distinct
+
+        found = distinct(self.hosts)
+        return found if len(found) > 1 else ()
+
+    @property
+    def addresses(self) -> str:
+        """All servers of the run, for a message."""
+        return ", ".join(host.url for host in self.pool or (self.host,))
+
     def on(self, host: Host) -> Settings:
         """Return these settings with another server, which the suite itself names."""
-        return self._replace(given_host=Setting(host, host.source, "configuration"))
+        return self._replace(given_host=Setting(host, host.source, "configuration"), hosts=())
+
+    def moved(self, url: str) -> Settings:
+        """Return these settings with another one of several servers."""
+        host = next((one for one in self.hosts if one.url == url), None)
+        return (
+            self if host is None else self._replace(given_host=self.given_host._replace(value=host))
+        )
 
     @property
     def terms(self) -> Terms:
@@ -113,10 +157,10 @@ class Settings(NamedTuple):
     @property
     def title(self) -> str:
         """Where the server is and what is listed, each with its source."""
-        host, listed = self.host, self.listed
+        listed = self.listed
         names = " ".join(str(spec) for spec in listed.specs)
         what = f", preload {names} (from {listed.source})" if listed.specs else ""
-        return f"{host.url} (from {host.source}){what}"
+        return f"{self.addresses} (from {self.host.source}){what}"
 
     @property
     def in_use(self) -> bool:
@@ -157,9 +201,9 @@ class Settings(NamedTuple):
         off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
         read.lenient = off
         listed, problem = read.listed(), read.problem
-        host, serve = read.setting("host"), read.setting("serve")
+        hosts, serve = read.hosts(), read.setting("serve")
         if serve.value and not off:
-            serve, host = _served(serve, host, environ)
+            serve, hosts = _served(serve, hosts, environ)
             if serve.value:
                 # What OLLAMA_HOST holds is not used then.
                 read.problem = problem
@@ -169,9 +213,12 @@ class Settings(NamedTuple):
             patient = sources.patient or ci or (by_option and bool(listed and listed.specs))
             patient = patient or (serve.value and not off)
             wait = Setting(60.0 if patient else 2.0, "default", "default")
-        return cls(
+        place = Place.read(sources.place)
+        settings = cls(
             given_list=listed,
-            given_host=host,
+            given_host=Setting(next(iter(hosts.value), None), hosts.source, hosts.given_by),
+            hosts=hosts.value,
+            number=place.number if place else None,
             problem=read.problem,
             off=off,
             pull=read.setting("pull"),
@@ -192,27 +239,29 @@ class Settings(NamedTuple):
             inner=OUTER_RUN in environ,
             served=OWN_SERVER in environ,
         )
+        return settings.moved(place.url) if place else settings
 
 
 def _served(
-    serve: Setting[bool], host: Setting[Host | None], environ: Mapping[str, str]
-) -> tuple[Setting[bool], Setting[Host | None]]:
+    serve: Setting[bool], hosts: Setting[tuple[Host, ...]], environ: Mapping[str, str]
+) -> tuple[Setting[bool], Setting[tuple[Host, ...]]]:
     """Return whether the run has a server of its own, and where; what is given closer by wins.
 
     Raises:
         Conflict: another server is asked for in the same place.
     """
     order: tuple[GivenBy, ...] = ("option", "environment", "configuration", "default")
-    if host.given_by == serve.given_by:
-        raise Conflict(serve.source, host.source, "starts a server of its own")
-    if order.index(host.given_by) < order.index(serve.given_by):
-        return serve._replace(value=False), host
+    if hosts.given_by == serve.given_by:
+        raise Conflict(serve.source, hosts.source, "starts a server of its own")
+    if order.index(hosts.given_by) < order.index(serve.given_by):
+        return serve._replace(value=False), hosts
     url = environ.get(OWN_SERVER, "")
     if not url:
         from pytest_ollama_warmup.ollama.process import free_port
 
         url = f"http://127.0.0.1:{free_port()}"
-    return serve, Setting(read_host(url, serve.source), serve.source, serve.given_by)
+    host = read_host(url, serve.source)
+    return serve, Setting((host,), serve.source, serve.given_by)
 
 
 def is_set(value: str | None) -> bool:
@@ -238,6 +287,17 @@ class _Reader:
             except BadSetting as exc:
                 self._tolerate(exc, given_by)
         return Setting(option.default, "default", "default")
+
+    def hosts(self) -> Setting[tuple[Host, ...]]:
+        """Return the servers; several are a matter of pytest, and none of OLLAMA_HOST."""
+        for raw, source, given_by in self._given(self._table["host"])[:1]:
+            several = given_by != "environment" and not self._sources.patient
+            try:
+                found = read_hosts(raw, source) if several else (read_host(raw, source),)
+                return Setting(found, source, given_by)
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+        return Setting((), "default", "default")
 
     def listed(self) -> Listed | None:
         """Return the listed models and the aliases; None where nobody gave any."""

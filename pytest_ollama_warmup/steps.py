@@ -19,7 +19,16 @@ import pytest
 from pytest_ollama_warmup.errors import ApiError, ServerError
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
+from pytest_ollama_warmup.ollama.host import again
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.pool import (
+    Site,
+    ask,
+    moved,
+    none_answers,
+    number_of_workers,
+    share_out,
+)
 from pytest_ollama_warmup.report.terminal import (
     can_write_signs,
     found_cold_lines,
@@ -32,12 +41,13 @@ from pytest_ollama_warmup.roles import (
     set_environment,
     settings_of,
     write_host,
+    write_places,
 )
-from pytest_ollama_warmup.run import CROWDED, GROUPS
+from pytest_ollama_warmup.run import CROWDED, GROUPS, elsewhere, folder_at
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
-from pytest_ollama_warmup.text import clean, count, seconds, wanted_by
+from pytest_ollama_warmup.text import at, clean, count, seconds, wanted_by
 from pytest_ollama_warmup.warmup.gate import write_whole
 from pytest_ollama_warmup.warmup.guard import all_known, not_resident
 from pytest_ollama_warmup.warmup.plan import (
@@ -55,6 +65,7 @@ from pytest_ollama_warmup.warmup.plan import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
@@ -80,7 +91,9 @@ class Controller(Leader):
         self._first: frozenset[str] | None = frozenset()
         self._collected = False
         self._interrupted = False
-        self._host_asked = False
+        self._host_asked = self._header_said = False
+        # Servers of several that do not answer, while others do.
+        self._down: list[Outcome] = []
         # Told to runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
 
@@ -146,9 +159,9 @@ class Controller(Leader):
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
         self.write_notes()
-        if learns(self._config):
-            outcomes = [one for one in self.gate.outcomes() if one.ready and one.model]
-            learn(self._config, outcomes, self.seen())
+        for there in self._everywhere() if learns(self._config) else ():
+            outcomes = [one for one in there.gate.outcomes() if one.ready and one.model]
+            learn(self._config, outcomes, there.seen())
 
     def summary(self) -> None:
         """Write the table of what the models cost."""
@@ -161,7 +174,8 @@ class Controller(Leader):
         }
         if self._plan.targets or len(found) > 1:
             found.pop(SERVER, None)
-        order = [key for key in self._plan.targets if key in found]
+        found |= {at(SERVER, one.host): elsewhere(one) for one in self._down}
+        order = [target.id for target in self._planned() if target.id in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
         self.record.known, self.record.waits = all_known(self.folder), self.all_waits()
@@ -187,16 +201,85 @@ class Controller(Leader):
     def _begin(self) -> None:
         if self.settings.problem is not None:
             raise pytest.UsageError(str(self.settings.problem))
-        new = [one for one in map(self._now, self._plan.targets.values()) if self._is_new(one)]
-        asks = bool(new) or SERVER in self._plan.needs
-        if asks:
-            self._ask_host()
+        self._ask_host()
         self._say_header()
-        if asks:
-            self.begin(with_learned(self._config, self.settings.host.url, new))
-            server = self.record.server
-            if server is not None and not server.ready and not self._plan.targets:
-                self.record.add(server)
+        self._meet_hosts()
+        new = [one for one in map(self._now, self._planned()) if self._is_new(one)]
+        self.begin(with_learned(self._config, self.settings.host.url, new))
+        server = self.record.server
+        if server is not None and not server.ready and not self._plan.targets:
+            self.record.add(server)
+
+    def _planned(self) -> list[Target]:
+        """Return what the plan asks for, on each server of the run."""
+        targets = self._plan.targets.values()
+        if not self.sites:
+            return list(targets)
+        return [replace(target, host=url) for target in targets for url in self.sites]
+
+    def _everywhere(self) -> list[Leader]:
+        """Return the views of the run on each of its servers."""
+        return list(self.sites.values()) or [self]
+
+    def _meet_hosts(self) -> None:
+        """Where several servers are given, ask them, once, and go on with those that answer."""
+        pool, workers = self.settings.pool, number_of_workers(self._config)
+        if self.sites or not pool:
+            return
+        sites = {host.url: self._site(host) for host in (pool[:workers] if workers else pool)}
+        begin = time.monotonic()
+        found = ask(list(sites.values()), self.say_waiting, all_of_them=workers > 0)
+        down = [one for one in found.values() if not one.ready]
+        if len(down) == len(sites):
+            down = none_answers(down, self.settings.host.source, time.monotonic() - begin)
+        for outcome in [*down, *found.values()]:
+            sites[outcome.host].record_server(outcome)
+        if workers:
+            self._share_out(sites, down, workers)
+        else:
+            self._choose(sites, down)
+
+    def _site(self, host: Host) -> Site:
+        settings = self.settings.on(host)
+        return Site(settings, folder_at(self.root, host.url), self.screen, self._ask_request)
+
+    def _share_out(self, sites: dict[str, Site], down: list[Outcome], workers: int) -> None:
+        """Prepare all of *sites* that answer, and move the workers of those that are *down*."""
+        answering = {url: site for url, site in sites.items() if site.answers}
+        # Where none answers, what follows is for the tests to say, or for the run.
+        self.sites = dict(answering or sites)
+        if left_out := self.settings.pool[len(sites) :]:
+            self.say_once(
+                f"{count(workers, 'worker')}, and {len(sites) + len(left_out)} hosts: "
+                f"{', '.join(host.url for host in left_out)} left out"
+            )
+        if not (answering and down):
+            return
+        self._down = down
+        keys = [*self._plan.targets, *self._plan.needs]
+        ends = any("exit" in self._decisions(key) for key in keys)
+        places = share_out(list(sites), workers, answering)
+        for outcome in down[ends:]:
+            told = "" if ends else f" {moved(outcome.host, list(sites), places)}"
+            self.say_once(f"{outcome.error}{told}", least=-2, red=True)
+        if ends:
+            self._end_run(down[0])
+        write_places(self._config, places)
+
+    def _choose(self, sites: dict[str, Site], down: list[Outcome]) -> None:
+        """Go on with the first of *sites* that answers: one process uses one."""
+        chosen = next((one for one in sites.values() if one.answers), None)
+        for site in sites.values():
+            site.close()
+        self._down = down
+        if chosen is None:
+            self.gate.once(SERVER, lambda beat: down[0])
+            return
+        host = chosen.settings.host
+        for outcome in down:
+            self.say_once(f"{outcome.error} {host.url} is used.", least=-2, red=True)
+        self.say_once(f"one process uses one host, {host.url}: -n {len(sites)} spreads over all")
+        write_host(self._config, host)
 
     def _now(self, target: Target) -> Target:
         """Return *target*, to be only pulled where others have their turn first."""
@@ -205,7 +288,7 @@ class Controller(Leader):
         return target
 
     def _is_new(self, target: Target) -> bool:
-        outcome = self.record.models.get(target.key)
+        outcome = self.record.models.get(target.id)
         return outcome is None or (
             self.settings.group_by_model.value
             and target.loads
@@ -245,8 +328,8 @@ class Controller(Leader):
 
     def _ending(self) -> Outcome | None:
         """Return the outcome that ends the run, if there is one."""
-        for key, outcome in self.record.models.items():
-            if not outcome.ready and "exit" in self._decisions(key):
+        for outcome in self.record.models.values():
+            if not outcome.ready and "exit" in self._decisions(outcome.key):
                 return outcome
         return None
 
@@ -276,11 +359,21 @@ class Controller(Leader):
         )
         if self._collected:
             _note_in_junit(self._config, outcome)
-        pytest.exit(f"ollama: {outcome.error} {otherwise}", returncode=2)
+        pytest.exit(f"ollama: {self._located(outcome)} {otherwise}", returncode=2)
+
+    def _located(self, outcome: Outcome) -> str:
+        """Return an error, with its server where that is one of several, and not named in it."""
+        named = not self.sites or outcome.host in outcome.error
+        return outcome.error if named else f"{outcome.host}: {outcome.error}"
 
     def _check_room(self) -> None:
         """Say which models had to go again to make room for others."""
-        loaded = [one for one in self.record.models.values() if one.step("load") is not None]
+        for there in self._everywhere():
+            self._check_room_at(there)
+
+    def _check_room_at(self, there: Leader) -> None:
+        found = [one for one in self.record.models.values() if one.step("load") is not None]
+        loaded = [one for one in found if not self.sites or one.host == there.settings.host.url]
         for name, contexts in _variants(loaded).items():
             each = " and ".join(str(one) for one in sorted(contexts))
             self.say_once(
@@ -288,29 +381,32 @@ class Controller(Leader):
                 "each switch is a load"
             )
         with suppress(ApiError, ServerError):
-            if len(loaded) > 1 and (gone := not_resident(self.client(), loaded)):
-                (self.folder / CROWDED).touch()
+            if len(loaded) > 1 and (gone := not_resident(there.client(), loaded)):
+                (there.folder / CROWDED).touch()
                 names = ", ".join(one.title for one in gone)
+                where = f"{there.settings.host.url}: " if self.sites else ""
                 self.say_once(
-                    f"{len(loaded)} models were loaded, {len(loaded) - len(gone)} fit: {names} had "
-                    "to make room. --ollama-group-by-model loads each once; or raise the server's "
-                    "OLLAMA_MAX_LOADED_MODELS.",
+                    f"{where}{len(loaded)} models were loaded, {len(loaded) - len(gone)} fit: "
+                    f"{names} had to make room. --ollama-group-by-model loads each once; or raise "
+                    "the server's OLLAMA_MAX_LOADED_MODELS.",
                     least=-1,
                 )
 
     def _check_capabilities(self) -> None:
         """Say which tests ask of a model that is ready what it cannot do."""
-        for key in self._plan.needs:
-            outcome = self.record.models.get(key)
+        for outcome in list(self.record.models.values()):
+            self._check_capabilities_of(outcome)
+
+    def _check_capabilities_of(self, outcome: Outcome) -> None:
+        if outcome.ready:
             asking: dict[tuple[str, ...], list[tuple[Need, Policy]]] = {}
-            for need in self._plan.needs[key]:
-                if need.capabilities and outcome is not None and outcome.ready:
+            for need in self._plan.needs.get(outcome.key, ()):
+                if need.capabilities:
                     # The model is there: what is listed is no matter of one test's wishes.
                     on_missing, ci = self.settings.on_missing.value, self.settings.ci
                     policy = decide(on_missing, need.on_missing, "default", ci)
                     asking.setdefault(need.capabilities, []).append((need, policy))
             for capabilities, fates in asking.items():
-                assert outcome is not None
                 if outcome.capabilities is None:
                     self.say_once(
                         f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not "
@@ -325,23 +421,36 @@ class Controller(Leader):
                     self.say_once(f"{failed.error} {told}", least=-2, red=True)
 
     def _say_failures(self) -> None:
-        failures: dict[str, list[str]] = {}
-        for key, outcome in self.record.models.items():
+        failures: dict[str, list[Outcome]] = {}
+        for outcome in self.record.models.values():
             if not outcome.ready:
-                failures.setdefault(outcome.error, []).append(key)
-        for error, keys in failures.items():
+                failures.setdefault(outcome.error, []).append(outcome)
+        for error, outcomes in failures.items():
+            keys = [one.key for one in outcomes]
             if SERVER in self._plan.needs and error == self.server().error:
                 keys.append(SERVER)
-            self.say_once(f"{error} {self._consequence(keys)}", least=-2, red=True)
+            what = self._where(outcomes) or self._consequence(keys)
+            self.say_once(f"{error} {what}", least=-2, red=True)
         for problem in self._plan.problems.values():
             self.say_once(problem, least=-2, red=True)
+
+    def _where(self, outcomes: list[Outcome]) -> str:
+        """Say where a model is not ready that is on other servers; empty where it is on none."""
+        keys = {one.key for one in outcomes}
+        ready = {one.key for one in self.record.models.values() if one.ready}
+        policies = {policy for key in keys for _, policy in self._fates(key)}
+        if not (keys <= ready and policies):
+            return ""
+        urls = ", ".join(dict.fromkeys(one.host for one in outcomes))
+        told = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
+        return f"So it is at {urls}, and not elsewhere: tests that need it {told} there."
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
         fates = [fate for key in dict.fromkeys(keys) for fate in self._fates(key)]
         if not fates:
             if not self._plan.marked:
-                models = ", ".join(self.record.models[key].title for key in keys)
+                models = ", ".join(self._plan.targets[key].spec.title for key in keys)
                 self._warn_once(f"{models}: listed, and not ready; all tests run without")
                 return "No test says that it needs it: all run."
             return "No selected test needs it."
@@ -389,6 +498,9 @@ class Controller(Leader):
             self.record.waited_s += time.monotonic() - begin
 
     def _say_header(self) -> None:
+        if self._header_said:
+            return
+        self._header_said = True
         self.say_once(header(self._config))
         for hint in _hints(self._config):
             self.say_once(hint)
@@ -441,6 +553,8 @@ def header(config: pytest.Config) -> str:
 
 def _hints(config: pytest.Config) -> Iterator[str]:
     settings = settings_of(config)
+    for host in again(settings.hosts):
+        yield f"{host.url} is given more than once (from {host.source}): it is one host."
     models = os.environ.get("OLLAMA_MODELS", "")
     if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
         yield (
@@ -448,7 +562,8 @@ def _hints(config: pytest.Config) -> Iterator[str]:
             "list them in OLLAMA_PRELOAD_MODELS."
         )
     elsewhere = os.environ.get("OLLAMA_BASE_URL", "").rstrip("/").removesuffix("/v1")
-    same = {settings.host.url, settings.host.url.replace("127.0.0.1", "localhost")}
+    urls = [host.url for host in settings.pool or (settings.host,)]
+    same = {*urls, *(url.replace("127.0.0.1", "localhost") for url in urls)}
     if elsewhere and elsewhere not in same:
         yield f"OLLAMA_BASE_URL points elsewhere ({clean(elsewhere)}), to another server."
 

@@ -49,6 +49,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def at(what: str, host: str) -> str:
+    """Say where *what* is; *host* is empty where the run has one server."""
+    return f"{what} at {host}" if host else what
+
+
 def wanted_by(tests: list[str]) -> str:
     """Say who wants a model: ``wanted by tests/test_chat.py::test_tone and 11 more``."""
     others = f" and {len(tests) - 1} more" if len(tests) > 1 else ""

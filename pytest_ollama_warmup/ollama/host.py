@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.text import clean
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 _UNSPECIFIED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -68,7 +73,7 @@ def parse_host(text: str, source: str) -> Host:
         raise BadHost(shown, source, f"scheme {clean(scheme)}")
     netloc, _, path = rest.partition("/")
     if "," in netloc:
-        raise BadHost(shown, source, "more than one host")
+        raise BadHost(shown, source, "more than one host; pytest's --ollama-host takes several")
     default_port = _DEFAULT_PORTS[scheme] if parted else 11434
     name, port = _split_port(netloc, shown, source)
     if not _PATH.fullmatch(path):
@@ -79,6 +84,41 @@ def parse_host(text: str, source: str) -> Host:
     if parted and scheme == "http" and port is None:
         note = "http:// without a port means port 80"
     return Host(f"{scheme}://{bracketed}:{port or default_port}{path}", source, note)
+
+
+def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
+    """Read one address, or several that are parted by commas, each as ``parse_host`` does.
+
+    Raises:
+        BadHost: names the one that is bad.
+    """
+    parts = text.split(",")
+    # Before the text is shown: one that holds a password is refused, and shown without it.
+    hosts = tuple(parse_host(part, source) for part in parts)
+    if len(parts) > 1 and not all(part.strip() for part in parts):
+        raise BadHost(clean(text), source, "a comma with no host before or after it")
+    return hosts
+
+
+def distinct(hosts: Iterable[Host]) -> tuple[Host, ...]:
+    """Return *hosts* without those that are another name of one before."""
+    found: dict[str, Host] = {}
+    for host in hosts:
+        found.setdefault(same_url(host), host)
+    return tuple(found.values())
+
+
+def again(hosts: Collection[Host]) -> list[Host]:
+    """Return those of *hosts* that stand there more than once, as they are called first."""
+    times = Counter(same_url(host) for host in hosts)
+    return [host for host in distinct(hosts) if times[same_url(host)] > 1]
+
+
+def same_url(host: Host) -> str:
+    """Return the URL of *host* as it compares: one says localhost, and another 127.0.0.1."""
+    if host.name != "localhost":
+        return host.url
+    return re.sub(r"(?<=://)localhost(?=:\d+)", "127.0.0.1", host.url, count=1)
 
 
 def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:

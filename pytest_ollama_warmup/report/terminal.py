@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from pytest_ollama_warmup.text import clean, count, seconds, size
+from pytest_ollama_warmup.text import at, clean, count, seconds, size
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
 
 if TYPE_CHECKING:
@@ -45,18 +45,19 @@ def cost(outcome: Outcome) -> str:
     return ", ".join([*parts, *outcome.notes]) or "present"
 
 
-def ready_line(outcome: Outcome) -> str:
+def ready_line(name: str, outcome: Outcome) -> str:
     """Say that a model is ready, and what that cost."""
-    return f"{outcome.title} ready: {cost(outcome)}"
+    return f"{name} ready: {cost(outcome)}"
 
 
 def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = False) -> list[str]:
     """Return the table of the models of a run, a row each; *plain* keeps to ASCII."""
     rows = []
-    for outcome in record.models.values():
+    for key, outcome in record.models.items():
         if only_failed and outcome.ready:
             continue
-        tests = record.tests.get(outcome.key, [])
+        # On one of several servers some of them run, nobody knows which before.
+        tests = record.tests.get(key, [])
         if outcome.ready:
             sign = "+" if plain else "✓"
             of_tests = count(len(tests), "test") if tests else ""
@@ -117,22 +118,21 @@ def found_cold_lines(record: Record, *, learns: bool = False, grouped: bool = Fa
         more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
         lines.append(f"lost before {clean(tests[0], 200)}{more}: {error}")
     for known in record.known:
+        name = at(known.model, known.host)
         for reason, cure in ({**_CURES, "evicted": _IN_TURN} if grouped else _CURES).items():
             colds = [one for one in known.colds if one.reason == reason]
             if colds:
-                lines.append(f"{known.model} {_cold(colds)}. {cure}")
+                lines.append(f"{name} {_cold(colds)}. {cure}")
         if known.rests:
             ours = {one.model for one in record.models.values()}
             evicted = any(one.reason == "evicted" for one in known.colds)
             by_us = evicted and all(ours.issuperset(one.resident) for one in known.colds)
             asks = "" if by_us else " Does somebody else use this server, or do tests unload it?"
-            lines.append(
-                f"{known.model} was gone again and again, and left alone from then on.{asks}"
-            )
+            lines.append(f"{name} was gone again and again, and left alone from then on.{asks}")
         if known.left:
             lines.append(
-                f"{known.model} was gone before {count(known.left, 'test')}, and left to them to "
-                "load: several workers use more models than the server keeps. "
+                f"{name} was gone before {count(known.left, 'test')}, and left to them to load: "
+                "several workers use more models than the server keeps. "
                 "--ollama-group-by-model loads each once."
             )
         if known.switches:
@@ -146,14 +146,15 @@ def _switched(known: Known, record: Record) -> str:
     number, each = known.switches, _load_seconds(_outcome_of(known, record))
     took = f", about {seconds(number * each)}" if each else ""
     return (
-        f"{known.model} was loaded as other tests want it before {count(number, 'test')}: "
-        f"{count(number, 'reload')}{took}. --ollama-group-by-model makes it one, or send the same "
-        "num_ctx in all tests."
+        f"{at(known.model, known.host)} was loaded as other tests want it before "
+        f"{count(number, 'test')}: {count(number, 'reload')}{took}. --ollama-group-by-model makes it "
+        "one, or send the same num_ctx in all tests."
     )
 
 
 def _outcome_of(known: Known, record: Record) -> Outcome | None:
-    return next((one for one in record.models.values() if one.title == known.model), None)
+    found = (one for one in record.models.values() if one.title == known.model)
+    return next((one for one in found if known.host in ("", one.host)), None)
 
 
 def _load_seconds(outcome: Outcome | None) -> float:
@@ -181,7 +182,7 @@ def _other_context(known: Known, record: Record, *, learns: bool) -> str:
     if outcome is not None and outcome.learned:
         by = " (learned)"
     name = known.model.partition(",")[0]
-    said = f"{name} was warmed with num_ctx {known.warmed}{by}, tests use"
+    said = f"{at(name, known.host)} was warmed with num_ctx {known.warmed}{by}, tests use"
     cost = f"{count(number, 'reload')}{took}"
     if number == 1:
         later = " (the next run here has learned it)" if learns else ""
@@ -301,7 +302,7 @@ class Screen:
         if event.phase == "server":
             self.say(event.why, least=-1)
             return
-        one = self._shown.setdefault(target.key, _Shown(target.spec.title))
+        one = self._shown.setdefault(target.id, _Shown(target.title))
         if event.phase != one.phase:
             before, since = one.phase, one.since
             one.phase, one.since, one.said = event.phase, now, 0.0
@@ -333,7 +334,7 @@ class Screen:
                     target.loads or event.outcome.steps
                 )
             ):
-                self.say(ready_line(event.outcome))
+                self.say(ready_line(one.name, event.outcome))
         if event.phase == "pulling" and event.total:
             if not one.announced and event.total >= WORTH_SAYING:
                 one.announced = True

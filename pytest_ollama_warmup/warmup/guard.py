@@ -60,7 +60,7 @@ class Ledger:
     def known(self) -> Known:
         """Return what is known by now."""
         try:
-            return Known.from_dict(json.loads(self._path.read_text(encoding="utf-8")))
+            return _read(self._path)
         except FileNotFoundError:
             return self._first
 
@@ -74,9 +74,16 @@ class Ledger:
 
 
 def all_known(folder: Path) -> list[Known]:
-    """Return what is known of each model of a run, at its end."""
-    paths = sorted(folder.glob("guard-*.json"))
-    return [Known.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    """Return what is known of each model of a run, at its end, first of those on its own server.
+
+    Only others have a *host*.
+    """
+    own, others = (sorted(folder.glob(one)) for one in ("guard-*.json", "host-*/guard-*.json"))
+    return [replace(_read(path), host="") for path in own] + [_read(path) for path in others]
+
+
+def _read(path: Path) -> Known:
+    return Known.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 class Guard:
@@ -274,7 +281,11 @@ class Guard:
 
     def _ledger(self, target: Target, outcome: Outcome) -> Ledger:
         if target.key not in self._ledgers:
-            first = Known(model=target.spec.title, warmed=outcome.context_length)
+            first = Known(
+                model=target.spec.title,
+                warmed=outcome.context_length,
+                host=self._client.host.url,
+            )
             limit_s = self._terms.load_timeout_s
             self._ledgers[target.key] = Ledger(self._folder, target.key, limit_s, first)
         return self._ledgers[target.key]

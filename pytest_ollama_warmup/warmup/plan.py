@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
-from pytest_ollama_warmup.text import wanted_by
+from pytest_ollama_warmup.text import at, wanted_by
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Target:
     *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
     the context that tests of earlier runs used, 0 where that is not known or the spec names one.
     *loads* is whether it is loaded now; else when its turn comes, and now it is only pulled.
+    *host* is the URL of the server to make it ready on, where the run has several.
     """
 
     spec: ModelSpec
@@ -161,11 +162,22 @@ class Target:
     request: Mapping[str, Any] | None = field(default=None, compare=False)
     learned: int = field(default=0, compare=False)
     loads: bool = field(default=True, compare=False)
+    host: str = ""
 
     @property
     def key(self) -> str:
         """The model with its runner options."""
         return self.spec.key
+
+    @property
+    def id(self) -> str:
+        """The same, told apart from those on other servers of the run."""
+        return at(self.key, self.host)
+
+    @property
+    def title(self) -> str:
+        """What to call it where things happen side by side."""
+        return at(self.spec.title, self.host)
 
 
 # The key under which tests stand that need the server, and no model by name.

@@ -33,11 +33,11 @@ class Preparation:
 
     def start(self, targets: Iterable[Target]) -> None:
         """Begin with those of *targets* that are neither under way nor over."""
-        new = [one for one in targets if one.key not in self._open and not self._is_over(one)]
+        new = [one for one in targets if one.id not in self._open and not self._is_over(one)]
         for target in new:
-            self._open[target.key] = target
-            self._loads[target.key] = target.loads
-            self._absent.add(target.key)
+            self._open[target.id] = target
+            self._loads[target.id] = target.loads
+            self._absent.add(target.id)
         if new:
             self._begin(new)
 
@@ -65,11 +65,11 @@ class Preparation:
                 yield None
                 continue
             if event.phase in ("present", "loading", "busy", "done", "dropped"):
-                self._absent.discard(event.target.key)
+                self._absent.discard(event.target.id)
             if event.outcome is not None:
-                self.outcomes[event.target.key] = event.outcome
+                self.outcomes[event.target.id] = event.outcome
             if event.outcome is not None or event.phase == "dropped":
-                self._open.pop(event.target.key, None)
+                self._open.pop(event.target.id, None)
             yield event
 
     def _begin(self, targets: list[Target]) -> None:
@@ -77,11 +77,11 @@ class Preparation:
         raise NotImplementedError
 
     def _is_over(self, target: Target) -> bool:
-        outcome = self.outcomes.get(target.key)
+        outcome = self.outcomes.get(target.id)
         # What was only pulled may be loaded now.
         if outcome is None or not outcome.ready:
             return outcome is not None
-        return self._loads[target.key] or not target.loads
+        return self._loads[target.id] or not target.loads
 
 
 class Turns:
@@ -129,17 +129,23 @@ class Turns:
 
 
 class InThreads(Preparation):
-    """Daemon threads do the work, which takes *turns*: Ctrl-C must not wait for a load."""
+    """Daemon threads do the work: Ctrl-C must not wait for a load.
 
-    def __init__(self, work: Callable[[Target, Say], Outcome], turns: Turns) -> None:
+    *turns* returns those that a model takes, which are those of its server.
+    """
+
+    def __init__(
+        self, work: Callable[[Target, Say], Outcome], turns: Callable[[Target], Turns]
+    ) -> None:
         super().__init__()
         self._work, self._turns = work, turns
 
     def _begin(self, targets: list[Target]) -> None:
-        self._turns.announce(target.key for target in targets)
+        for target in targets:
+            self._turns(target).announce([target.key])
         for target in targets:
             threading.Thread(
-                target=self._run, args=(target,), daemon=True, name=f"ollama {target.key}"
+                target=self._run, args=(target,), daemon=True, name=f"ollama {target.id}"
             ).start()
 
     def _run(self, target: Target) -> None:

@@ -136,7 +136,7 @@ class Known:
     use after that, each time it was another one. *beside* are the models that are listed in its
     place: they share its runner. It *rests* when it is no longer fought for. *switches* counts the
     tests that found it as another test wants it, with another context than they ask for. *left* are
-    those that found it gone, and had to load it themselves.
+    those that found it gone, and had to load it themselves. *host* is the URL of its server.
     """
 
     model: str = ""
@@ -147,6 +147,7 @@ class Known:
     rests: bool = False
     switches: int = 0
     left: int = 0
+    host: str = ""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:
@@ -205,6 +206,9 @@ class Record:
             ],
         }
 
-    def add(self, outcome: Outcome) -> None:
-        """Keep *outcome*; a model may come twice: it is pulled, and later loaded."""
-        self.models[outcome.key] = outcome
+    def add(self, outcome: Outcome, key: str = "") -> None:
+        """Keep *outcome*; a model may come twice: it is pulled, and later loaded.
+
+        *key* tells it apart from those on other servers of the run.
+        """
+        self.models[key or outcome.key] = outcome

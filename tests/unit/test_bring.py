@@ -656,7 +656,7 @@ def drain(preparation: Preparation, until: Any) -> list[Event]:
 
 
 def test_all_models_become_outcomes() -> None:
-    preparation = InThreads(lambda one, say: ready(one), Turns())
+    preparation = InThreads(lambda one, say: ready(one), lambda one: Turns())
     preparation.start(targets("a b c"))
     events = drain(preparation, "done")
     assert {one.key: ready(one) for one in targets("a b c")} == preparation.outcomes
@@ -664,7 +664,7 @@ def test_all_models_become_outcomes() -> None:
 
 
 def test_nothing_to_prepare_ends_at_once() -> None:
-    assert [] == list(InThreads(lambda one, say: ready(one), Turns()).events("done"))
+    assert [] == list(InThreads(lambda one, say: ready(one), lambda one: Turns()).events("done"))
 
 
 def test_models_are_worked_on_at_the_same_time() -> None:
@@ -674,7 +674,7 @@ def test_models_are_worked_on_at_the_same_time() -> None:
         together.wait()
         return ready(one)
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a b c"))
     drain(preparation, "done")
     assert all(outcome.ready for outcome in preparation.outcomes.values())
@@ -687,7 +687,7 @@ def test_a_model_is_begun_once() -> None:
         begun.append(one.spec.name)
         return ready(one)
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a"))
     preparation.start(targets("A:latest b"))
     drain(preparation, "done")
@@ -706,7 +706,7 @@ def test_presence_is_waited_for_without_the_load() -> None:
         over.set()
         return ready(one)
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a b"))
     phases = [event.phase for event in drain(preparation, "present")]
     assert ({}, False) == (preparation.outcomes, over.is_set())
@@ -719,7 +719,7 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise PullFailed("a", "x", "words", "advice")
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a"))
     (event,) = drain(preparation, "present")
     assert event.outcome is not None
@@ -737,7 +737,7 @@ def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise error
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a,num_ctx=64"))
     drain(preparation, "done")
     (outcome,) = preparation.outcomes.values()
@@ -755,7 +755,7 @@ def test_while_nothing_happens_the_display_gets_its_turn() -> None:
         assert may_end.wait(30)
         return ready(one)
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a"))
     events = preparation.events("done")
     assert [None, None] == [next(events), next(events)]
@@ -771,7 +771,7 @@ def test_the_threads_do_not_keep_a_run_from_ending() -> None:
         seen.append(threading.current_thread().daemon)
         return ready(one)
 
-    preparation = InThreads(work, Turns())
+    preparation = InThreads(work, lambda one: Turns())
     preparation.start(targets("a"))
     drain(preparation, "done")
     assert [True] == seen
@@ -805,7 +805,7 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
         lambda one, say: bring(
             as_client(server), one, Terms(pull="missing"), by="main", say=say, pulls=pulls
         ),
-        Turns(),
+        lambda one: Turns(),
     )
     preparation.start(targets("a b c d e f g h"))
     drain(preparation, "done")
