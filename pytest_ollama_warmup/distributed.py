@@ -20,10 +20,13 @@ from pytest_ollama_warmup.roles import (
     WORKER_INPUT,
     adopt_host,
     folder_of,
+    is_alone,
     is_looking,
+    number_of_workers,
     places_of,
     run_of,
     settings_of,
+    warn,
 )
 from pytest_ollama_warmup.settings import Place, Setting
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
@@ -57,6 +60,7 @@ class ControllerSide:
 
     def __init__(self, config: pytest.Config, prepare: Callable[[list[Want], int], None]) -> None:
         self._config, self._prepare, self._prepared = config, prepare, False
+        self._collected = 0
         self._groups: dict[str, frozenset[str]] = {}
 
     @pytest.hookimpl(optionalhook=True)
@@ -85,9 +89,13 @@ class ControllerSide:
         self, node: Any, ids: list[str]
     ) -> Generator[None, object, object]:
         """Prepare when the first worker knows its tests; none is scheduled until all do."""
-        if not self._prepared:
+        self._collected += 1
+        wants = None if self._prepared else _read_wants(self._config, node.gateway.id)
+        # One on another machine cannot say it; should none, the last one is waited for in vain.
+        if wants is None and self._collected >= number_of_workers(self._config):
+            wants = []
+        if wants is not None and not self._prepared:
             self._prepared = True
-            wants = _read_wants(self._config, node.gateway.id)
             self._prepare(wants, len(ids))
             if wants and settings_of(self._config).reorders:
                 self._take_turns(wants)
@@ -151,6 +159,24 @@ class WorkerSide:
             worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
             content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
+            if is_alone(config) and (found.get("wants") or settings_of(config).preloads):
+                _prepare_alone(config, worker)
+
+
+def _prepare_alone(config: pytest.Config, worker: str) -> None:
+    """Bring what is listed, which the controller has brought elsewhere; the rest, tests bring."""
+    from pytest_ollama_warmup.warmup.plan import make_plan
+
+    run = run_of(config)
+    warn(
+        config,
+        f"{worker} does not see the directory of this run: it prepares models by itself, at "
+        f"{run.settings.host.url}, and the summary does not show them",
+    )
+    if run.settings.preloads:
+        for target in make_plan(run.settings.listed, (), up_front=True).targets.values():
+            if not (outcome := run.outcome(target)).ready:
+                warn(config, f"{worker}: {outcome.error}")
 
 
 class _BeforeFirstTest:
@@ -176,11 +202,10 @@ def _wants_path(folder: Path, worker: str) -> Path:
     return folder / f"wants-{worker}.json"
 
 
-def _read_wants(config: pytest.Config, worker: str) -> list[Want]:
+def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:
     path = _wants_path(folder_of(config), worker)
     if not path.exists():
-        # A worker without the plugin (-p no:ollama_warmup in its own addopts) wants nothing.
-        return []
+        return None
     content = json.loads(path.read_text(encoding="utf-8"))
     if "error" in content:
         raise pytest.UsageError(content["error"])

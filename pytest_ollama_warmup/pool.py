@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.leader import Leader
-from pytest_ollama_warmup.roles import is_distributing
 from pytest_ollama_warmup.text import clean, seconds
 from pytest_ollama_warmup.warmup.plan import SERVER
 from pytest_ollama_warmup.warmup.record import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
-
-    import pytest
 
 _SLICE_S = 0.1
 
@@ -119,12 +115,3 @@ def moved(host: str, hosts: Sequence[str], places: Sequence[str]) -> str:
         if hosts[number % len(hosts)] == host
     ]
     return f"{', '.join(parts)}."
-
-
-def number_of_workers(config: pytest.Config) -> int:
-    """Return how many workers pytest-xdist starts; 0 where tests run in this process."""
-    if not is_distributing(config):
-        return 0
-    texts: list[str] = config.getoption("tx")
-    numbers = (re.match(r"(\d+)\*", text) for text in texts)
-    return sum(int(found[1]) if found else 1 for found in numbers)

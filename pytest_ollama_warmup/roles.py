@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,6 +44,15 @@ class OllamaWarmupWarning(pytest.PytestWarning):
     """Something about a run's models that the run goes on without."""
 
 
+def warn(config: pytest.Config, text: str) -> bool:
+    """Warn; False where warnings are errors: without us the tests would run."""
+    try:
+        config.issue_config_time_warning(OllamaWarmupWarning(text), stacklevel=3)
+    except OllamaWarmupWarning:
+        return False
+    return True
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Whether this is a worker of pytest-xdist; its environment variables leak into inner runs."""
     return hasattr(config, "workerinput")
@@ -51,6 +61,15 @@ def is_worker(config: pytest.Config) -> bool:
 def is_distributing(config: pytest.Config) -> bool:
     """Whether this is the controller of pytest-xdist, which runs no tests itself."""
     return not is_worker(config) and config.getoption("dist", "no") != "no"
+
+
+def number_of_workers(config: pytest.Config) -> int:
+    """Return how many workers pytest-xdist starts; 0 where tests run in this process."""
+    if not is_distributing(config):
+        return 0
+    texts: list[str] = config.getoption("tx")
+    numbers = (re.match(r"(\d+)\*", text) for text in texts)
+    return sum(int(found[1]) if found else 1 for found in numbers)
 
 
 def is_looking(config: pytest.Config) -> bool:
@@ -97,14 +116,28 @@ def set_environment(config: pytest.Config, name: str, value: str) -> None:
 
 
 def folder_of(config: pytest.Config) -> Path:
-    """Return the directory that all processes of the run share; the controller makes it."""
+    """Return the directory that all processes of the run share; the controller makes it.
+
+    A worker on another machine, which does not see it, has one of its own.
+    """
     if _FOLDER not in config.stash:
-        if is_worker(config):
-            return Path(config.workerinput[WORKER_INPUT]["folder"])  # type: ignore[attr-defined]
-        folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
-        config.add_cleanup(lambda: _remove(folder))
+        given = _given_folder(config)
+        if given is None or not given.is_dir():
+            folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
+            config.add_cleanup(lambda: _remove(folder))
+        else:
+            folder = given
         config.stash[_FOLDER] = folder
     return config.stash[_FOLDER]
+
+
+def is_alone(config: pytest.Config) -> bool:
+    """Whether this is a worker that does not see the directory of the run."""
+    return is_worker(config) and folder_of(config) != _given_folder(config)
+
+
+def _given_folder(config: pytest.Config) -> Path | None:
+    return Path(config.workerinput[WORKER_INPUT]["folder"]) if is_worker(config) else None  # type: ignore[attr-defined]
 
 
 def _remove(folder: Path) -> None:

@@ -26,7 +26,6 @@ from pytest_ollama_warmup.pool import (
     ask,
     moved,
     none_answers,
-    number_of_workers,
     share_out,
 )
 from pytest_ollama_warmup.report.terminal import (
@@ -36,10 +35,11 @@ from pytest_ollama_warmup.report.terminal import (
     waited_lines,
 )
 from pytest_ollama_warmup.roles import (
-    OllamaWarmupWarning,
     folder_of,
+    number_of_workers,
     set_environment,
     settings_of,
+    warn,
     write_host,
     write_places,
 )
@@ -229,10 +229,11 @@ class Controller(Leader):
         sites = {host.url: self._site(host) for host in (pool[:workers] if workers else pool)}
         begin = time.monotonic()
         found = ask(list(sites.values()), self.say_waiting, all_of_them=workers > 0)
-        down = [one for one in found.values() if not one.ready]
+        outcomes = [found[url] for url in sites if url in found]
+        down = [one for one in outcomes if not one.ready]
         if len(down) == len(sites):
             down = none_answers(down, self.settings.host.source, time.monotonic() - begin)
-        for outcome in [*down, *found.values()]:
+        for outcome in [*down, *outcomes]:
             sites[outcome.host].record_server(outcome)
         if workers:
             self._share_out(sites, down, workers)
@@ -515,10 +516,7 @@ class Controller(Leader):
         if text in self._said:
             return
         self._said.add(text)
-        try:
-            self._config.issue_config_time_warning(OllamaWarmupWarning(text), stacklevel=2)
-        except OllamaWarmupWarning:
-            # Warnings are errors here: without us the tests would run.
+        if not warn(self._config, text):
             self.screen.say(text, least=-1)
 
     def _refuse_models_as_paths(self) -> None:

@@ -147,8 +147,8 @@ def _switched(known: Known, record: Record) -> str:
     took = f", about {seconds(number * each)}" if each else ""
     return (
         f"{at(known.model, known.host)} was loaded as other tests want it before "
-        f"{count(number, 'test')}: {count(number, 'reload')}{took}. --ollama-group-by-model makes it "
-        "one, or send the same num_ctx in all tests."
+        f"{count(number, 'test')}: {count(number, 'reload')}{took}. --ollama-group-by-model makes "
+        "it one, or send the same num_ctx in all tests."
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_ollama_warmup.errors import BadHost
-from pytest_ollama_warmup.ollama.host import Host, parse_host
+from pytest_ollama_warmup.ollama.host import Host, again, distinct, parse_host, parse_hosts
 
 
 def url_of(text: str) -> str:
@@ -218,3 +218,38 @@ def test_what_is_accepted_reads_again_to_the_same_and_can_be_asked(text: str) ->
     assert host.url == parse_host(host.url, "x").url
     assert host.name
     assert httpx.URL(host.url).raw_host
+
+
+def test_several_hosts_are_parted_by_commas() -> None:
+    hosts = parse_hosts(" gpu1, gpu2:1234 ,https://gpu3", "--ollama-host")
+    assert ["http://gpu1:11434", "http://gpu2:1234", "https://gpu3:443"] == [
+        one.url for one in hosts
+    ]
+    assert {"--ollama-host"} == {one.source for one in hosts}
+
+
+@pytest.mark.parametrize(
+    ("text", "distinct_urls", "again_urls"),
+    [
+        ("a,b", ["http://a:11434", "http://b:11434"], []),
+        ("a,b,a", ["http://a:11434", "http://b:11434"], ["http://a:11434"]),
+        ("a,A:11434", ["http://a:11434"], ["http://a:11434"]),
+        ("localhost,127.0.0.1,:11434", ["http://localhost:11434"], ["http://localhost:11434"]),
+        ("127.0.0.1,localhost:2", ["http://127.0.0.1:11434", "http://localhost:2"], []),
+        ("http://localhost:1/a,127.0.0.1:1", ["http://localhost:1/a", "http://127.0.0.1:1"], []),
+        ("localhost.x,127.0.0.1.x", ["http://localhost.x:11434", "http://127.0.0.1.x:11434"], []),
+        ("127.0.0.1,[::1]", ["http://127.0.0.1:11434", "http://[::1]:11434"], []),
+    ],
+)
+def test_one_host_by_two_names_is_one(
+    text: str, distinct_urls: list[str], again_urls: list[str]
+) -> None:
+    hosts = parse_hosts(text, "x")
+    assert distinct_urls == [one.url for one in distinct(hosts)]
+    assert again_urls == [one.url for one in again(hosts)]
+
+
+@pytest.mark.parametrize("text", [",", "a,", ",a", "a,,b", "a, ,b"])
+def test_a_comma_has_hosts_on_both_sides(text: str) -> None:
+    with pytest.raises(BadHost, match="a comma with no host before or after it"):
+        parse_hosts(text, "x")
