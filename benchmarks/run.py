@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 WORKERS = 8
 # Longer than eight workers take to start on two cores: all wait when the models are ready.
 HOLD_S = 2.0
+# How long each answer of the pool's hosts takes.
+SERVICE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +307,24 @@ def _beside(where: str, processes: int, args: list[str], rounds: int) -> Row:
     return Row(f"{where}: 5 s of preparation beside 5 s of tests", _walls(a), _walls(b), 1.1)
 
 
+def pool(rounds: int) -> Iterator[Row]:
+    """A suite of 96 requests of a fixed time each, on hosts that answer one at a time."""
+    model = ScriptedModel("llama3.2:1b", present=True, eval_s=SERVICE_S)
+
+    def run(number: int) -> Done:
+        with ExitStack() as servers, _folder() as folder:
+            hosts = [servers.enter_context(Emulator([model])).url for _ in range(number)]
+            return Suites(folder, model.name).pytest(
+                "served.py", "-p", "xdist", f"-n{number}", f"--ollama-host={','.join(hosts)}"
+            )
+
+    one, two, three = _in_turn(rounds, [lambda: run(1), lambda: run(2), lambda: run(3)])
+    for number, side in ((2, two), (3, three)):
+        what = f"{number} hosts, -n {number}: the run, against 1 host, -n 1"
+        # A tenth of the shorter run for what is not shared out: start, collection, the last test.
+        yield Row(what, _walls(side), _walls(one), 1.1 / number)
+
+
 def _apart(done: Done) -> float:
     """Return the median time from the begin of a test to that of the next."""
     begins = done.of("test")
@@ -349,6 +369,7 @@ def main() -> None:
         "order": order,
         "grouped": grouped,
         "overlap": overlap,
+        "pool": pool,
     }
     parser = argparse.ArgumentParser(description="Measure what the plugin costs.")
     parser.add_argument("--rounds", type=int, default=10, help="Of each comparison (default: 10)")

@@ -208,6 +208,19 @@ def test_needs_it():
 def test_takes_a_while(number):
     time.sleep(0.5)
 """,
+    # Each test is one request, to whichever host its worker has.
+    "served.py": """
+import json, os, urllib.request
+import pytest
+
+@pytest.mark.requires_model("MODEL")
+@pytest.mark.parametrize("number", range(96))
+def test_asks(number):
+    body = {"model": "MODEL", "prompt": "Hi", "stream": False}
+    url = os.environ["OLLAMA_HOST"] + "/api/generate"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as answer:
+        assert json.load(answer)["done"]
+""",
     # Four models in turn.
     "turns.py": """
 import json, os, urllib.request

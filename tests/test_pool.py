@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import Emulator
-from tests.conftest import LLAMA, ONE_TEST, Suite
+from tests.conftest import LLAMA, ONE_TEST, Suite, UserSuite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,11 +83,16 @@ def spread(suite: Suite, workers: int) -> None:
     suite.write({"test_where.py": SPREAD.replace("COUNT", str(workers))})
 
 
-def hosts(*emulators: Emulator) -> str:
-    return f"--ollama-host={','.join(one.url for one in emulators)}"
+class Server(Protocol):
+    @property
+    def url(self) -> str: ...
 
 
-def used(suite: Suite) -> dict[str, str]:
+def hosts(*servers: Server) -> str:
+    return f"--ollama-host={','.join(one.url for one in servers)}"
+
+
+def used(suite: UserSuite) -> dict[str, str]:
     """Which worker used which server; at import it was the same."""
     found = {}
     for path in suite.pytester.path.glob("at-*"):
