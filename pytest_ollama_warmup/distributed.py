@@ -79,9 +79,9 @@ class ControllerSide:
             "folder": str(folder_of(self._config)),
         }
         if settings_of(self._config).serve.value:
-            from pytest_ollama_warmup.managed import slots_of, workers_of
+            from pytest_ollama_warmup.managed import slots_of
 
-            slots = slots_of(workers_of(self._config), os.environ)
+            slots = slots_of(number_of_workers(self._config), os.environ)
             node.workerinput[WORKER_INPUT]["slots"] = slots
 
     @pytest.hookimpl(optionalhook=True, wrapper=True, tryfirst=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.ollama.process import ManagedServer, find_binary, tuned
+from pytest_ollama_warmup.roles import number_of_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,7 +36,7 @@ def start_server(
     contexts = {dict(one.spec.options).get("num_ctx") for one in wanted}
     environ = tuned(
         os.environ,
-        workers=workers_of(config),
+        workers=number_of_workers(config) or 1,
         models=len(wanted),
         context_length=contexts.pop() if len(contexts) == 1 else None,
         port=int(settings.host.url.rpartition(":")[2]),
@@ -43,13 +44,6 @@ def start_server(
     server = ManagedServer(command, environ, _log(config))
     server.start()
     return server
-
-
-def workers_of(config: pytest.Config) -> int:
-    """Return how many processes run tests at the same time."""
-    tx: list[str] = config.getoption("tx", None) or []
-    # As xdist writes it: 3*popen.
-    return sum(int(one.partition("*")[0]) if "*" in one else 1 for one in tx) or 1
 
 
 def slots_of(workers: int, environ: Mapping[str, str]) -> int:
