@@ -21,7 +21,7 @@ _ENDING = {"Connection": "close"}
 
 @pytest.fixture(scope="session")
 def ollama_host(pytestconfig: pytest.Config) -> str:
-    """URL of the Ollama server of this run, like http://127.0.0.1:11434.
+    """URL of the Ollama server of this run, or of this worker, like http://127.0.0.1:11434.
 
     A suite may define its own, of session scope, to give some of its tests another server: their
     models are brought to it when the first of them runs.

@@ -102,7 +102,8 @@ class Overlapping(Controller):
 
     def _conclude(self) -> None:
         if self._holds_up:
-            self.record.server = server = self.gate.peek(SERVER)
+            server = self.server() if self.sites else self.gate.peek(SERVER)
+            self.record.server = server
             if server is not None and not server.ready and not self._plan.targets:
                 self.record.add(server)
             super()._conclude()

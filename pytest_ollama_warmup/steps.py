@@ -252,7 +252,8 @@ class Controller(Leader):
         if left_out := self.settings.pool[len(sites) :]:
             self.say_once(
                 f"{count(workers, 'worker')}, and {len(sites) + len(left_out)} hosts: "
-                f"{', '.join(host.url for host in left_out)} left out"
+                f"{', '.join(host.url for host in left_out)} left out, -n "
+                f"{len(sites) + len(left_out)} uses all"
             )
         if not (answering and down):
             return

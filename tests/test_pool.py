@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +13,8 @@ import pytest
 
 from pytest_ollama_warmup.ollama.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite, UserSuite
+from tests.test_faults import end
+from tests.test_learning import OWN_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +42,21 @@ SPREAD = """
             time.sleep(0.02)
 """
 
+
+UNMARKED = """
+    import os, pathlib, time, pytest
+
+    HERE = pathlib.Path(__file__).parent
+    AT_IMPORT = os.environ["OLLAMA_HOST"]
+
+    @pytest.mark.parametrize("n", range(3))
+    def test_where(worker_id, n):
+        (HERE / f"at-{worker_id}").write_text(f"{os.environ['OLLAMA_HOST']} {AT_IMPORT}")
+        deadline = time.monotonic() + 30
+        while len(list(HERE.glob("at-*"))) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+"""
 
 # The worker gw1 crashes, and all others wait for the one in its place.
 CRASHES = """
@@ -371,7 +390,7 @@ def test_hosts_that_no_worker_uses_are_left_alone(suite: Suite, three: list[Emul
     spread(suite, 2)
     run = suite.run("-n2", hosts(*three))
     assert {"passed": 2} == run.counts
-    assert f"2 workers, and 3 hosts: {three[2].url} left out" in run.ours
+    assert f"2 workers, and 3 hosts: {three[2].url} left out, -n 3 uses all" in run.ours
     assert [] == three[2].requests
 
 
@@ -538,6 +557,48 @@ def test_what_a_test_unloads_is_brought_back_on_its_host(
     assert 1 == len(two[0].loads) < len(two[1].loads)
     assert f"llama3.2:1b at {two[1].url} was cold before" in run.out
     assert f"llama3.2:1b at {two[0].url} was cold" not in run.out
+
+
+def test_each_host_learns_what_its_tests_use(suite: Suite, start: Callable[[], Emulator]) -> None:
+    two = [start(), start()]
+    suite.write({"test_it.py": OWN_CONTEXT})
+    found = []
+    for _ in range(2):
+        assert {"passed": 6} == suite.run("-n2", hosts(*two)).counts
+        found.append([[load.options["num_ctx"] for load in one.loads] for one in two])
+        for one in two:
+            one.forget()
+            one.unload("llama3.2:1b")
+    assert [[[4096, 8192], [4096, 8192]], [[8192], [8192]]] == found
+
+
+def test_tests_that_do_not_say_what_they_need_find_it_warm_on_each_host(
+    suite: Suite, three: list[Emulator]
+) -> None:
+    suite.write({"test_where.py": UNMARKED})
+    run = suite.run("-n3", hosts(*three), LIST)
+    assert {"passed": 3} == run.counts
+    assert {f"gw{n}": three[n].url for n in range(3)} == used(suite)
+    assert [1, 1, 1] == [len(one.loads) for one in three]
+
+
+def test_ctrl_c_leaves_hosts_that_are_waited_for(suite: Suite, three: list[Emulator]) -> None:
+    for one in three:
+        one.stop()
+    spread(suite, 3)
+    process = suite.start("-n3", hosts(*three), "--ollama-wait=60", LIST)
+    assert process.stdout is not None
+    seen = ""
+    while seen.count("waiting for") < 3:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    _, out = end(process)
+    assert time.monotonic() - begin < 5
+    listed = ", ".join(one.url for one in three)
+    assert f"ollama: interrupted: waiting for {listed}." in out
 
 
 def test_all_hosts_are_unloaded_at_the_end(suite: Suite, three: list[Emulator]) -> None:
