@@ -36,7 +36,7 @@ WORKERS = 8
 # Longer than eight workers take to start on two cores: all wait when the models are ready.
 HOLD_S = 2.0
 # How long each answer of the pool's hosts takes.
-SERVICE_S = 0.25
+SERVICE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
