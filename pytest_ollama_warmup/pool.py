@@ -42,8 +42,11 @@ class Site(Leader):
         try:
             return self._ask_server(lambda: None)
         except BaseException as exc:  # pytest reports what a thread does not catch
-            error = f"{self.settings.host.url}: {type(exc).__name__}: {clean(exc)}"
-            return Outcome(key=SERVER, model="", status="failed", error=error, brief=error)
+            url, words = self.settings.host.url, f"{type(exc).__name__}: {clean(exc)}"
+            error = f"{url} cannot be asked: {words}"
+            return Outcome(
+                key=SERVER, model="", status="failed", error=error, brief=words, host=url
+            )
 
 
 def ask(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.pool import moved, share_out
-from pytest_ollama_warmup.settings import Place
+from pytest_ollama_warmup.pool import Site, ask, moved, share_out
+from pytest_ollama_warmup.report.terminal import Screen
+from pytest_ollama_warmup.settings import Place, Settings, Sources
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -53,3 +59,14 @@ def test_a_place_survives_the_environment() -> None:
 @pytest.mark.parametrize("text", ["", "3", "3 ", "x http://a:1", "http://a:1"])
 def test_what_is_no_place_is_none(text: str) -> None:
     assert Place.read(text) is None
+
+
+def test_whatever_goes_wrong_in_a_thread_is_an_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
+    site = Site(settings, tmp_path, Screen(lambda line, **colours: None))
+    monkeypatch.setattr(site, "reach", lambda: 1 / 0)
+    found = ask([site], print, all_of_them=True)["http://a:11434"]
+    assert ("failed", "http://a:11434") == (found.status, found.host)
+    assert "http://a:11434 cannot be asked: ZeroDivisionError: division by zero" == found.error
