@@ -104,7 +104,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     settings = settings_of(config)
     if settings.off or is_worker(config) or not (is_looking(config) and settings.up_front):
         return None
-    from pytest_ollama_warmup.steps import header
+    from pytest_ollama_warmup.opening import header
 
     return f"ollama: {header(config)}; nothing is brought, as no test runs"
 

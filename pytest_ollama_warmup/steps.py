@@ -8,19 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_ollama_warmup.errors import ApiError, ServerError
+from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
-from pytest_ollama_warmup.ollama.host import again
-from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import (
     Site,
     ask,
@@ -47,7 +45,7 @@ from pytest_ollama_warmup.run import CROWDED, GROUPS, elsewhere, folder_at
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
-from pytest_ollama_warmup.text import at, clean, count, seconds, wanted_by
+from pytest_ollama_warmup.text import at, count, seconds, wanted_by
 from pytest_ollama_warmup.warmup.gate import write_whole
 from pytest_ollama_warmup.warmup.guard import all_known, not_resident
 from pytest_ollama_warmup.warmup.plan import (
@@ -109,7 +107,7 @@ class Controller(Leader):
 
     def session_start(self) -> None:
         """Step 1: pull what is listed and missing, then load it beside what pytest does next."""
-        self._refuse_models_as_paths()
+        refuse_models_as_paths(self._config)
         self._plan = make_plan(self.settings.listed, (), up_front=True)
         with self._blocking():
             self._begin()
@@ -262,8 +260,8 @@ class Controller(Leader):
         ends = any("exit" in self._decisions(key) for key in keys)
         places = share_out(list(sites), workers, answering)
         for outcome in down[ends:]:
-            told = "" if ends else f" {moved(outcome.host, list(sites), places)}"
-            self.say_once(f"{outcome.error}{told}", least=-2, red=True)
+            what = "" if ends else f" {moved(outcome.host, list(sites), places)}"
+            self.say_once(f"{outcome.error}{what}", least=-2, red=True)
         if ends:
             self._end_run(down[0])
         write_places(self._config, places)
@@ -360,7 +358,7 @@ class Controller(Leader):
             else "--ollama-on-missing=skip goes on without it."
         )
         if self._collected:
-            _note_in_junit(self._config, outcome)
+            note_in_junit(self._config, outcome)
         pytest.exit(f"ollama: {self._located(outcome)} {otherwise}", returncode=2)
 
     def _located(self, outcome: Outcome) -> str:
@@ -419,8 +417,8 @@ class Controller(Leader):
                 if not failed.ready:
                     if any(policy == "exit" for _, policy in fates):
                         self._end_run(failed)
-                    told = self._told(fates, server=False)
-                    self.say_once(f"{failed.error} {told}", least=-2, red=True)
+                    what = told(self.settings, fates, server=False)
+                    self.say_once(f"{failed.error} {what}", least=-2, red=True)
 
     def _say_failures(self) -> None:
         failures: dict[str, list[Outcome]] = {}
@@ -444,8 +442,8 @@ class Controller(Leader):
         if not (keys <= ready and policies):
             return ""
         urls = ", ".join(dict.fromkeys(one.host for one in outcomes))
-        told = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
-        return f"So it is at {urls}, and not elsewhere: tests that need it {told} there."
+        what = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
+        return f"So it is at {urls}, and not elsewhere: tests that need it {what} there."
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
@@ -457,30 +455,7 @@ class Controller(Leader):
                 return "No test says that it needs it: all run."
             return "No selected test needs it."
         server = len(keys) > 1 or SERVER in keys or bool(self.server().error)
-        return self._told(fates, server=server)
-
-    def _told(self, fates_of_needs: list[tuple[Need, Policy]], *, server: bool) -> str:
-        setting, fates = self.settings.on_missing, dict[str, tuple[Policy, str]]()
-        reason = "CI is set" if setting.value == "auto" else f"from {setting.source}"
-        for need, policy in fates_of_needs:
-            own = need.on_missing not in ("", "auto")
-            fates[need.test] = (policy, "from the mark" if own else reason)
-        parts = []
-        for (fate, because), number in Counter(fates.values()).items():
-            one = number == 1
-            needs, be, them = ("needs", "is", "it") if one else ("need", "are", "them")
-            which = count(number, "test")
-            if fate == "skip":
-                told = (
-                    f"Skipped: {which} that {needs} it" if server else f"Its {which} {be} skipped"
-                )
-                other = f"; --ollama-on-missing=fail makes {them} fail"
-                parts.append(told + (f" ({because})" if because == "from the mark" else other))
-            else:
-                fail = "fails" if number == 1 else "fail"
-                told = f"Failed: {which} that {needs} it" if server else f"Its {which} {fail}"
-                parts.append(f"{told} ({because})")
-        return " ".join(f"{part}." for part in parts)
+        return told(self.settings, fates, server=server)
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:
@@ -504,7 +479,7 @@ class Controller(Leader):
             return
         self._header_said = True
         self.say_once(header(self._config))
-        for hint in _hints(self._config):
+        for hint in hints(self._config):
             self.say_once(hint)
         limit_s = self.settings.load_timeout.value
         if limit_s < SERVERS_OWN_STALL_S:
@@ -520,52 +495,6 @@ class Controller(Leader):
         if not warn(self._config, text):
             self.screen.say(text, least=-1)
 
-    def _refuse_models_as_paths(self) -> None:
-        """Catch ``--ollama-preload a b``, where pytest takes the second model for a path."""
-        config, listed = self._config, self.settings.listed
-        if listed.given_by != "option" or config.getoption("pyargs", False):
-            return
-        here = config.invocation_params.dir
-        missing = [one for one in config.args if not (here / one.split("::")[0]).exists()]
-        models = [one for one in missing if _looks_like_model(one)]
-        if models:
-            quoted = " ".join([*(str(spec) for spec in listed.specs), *models])
-            raise pytest.UsageError(
-                f"file or directory not found: {clean(missing[0])}\n"
-                "looks like a model: --ollama-preload takes one value, quote the list: "
-                f'--ollama-preload "{clean(quoted)}".'
-            )
-
-
-def header(config: pytest.Config) -> str:
-    """Say where the server is, what is listed, and what missing models do, each with its source."""
-    settings = settings_of(config)
-    listed, on_missing = settings.listed, settings.on_missing
-    if on_missing.value == "auto":
-        what = "fail (CI is set)" if settings.ci else "skip (CI not set)"
-        if listed.given_by == "option" and listed.specs:
-            what += ", but listed ones end the run"
-    else:
-        what = f"{on_missing.value} (from {on_missing.source})"
-    return f"{settings.title}, missing models: {what}"
-
-
-def _hints(config: pytest.Config) -> Iterator[str]:
-    settings = settings_of(config)
-    for host in again(settings.hosts):
-        yield f"{host.url} is given more than once (from {host.source}): it is one host."
-    models = os.environ.get("OLLAMA_MODELS", "")
-    if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
-        yield (
-            "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
-            "list them in OLLAMA_PRELOAD_MODELS."
-        )
-    elsewhere = os.environ.get("OLLAMA_BASE_URL", "").rstrip("/").removesuffix("/v1")
-    urls = [host.url for host in settings.pool or (settings.host,)]
-    same = {*urls, *(url.replace("127.0.0.1", "localhost") for url in urls)}
-    if elsewhere and elsewhere not in same:
-        yield f"OLLAMA_BASE_URL points elsewhere ({clean(elsewhere)}), to another server."
-
 
 def _variants(loaded: list[Outcome]) -> dict[str, set[int]]:
     """Return the models that were loaded with more than one context, and these."""
@@ -574,28 +503,3 @@ def _variants(loaded: list[Outcome]) -> dict[str, set[int]]:
         if one.context_length:
             contexts.setdefault(one.model, set()).add(one.context_length)
     return {name: found for name, found in contexts.items() if len(found) > 1}
-
-
-def _looks_like_model(text: str) -> bool:
-    if text.endswith(".py") or "::" in text or text.startswith((".", os.sep)):
-        return False
-    if "/" in text and ":" not in text:
-        return False
-    try:
-        ModelName.parse(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _note_in_junit(config: pytest.Config, outcome: Outcome) -> None:
-    """Give a JUnit file an errored test case: an empty one would look green."""
-    name = f"ollama-preload[{outcome.title}]"
-    where = ("ollama-preload", None, name)
-    failed = pytest.TestReport(name, where, {}, "failed", outcome.error, "setup")
-    # A test case is written when its teardown is over.
-    over = pytest.TestReport(name, where, {}, "passed", None, "teardown")
-    for plugin in config.pluginmanager.get_plugins():
-        if hasattr(plugin, "add_global_property"):
-            plugin.pytest_runtest_logreport(failed)
-            plugin.pytest_runtest_logreport(over)
