@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 CROWDED = "crowded"
 # This one holds the sets of models that take turns, in their order.
 GROUPS = "groups.json"
+# This one holds, by model, the contexts that tests ask for by name.
+VARIANTS = "variants.json"
 # And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
 ENDING = "ending"
 # Here lies what became of models that are only pulled as yet.
@@ -301,10 +303,15 @@ class Run:
         return self._guard
 
     def _contexts(self, target: Target) -> set[int]:
-        """Return the contexts that other variants of a model were warmed with."""
+        """Return the contexts that other variants of a model are wanted or were warmed with."""
         others = [one for one in self.gate.outcomes() if one.model and one.key != target.key]
         key = target.spec.model_key
-        return {one.context_length for one in others if ModelName.parse(one.model).key == key}
+        found = {one.context_length for one in others if ModelName.parse(one.model).key == key}
+        # One that is being loaded has no outcome yet.
+        with suppress(FileNotFoundError):
+            wanted = json.loads((self.root / VARIANTS).read_text(encoding="utf-8"))
+            found |= {*wanted.get(key, [])} - {dict(target.spec.options).get("num_ctx")}
+        return found
 
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""

@@ -41,7 +41,7 @@ from pytest_ollama_warmup.roles import (
     write_host,
     write_places,
 )
-from pytest_ollama_warmup.run import CROWDED, GROUPS, elsewhere, folder_at
+from pytest_ollama_warmup.run import CROWDED, GROUPS, VARIANTS, elsewhere, folder_at
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
@@ -58,6 +58,7 @@ from pytest_ollama_warmup.warmup.plan import (
     decisions,
     groups_of,
     make_plan,
+    variants_of,
 )
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Controller(Leader):
         self._first = groups[0] if groups else None
         if settings.group_by_model.value:
             write_whole(self.folder / GROUPS, [sorted(group) for group in groups])
+        if variants := variants_of(self._plan):
+            write_whole(self.folder / VARIANTS, variants)
         self._collected = True
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.

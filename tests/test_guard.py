@@ -405,8 +405,8 @@ def test_what_another_test_asks_for_is_not_what_the_next_run_learns(suite: Suite
     for args in ([], ["--ollama-overlap"], ["--ollama-group-by-model"], []):
         run = suite.run(*args)
         assert {"passed": 7} == run.counts
-        assert "learned" not in run.out
-        assert "was warmed with" not in run.out
+        assert "learned" not in run.out, run.out
+        assert "was warmed with" not in run.out, run.out
 
 
 @pytest.mark.parametrize("workers", ["-n2", "-n3"])

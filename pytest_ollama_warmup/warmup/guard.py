@@ -183,6 +183,9 @@ class Guard:
             return
         if seen:
             self.seen.setdefault(target.key, Counter())[seen] += 1
+        if seen == dict(target.spec.options).get("num_ctx"):
+            # As asked, whatever another test had made of it when its warm-up was over.
+            return
         if seen and outcome.context_length and seen != known_context:
             with ledger.held():
                 known = ledger.known()

@@ -273,6 +273,15 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
     return plan
 
 
+def variants_of(plan: Plan) -> dict[str, list[int]]:
+    """Return, by model, the values of ``num_ctx`` that specs name; empty where none does."""
+    found: dict[str, list[int]] = {}
+    for target in plan.targets.values():
+        if num_ctx := dict(target.spec.options).get("num_ctx"):
+            found.setdefault(target.spec.model_key, []).append(num_ctx)
+    return found
+
+
 def target_of(spec: ModelSpec, listed: Listed, tests: list[str]) -> Target:
     """Return what is to be made ready for *spec*, and who wants it: a list, else *tests*."""
     given = listed.given(spec)
