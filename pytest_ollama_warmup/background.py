@@ -59,8 +59,9 @@ class ChildPreparation(Preparation):
 
     def _begin(self, targets: list[Target]) -> None:
         child = subprocess.Popen(
-            # -P: nothing in the directory of the tests may stand in for a module.
-            [sys.executable, "-P", "-m", "pytest_ollama_warmup.background"],
+            # -P: nothing in the directory of the tests may stand in for a module. The directory of
+            # the run is there for whoever looks at the list of processes.
+            [sys.executable, "-P", "-m", "pytest_ollama_warmup.background", str(self._folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # We end it; and one that hears Ctrl-C while it starts would say so at length.

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import LLAMA, Suite
 from tests.test_faults import end, group_is_alive, until, wait_for
 from tests.test_guard import TOOLS
+from tests.unit.test_process import command_lines
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
 OVERLAP = "--ollama-overlap"
@@ -273,11 +274,24 @@ def test_ctrl_c_ends_what_is_under_way(suite: Suite, workers: list[str]) -> None
     assert time.monotonic() - begin < 30
 
 
-def test_nothing_is_left_of_a_run_that_is_killed(suite: Suite) -> None:
+def helpers(suite: Suite) -> list[int]:
+    """The processes that bring models for runs of this suite."""
+    where = str(suite.pytester.path)
+    return [pid for pid, line in command_lines().items() if "background" in line and where in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_ends_early(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(suite.pytester.path))
     suite.ollama.add(replace(LLAMA, present=True, load_s=600))
     process = suite.start(OVERLAP, "-v")
     for _ in range(4):
         wait_for(process, "PASSED")
+    assert 1 == len(helpers(suite))
+    process.send_signal(number)
+    until(lambda: not helpers(suite))
     process.kill()
     process.wait()
     until(lambda: not group_is_alive(process.pid))
