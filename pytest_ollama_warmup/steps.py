@@ -121,9 +121,9 @@ class Controller(Leader):
         # Where those run that get another server is known when their fixtures are.
         here = [want for want in wants if not want.elsewhere]
         self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
-        groups = groups_of(here, settings.listed)
-        self._first = groups[0] if groups else None
         if settings.group_by_model.value:
+            groups = groups_of(here, settings.listed)
+            self._first = groups[0] if groups else None
             write_whole(self.folder / GROUPS, [sorted(group) for group in groups])
         if variants := variants_of(self._plan):
             write_whole(self.folder / VARIANTS, variants)
