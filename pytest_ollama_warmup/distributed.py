@@ -27,6 +27,7 @@ from pytest_ollama_warmup.roles import (
     run_of,
     settings_of,
     warn,
+    worker_input,
 )
 from pytest_ollama_warmup.settings import Place, Setting
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
+    from pytest_ollama_warmup.scheduling import EndOfRun
     from pytest_ollama_warmup.warmup.plan import Want
 
 SCHEMA = 1
@@ -62,6 +64,7 @@ class ControllerSide:
         self._config, self._prepare, self._prepared = config, prepare, False
         self._collected = 0
         self._groups: dict[str, frozenset[str]] = {}
+        self._end: EndOfRun | None = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, config: pytest.Config, specs: Sequence[Any]) -> None:
@@ -109,28 +112,26 @@ class ControllerSide:
             return None
         from pytest_ollama_warmup.scheduling import GroupScheduling
 
-        return GroupScheduling(config, log, self._groups, is_over=lambda: self._ending().exists())
+        return GroupScheduling(
+            config, log, self._groups, is_over=lambda: self._end is not None and self._end.is_told
+        )
 
     def _take_turns(self, wants: list[Want]) -> None:
+        from pytest_ollama_warmup.run import ENDING
         from pytest_ollama_warmup.scheduling import EndOfRun
         from pytest_ollama_warmup.warmup.plan import group_of
 
         listed = settings_of(self._config).listed
         self._groups.update({want.test: group_of(want, listed) for want in wants})
-        end = EndOfRun(self._config, self._ending())
-        self._config.pluginmanager.register(end, "ollama_warmup_end")
-
-    def _ending(self) -> Path:
-        from pytest_ollama_warmup.run import ENDING
-
-        return folder_of(self._config) / ENDING
+        self._end = EndOfRun(self._config, folder_of(self._config) / ENDING)
+        self._config.pluginmanager.register(self._end, "ollama_warmup_end")
 
 
 class WorkerSide:
     """Hooks of a worker."""
 
     def __init__(self, config: pytest.Config) -> None:
-        slots = config.workerinput.get(WORKER_INPUT, {}).get("slots")  # type: ignore[attr-defined]
+        slots = worker_input(config).get(WORKER_INPUT, {}).get("slots")
         settings = settings_of(config)
         if slots is not None and settings.slots.value is None:
             slots = Setting(slots, settings.serve.source, settings.serve.given_by)
@@ -156,7 +157,7 @@ class WorkerSide:
                 run_of(config)
                 if found["host_hooks"] or settings_of(config).pool:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
-            worker: str = config.workerinput["workerid"]  # type: ignore[attr-defined]
+            worker: str = worker_input(config)["workerid"]
             content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
             if is_alone(config) and (found.get("wants") or settings_of(config).preloads):

@@ -102,10 +102,8 @@ class Overlapping(Controller):
 
     def _conclude(self) -> None:
         if self._holds_up:
-            server = self.server() if self.sites else self.gate.peek(SERVER)
-            self.record.server = server
-            if server is not None and not server.ready and not self._plan.targets:
-                self.record.add(server)
+            self.record.server = self.server() if self.sites else self.gate.peek(SERVER)
+            self._record_failed_server()
             super()._conclude()
 
     def _hear_until(self, is_over: Callable[[], bool], *, shown: bool = False) -> None:

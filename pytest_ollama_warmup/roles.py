@@ -53,6 +53,12 @@ def warn(config: pytest.Config, text: str) -> bool:
     return True
 
 
+def worker_input(config: pytest.Config) -> dict[str, Any]:
+    """Return what the controller of pytest-xdist tells this worker; empty in other processes."""
+    found: dict[str, Any] = getattr(config, "workerinput", {})
+    return found
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Whether this is a worker of pytest-xdist; its environment variables leak into inner runs."""
     return hasattr(config, "workerinput")
@@ -137,7 +143,7 @@ def is_alone(config: pytest.Config) -> bool:
 
 
 def _given_folder(config: pytest.Config) -> Path | None:
-    return Path(config.workerinput[WORKER_INPUT]["folder"]) if is_worker(config) else None  # type: ignore[attr-defined]
+    return Path(worker_input(config)[WORKER_INPUT]["folder"]) if is_worker(config) else None
 
 
 def _remove(folder: Path) -> None:
@@ -212,7 +218,7 @@ def run_of(config: pytest.Config) -> Run:
         from pytest_ollama_warmup.run import Run, folder_at
         from pytest_ollama_warmup.suite_hooks import ask_request
 
-        by = config.workerinput["workerid"] if is_worker(config) else "main"  # type: ignore[attr-defined]
+        by: str = worker_input(config).get("workerid", "main")
         settings, root = settings_of(config), folder_of(config)
         folder = folder_at(root, settings.host.url) if settings.pool else root
         run = Run(settings, folder, by, lambda spec: ask_request(config, spec), root)

@@ -36,7 +36,7 @@ from pytest_ollama_warmup.warmup.record import NOTICEABLE_S, Outcome, Record
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
@@ -167,36 +167,32 @@ class Run:
 
     def write_notes(self) -> None:
         """Leave to the leader of the run what was seen in this process, and what waited in it."""
-        if self._guard is not None and self._guard.seen:
-            path = self.folder / f"seen-{self.by}.json"
-            path.write_text(json.dumps(self._guard.seen), encoding="utf-8")
-        if self._waits:
-            path = self.folder / f"waits-{self.by}.json"
-            path.write_text(json.dumps(self._waits), encoding="utf-8")
-        if self._lost:
-            path = self.folder / f"lost-{self.by}.json"
-            path.write_text(json.dumps(self._lost), encoding="utf-8")
+        seen = {} if self._guard is None else self._guard.seen
+        for kind, notes in (("seen", seen), ("waits", self._waits), ("lost", self._lost)):
+            if notes:
+                path = self.folder / f"{kind}-{self.by}.json"
+                path.write_text(json.dumps(notes), encoding="utf-8")
 
     def all_lost(self) -> dict[str, list[str]]:
         """Return, by what was wrong, the tests of any process whose models got lost in the run."""
         found: dict[str, list[str]] = {}
-        for path in sorted(self.root.rglob("lost-*.json")):
-            for error, tests in json.loads(path.read_text(encoding="utf-8")).items():
+        for notes in _notes(self.root.rglob("lost-*.json")):
+            for error, tests in notes.items():
                 found.setdefault(error, []).extend(tests)
         return found
 
     def all_waits(self) -> dict[str, float]:
         """Return how many seconds each test of any process has waited for its models."""
         found: dict[str, float] = {}
-        for path in sorted(self.root.rglob("waits-*.json")):
-            found |= json.loads(path.read_text(encoding="utf-8"))
+        for notes in _notes(self.root.rglob("waits-*.json")):
+            found |= notes
         return found
 
     def seen(self) -> dict[str, Counter[int]]:
         """Return, by key of each model, before how many tests of all processes it had a context."""
         found: dict[str, Counter[int]] = {}
-        for path in self.folder.glob("seen-*.json"):
-            for key, contexts in json.loads(path.read_text(encoding="utf-8")).items():
+        for notes in _notes(self.folder.glob("seen-*.json")):
+            for key, contexts in notes.items():
                 counted = {int(context): number for context, number in contexts.items()}
                 found.setdefault(key, Counter()).update(counted)
         return found
@@ -216,8 +212,7 @@ class Run:
                     if (outcome := self.gate.peek(key)) and outcome.step("load")
                 ]
             if self._listed:
-                may_load = not (self.folder / CROWDED).exists()
-                self._guarding().glance(self._listed, test, may_load=may_load)
+                self._guarding().glance(self._listed, test, self._has_room)
 
     def verdict_now(self, want: Want) -> Verdict | None:
         """Return the same just before the test: None when all is ready, and still warm.
@@ -267,8 +262,11 @@ class Run:
         Not where several workers use more models than the server keeps: a load for the next test of
         one would take the model of another, which has just been seen to and not been used yet.
         """
-        grouped = self.settings.group_by_model.value
-        return grouped or self.by == "main" or not (self.folder / CROWDED).exists()
+        return self.settings.group_by_model.value or self.by == "main" or self._has_room()
+
+    def _has_room(self) -> bool:
+        """Whether the server was seen to keep all that was warmed."""
+        return not (self.folder / CROWDED).exists()
 
     def _make_room(self, keys: set[str]) -> None:
         """Where another set of models has its turn now: unload what would else not go by itself.
@@ -380,8 +378,10 @@ class Run:
         """
         from pytest_ollama_warmup.warmup.bring import bring
 
-        client, gate = self.client(), self.gate if target.loads else self._present
-        (self.folder / _PRESENT).mkdir(exist_ok=True)
+        client, gate = self.client(), self.gate
+        if not target.loads:
+            gate = self._present
+            (self.folder / _PRESENT).mkdir(exist_ok=True)
 
         def work(beat: Beat) -> Outcome:
             terms, before = self.settings.terms, None
@@ -454,3 +454,9 @@ class Run:
             notes=(version,) if version else (),
             host=settings.host.url,
         )
+
+
+def _notes(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """Yield what processes of the run have left by ``write_notes``."""
+    for path in sorted(paths):
+        yield json.loads(path.read_text(encoding="utf-8"))

@@ -199,17 +199,24 @@ class EndOfRun:
         self._failures, self._most = 0, config.getoption("maxfail") or float("inf")
         self._crashes, self._most_crashes = 0, _most_crashes(config)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it has come to that."""
+        return self._failures >= self._most or self._crashes > self._most_crashes
+
     # They run just before xdist shuts the workers down for the same reason.
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count what -x and --maxfail count."""
         self._failures += report.failed
-        if self._failures >= self._most:
-            self._ending.touch()
+        self._tell()
 
     def pytest_testnodedown(self, node: object, error: object) -> None:
         """Count what --max-worker-restart counts."""
         self._crashes += error is not None
-        if self._crashes > self._most_crashes:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.is_told:
             self._ending.touch()
 
 

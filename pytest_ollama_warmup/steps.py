@@ -207,6 +207,10 @@ class Controller(Leader):
         self._meet_hosts()
         new = [one for one in map(self._now, self._planned()) if self._is_new(one)]
         self.begin(with_learned(self._config, self.settings.host.url, new))
+        self._record_failed_server()
+
+    def _record_failed_server(self) -> None:
+        """Where no model was to come, it is the server that is shown to be missing."""
         server = self.record.server
         if server is not None and not server.ready and not self._plan.targets:
             self.record.add(server)

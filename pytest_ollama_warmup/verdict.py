@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import want_of
 from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of, settings_of
 
@@ -58,7 +57,9 @@ def set_up(item: pytest.Item) -> None:
     """Skip or fail *item* whose model is not ready, or no longer."""
     # Not there for the second attempt of a test: what reruns tests does it within the protocol.
     if _FOUND not in item.stash:
-        item.stash[_FOUND] = _look(item)
+        want, item.stash[_FOUND] = _want(item)
+        if want is not None:
+            item.stash[_FOUND] = _look(item, want)
     verdict = item.stash[_FOUND]
     del item.stash[_FOUND]
     if _UNSEEN in item.stash and _WARNED not in item.config.stash:
@@ -71,21 +72,26 @@ def set_up(item: pytest.Item) -> None:
         enforce(verdict, item.session)
 
 
-def _want(item: pytest.Item) -> Want | None:
-    """Return what *item* wants of the run's own server; None where that is nothing."""
-    want = want_of(item)
+def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
+    """Return what *item* wants of the run's own server, or why that cannot be known."""
+    try:
+        want = want_of(item)
+    # A worker that raises out of a hook is respawned for ever.
+    except Exception as exc:
+        from pytest_ollama_warmup.warmup.plan import Verdict
+
+        return None, Verdict("fail", str(exc))
     # Where the suite gives it another server, a fixture of ours asks that one.
-    return None if want is None or want.elsewhere else want
+    return (None if want is None or want.elsewhere else want), None
 
 
-def _look(item: pytest.Item) -> Verdict | None:
+def _look(item: pytest.Item, want: Want) -> Verdict | None:
     """Return why *item* cannot run, after bringing what it needs and is not there."""
     from pytest_ollama_warmup.warmup.guard import CannotLook
     from pytest_ollama_warmup.warmup.plan import Verdict
 
     try:
-        want = _want(item)
-        return None if want is None else run_of(item.config).verdict_now(want)
+        return run_of(item.config).verdict_now(want)
     except CannotLook as exc:
         item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.
@@ -95,24 +101,14 @@ def _look(item: pytest.Item) -> Verdict | None:
 
 
 def _slot(item: pytest.Item) -> AbstractContextManager[None]:
-    if settings_of(item.config).slots.value is None or _want_or_none(item) is None:
+    if settings_of(item.config).slots.value is None:
         return nullcontext()
     return run_of(item.config).slot()
 
 
-def _at_work(item: pytest.Item) -> AbstractContextManager[None]:
+def _at_work(item: pytest.Item, want: Want) -> AbstractContextManager[None]:
     # In a single process nobody looks while a test runs.
-    if not is_worker(item.config) or (want := _want_or_none(item)) is None:
-        return nullcontext()
-    return run_of(item.config).at_work(want)
-
-
-def _want_or_none(item: pytest.Item) -> Want | None:
-    try:
-        return _want(item)
-    except BadMark:
-        # Its set-up says so.
-        return None
+    return run_of(item.config).at_work(want) if is_worker(item.config) else nullcontext()
 
 
 class _Glance:
@@ -126,9 +122,12 @@ class _Watch:
     # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        want, item.stash[_FOUND] = _want(item)
+        if want is None:
+            return (yield)
         with _slot(item):
-            item.stash[_FOUND] = _look(item)
-            with _at_work(item):
+            item.stash[_FOUND] = _look(item, want)
+            with _at_work(item, want):
                 return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -19,7 +19,7 @@ from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import Beat, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.record import Cold, Known
-from pytest_ollama_warmup.warmup.work import Work, find, same
+from pytest_ollama_warmup.warmup.work import Work, resident_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -124,13 +124,13 @@ class Guard:
         after, self._after = self._after, test
         resident = self._look()
         for target, outcome in wanted:
-            found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
+            found = resident_as(resident, target.spec.model_key, outcome.digest)
             if found is None:
                 self._bring_back(target, outcome, resident, test, after, may_load=may_load)
             else:
                 self._note(target, outcome, found, beside)
 
-    def glance(self, wanted: Wanted, test: str, *, may_load: bool) -> None:
+    def glance(self, wanted: Wanted, test: str, may_load: Callable[[], bool]) -> None:
         """Look whether *wanted* are resident, between tests that do not say what they need.
 
         Four times a second at most. A model that is gone is loaded again once in a run, and not
@@ -145,10 +145,10 @@ class Guard:
         resident = self._client.resident()
         self._next_glance = time.monotonic() + GLANCE_EVERY_S
         for target, outcome in wanted:
-            found = find(resident, target.spec.model_key) or same(resident, outcome.digest)
+            found = resident_as(resident, target.spec.model_key, outcome.digest)
             if found is not None:
                 self._note(target, outcome, found, _no_others)
-            elif may_load and not self._ledger(target, outcome).known().colds:
+            elif may_load() and not self._ledger(target, outcome).known().colds:
                 self._bring_back(target, outcome, resident, test, after, once=True)
 
     def _look(self) -> list[Resident]:
@@ -209,7 +209,7 @@ class Guard:
             return
         with ledger.held() as beat:
             resident, known = self._look_twice(target, outcome, beat), ledger.known()
-            if find(resident, target.spec.model_key) or same(resident, outcome.digest):
+            if resident_as(resident, target.spec.model_key, outcome.digest):
                 return
             if _left_alone(known, resident) or (once and known.colds):
                 return
@@ -255,7 +255,7 @@ class Guard:
         until = time.monotonic() + AGAIN_S + 2 * (load.seconds if load else 0.0)
         while True:
             resident = self._look()
-            if find(resident, target.spec.model_key) or same(resident, outcome.digest):
+            if resident_as(resident, target.spec.model_key, outcome.digest):
                 return resident
             if time.monotonic() >= until or not self._users.others(target.spec.model_key):
                 # A test may have ended between the two looks.
@@ -333,7 +333,7 @@ def make_room(
 
 def _is_among(resident: list[Resident], outcome: Outcome) -> bool:
     key = ModelName.parse(outcome.model).key
-    return bool(find(resident, key) or same(resident, outcome.digest))
+    return resident_as(resident, key, outcome.digest) is not None
 
 
 def _left_alone(known: Known, resident: list[Resident]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PULLS_SIDE_BY_SIDE = 4
 
 
-class Preparation:
+class Preparation(ABC):
     """Others work, in processes or threads; whoever asks for the events hears and draws."""
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Preparation:
         """Whether that is so of any model."""
         return bool(self._open)
 
+    @abstractmethod
     def close(self) -> None:
         """End what is under way."""
 
@@ -72,9 +74,9 @@ class Preparation:
                 self._open.pop(event.target.id, None)
             yield event
 
+    @abstractmethod
     def _begin(self, targets: list[Target]) -> None:
         """Have *targets* brought, and put what happens into the queue of events."""
-        raise NotImplementedError
 
     def _is_over(self, target: Target) -> bool:
         outcome = self.outcomes.get(target.id)
@@ -139,6 +141,9 @@ class InThreads(Preparation):
     ) -> None:
         super().__init__()
         self._work, self._turns = work, turns
+
+    def close(self) -> None:
+        """Leave it to whoever closes the client: that cuts what the threads do."""
 
     def _begin(self, targets: list[Target]) -> None:
         for target in targets:

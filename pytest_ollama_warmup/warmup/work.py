@@ -149,6 +149,11 @@ def find(models: list[T], model_key: str) -> T | None:
     return None
 
 
+def resident_as(resident: list[Resident], model_key: str, digest: str) -> Resident | None:
+    """Return what is in memory of a model, also where the server lists it under another name."""
+    return find(resident, model_key) or same(resident, digest)
+
+
 def same(models: list[T], digest: str) -> T | None:
     """Return the one of *models* with this digest, also under another name."""
     return next((one for one in models if digest and one.digest == digest), None)
