@@ -13,15 +13,14 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, WarmupError
-from pytest_ollama_warmup.leader import SAY_WAITING_AFTER_S
+from pytest_ollama_warmup.leader import waiting
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
 from pytest_ollama_warmup.preloading import bring_listed
 from pytest_ollama_warmup.report.status import Row, lease, status_lines, unload_lines
 from pytest_ollama_warmup.report.terminal import Screen, can_write_signs, summary_lines
-from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.record import SCHEMA, Record
-from pytest_ollama_warmup.warmup.work import find, same
+from pytest_ollama_warmup.warmup.work import find, resident_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -86,7 +85,7 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
         names = {one.name for one in found.values() if one is not None}
         for name in names:
             client.unload(name)
-        left = _left(client, names)
+        left = in_memory_after(client, names, UNLOAD_LIMIT_S)
     models: list[dict[str, Any]] = []
     for name, one in found.items():
         state = "cold" if one is None else "in use" if one.name in left else "unloaded"
@@ -143,19 +142,18 @@ def _asking(settings: Settings) -> Iterator[Client]:
     Raises:
         WarmupError: it does not, or answers with an error; says what and where.
     """
-    host, limit_s, said = settings.host, settings.wait.value, False
+    host, said = settings.host, False
 
     def on_wait(cause: str, waited_s: float) -> None:
         nonlocal said
-        if not said and SAY_WAITING_AFTER_S <= waited_s < limit_s:
+        if not said and (text := waiting(settings, cause, waited_s)):
             said = True
-            text = f"ollama: waiting for {host.url} ({cause}), up to {seconds(limit_s)}"
             # stdout may be read by a program.
-            print(text, file=sys.stderr, flush=True)
+            print(f"ollama: {text}", file=sys.stderr, flush=True)
 
     client = Client(host, settings.api_key)
     try:
-        client.wait_until_ready(limit_s, on_wait)
+        client.wait_until_ready(settings.wait.value, on_wait)
         yield client
     except ApiError as exc:
         raise WarmupError(
@@ -210,16 +208,16 @@ def _absent(client: Client, spec: ModelSpec, stored: list[Stored]) -> State:
 def _find(spec: ModelSpec, resident: list[Resident], stored: list[Stored]) -> Resident | None:
     """Return the resident model that *spec* means, which may be listed under another name."""
     one = find(stored, spec.model_key)
-    return find(resident, spec.model_key) or same(resident, one.digest if one else "")
+    return resident_as(resident, spec.model_key, one.digest if one else "")
 
 
 def _full(spec: ModelSpec) -> str:
     return ModelName.parse(spec.name).short
 
 
-def _left(client: Client, names: set[str]) -> set[str]:
-    """Wait until none of *names* is in memory; return those that still are after a while."""
-    end = time.monotonic() + UNLOAD_LIMIT_S
+def in_memory_after(client: Client, names: set[str], limit_s: float) -> set[str]:
+    """Wait until none of *names* is in memory; return those that still are after *limit_s*."""
+    end = time.monotonic() + limit_s
     while left := names & {one.name for one in client.resident()}:
         if time.monotonic() > end:
             break

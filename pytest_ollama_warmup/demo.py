@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from pytest_ollama_warmup.commands import in_memory_after
 from pytest_ollama_warmup.errors import BadSpec, ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
@@ -115,14 +115,11 @@ class Stage:
             WarmupError: it stays at work.
         """
         self.client.unload(self.model)
-        end = time.monotonic() + UNLOAD_LIMIT_S
-        while any(one.name == self.model for one in self.client.resident()):
-            if time.monotonic() > end:
-                raise WarmupError(
-                    f"{self.model} is still in use {seconds(UNLOAD_LIMIT_S)} after it was to be "
-                    "unloaded. Come again when it is idle, or use --emulator."
-                )
-            time.sleep(0.05)
+        if in_memory_after(self.client, {self.model}, UNLOAD_LIMIT_S):
+            raise WarmupError(
+                f"{self.model} is still in use {seconds(UNLOAD_LIMIT_S)} after it was to be "
+                "unloaded. Come again when it is idle, or use --emulator."
+            )
 
 
 def show(settings: Settings, *, model: str | None, emulator: bool) -> bool:

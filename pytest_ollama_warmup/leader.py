@@ -42,6 +42,14 @@ def unload(outcomes: Iterable[Outcome], api_key: str) -> None:
         client.close()
 
 
+def waiting(settings: Settings, cause: str, waited_s: float) -> str:
+    """Say what is waited for; empty before that is worth a word, and when it is over."""
+    limit_s = settings.wait.value
+    if not SAY_WAITING_AFTER_S <= waited_s < limit_s:
+        return ""
+    return f"waiting for {settings.host.url} ({cause}), up to {seconds(limit_s)}"
+
+
 class Leader(Run):
     """Brings the models of a run, and says so on a *screen*."""
 
@@ -128,10 +136,8 @@ class Leader(Run):
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""
-        limit_s = self.settings.wait.value
-        if SAY_WAITING_AFTER_S <= waited_s < limit_s:
-            url = self.settings.host.url
-            self.say_waiting(f"waiting for {url} ({cause}), up to {seconds(limit_s)}")
+        if text := waiting(self.settings, cause, waited_s):
+            self.say_waiting(text)
 
     def say_waiting(self, text: str) -> None:
         """Say once what is waited for."""

@@ -54,7 +54,12 @@ def at(what: str, host: str) -> str:
     return f"{what} at {host}" if host else what
 
 
+def first_of(tests: list[str]) -> str:
+    """Name the first of some tests: ``tests/test_chat.py::test_tone and 11 more``."""
+    others = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
+    return f"{clean(tests[0], 200)}{others}"
+
+
 def wanted_by(tests: list[str]) -> str:
     """Say who wants a model: ``wanted by tests/test_chat.py::test_tone and 11 more``."""
-    others = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
-    return f"wanted by {clean(tests[0], 200)}{others}"
+    return f"wanted by {first_of(tests)}"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 
+# What the server makes of a lease for ever (-1) is a time in centuries.
+ENDLESS_S = 10 * 365 * 86400
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_ollama_warmup.ollama.answers import ENDLESS_S
+from pytest_ollama_warmup.report.table import SIGNS, columns
 from pytest_ollama_warmup.text import size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 State = Literal["resident", "cold", "not pulled", "other version", "in the cloud"]
-# What the server makes of -1 is a time in centuries.
-_FOREVER_S = 10 * 365 * 86400
 _HEAD = ("model", "resident", "wanted", "context", "expires", "memory")
 _RESIDENT = {"resident": "yes", "cold": "no", "not pulled": "no, not pulled"}
 _UNLOADED = {
@@ -20,8 +20,6 @@ _UNLOADED = {
     "cold": "was not in memory",
     "in use": "in use, goes when its requests are over",
 }
-# By whether the terminal takes ASCII only, and whether something is amiss.
-_SIGNS = (("✓", "✗"), ("+", "x"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +48,9 @@ def status_lines(rows: Iterable[Row], *, plain: bool = False) -> list[str]:
     """Return the table, with a line above that names its columns; *plain* keeps to ASCII."""
     cells: list[tuple[str, ...]] = [(" ", *_HEAD)]
     for row in rows:
-        sign = _SIGNS[plain][row.lacking] if row.wanted else " "
+        sign = SIGNS[plain][row.lacking] if row.wanted else " "
         cells.append((sign, *_cells(row)))
-    return _columns(cells) if cells[1:] else []
+    return columns(cells) if cells[1:] else []
 
 
 def unload_lines(models: Iterable[Mapping[str, Any]], *, plain: bool = False) -> list[str]:
@@ -61,23 +59,13 @@ def unload_lines(models: Iterable[Mapping[str, Any]], *, plain: bool = False) ->
     for one in models:
         words = _UNLOADED[one["state"]]
         told = size(one["size"]) if one["state"] == "unloaded" else ""
-        rows.append((_SIGNS[plain][one["state"] == "in use"], one["model"], words, told))
-    return _columns(rows)
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return a line for each of *rows*, a sign and cells, which stand below one another."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(f"{row[0]} {'   '.join(cells)}".rstrip())
-    return lines
+        rows.append((SIGNS[plain][one["state"] == "in use"], one["model"], words, told))
+    return columns(rows)
 
 
 def lease(left_s: float) -> float:
     """Return the rest of a lease as requests write it: -1 for ever."""
-    return -1.0 if left_s > _FOREVER_S else max(0.0, left_s)
+    return -1.0 if left_s > ENDLESS_S else max(0.0, left_s)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from pytest_ollama_warmup.text import at, clean, count, seconds, size
+from pytest_ollama_warmup.report.table import SIGNS, columns
+from pytest_ollama_warmup.text import at, clean, count, first_of, seconds, size
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
 
 if TYPE_CHECKING:
@@ -58,21 +59,14 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
             continue
         # On one of several servers some of them run, nobody knows which before.
         tests = record.tests.get(key, [])
+        sign = SIGNS[plain][not outcome.ready]
         if outcome.ready:
-            sign = "+" if plain else "✓"
             of_tests = count(len(tests), "test") if tests else ""
             rows.append((sign, outcome.title, "ready", cost(outcome), of_tests))
         else:
-            sign = "x" if plain else "✗"
-            more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
-            of_tests = f"{clean(tests[0], 200)}{more}" if tests else ""
+            of_tests = first_of(tests) if tests else ""
             rows.append((sign, outcome.title, "failed", clean(outcome.brief, BRIEF), of_tests))
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(5)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(f"{row[0]} {'   '.join(cells)}".rstrip())
-    return lines
+    return columns(rows)
 
 
 def waited_lines(record: Record) -> list[str]:
@@ -115,8 +109,7 @@ def found_cold_lines(record: Record, *, learns: bool = False, grouped: bool = Fa
     """
     lines = []
     for error, tests in record.lost.items():
-        more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
-        lines.append(f"lost before {clean(tests[0], 200)}{more}: {error}")
+        lines.append(f"lost before {first_of(tests)}: {error}")
     for known in record.known:
         name = at(known.model, known.host)
         for reason, cure in ({**_CURES, "evicted": _IN_TURN} if grouped else _CURES).items():
@@ -165,12 +158,11 @@ def _load_seconds(outcome: Outcome | None) -> float:
 
 def _cold(colds: list[Cold]) -> str:
     took = seconds(sum(one.seconds for one in colds))
-    more = f" and {len(colds) - 1} more" if len(colds) > 1 else ""
     what = "its lease ran out" if colds[0].reason == "expired" else colds[0].reason
     loaded = f", loaded are {', '.join(colds[0].resident)}" if colds[0].resident else ""
     return (
         f"was cold before {count(len(colds), 'test')}, {took} to load it again: {what}{loaded}, "
-        f"before {clean(colds[0].test, 200)}{more}"
+        f"before {first_of([one.test for one in colds])}"
     )
 
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
+from pytest_ollama_warmup.ollama.answers import ENDLESS_S
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
@@ -116,11 +117,8 @@ def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
     # known, and a lease must never be sent over a longer one.
     if resident is None or resident.lease_s is None:
         return resident
-    if wanted == FOREVER:
-        shorter = resident.lease_s < 10 * 365 * 86400
-    else:
-        shorter = resident.lease_s < wanted - 2
-    if shorter:
+    # The server's answer may be a little less than what was asked for.
+    if resident.lease_s < (ENDLESS_S if wanted == FOREVER else wanted - 2):
         work.leased = True
         work.client.load(
             work.name,
