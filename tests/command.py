@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-BOUND_S = 30.0
+from tests.conftest import hearing_ctrl_c
 
 
 class Run:
@@ -35,8 +29,7 @@ class Run:
 
 def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Start a command that hears Ctrl-C, as one does that a user has typed."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with hearing_ctrl_c():
         return subprocess.Popen(
             [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
             stdin=subprocess.DEVNULL,
@@ -45,13 +38,3 @@ def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[
             encoding="utf-8",
             start_new_session=start_new_session,
         )
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def until(check: Callable[[], object]) -> None:
-    """Wait until *check* holds."""
-    deadline = time.monotonic() + BOUND_S
-    while not check():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.ollama.host import parse_host
 
 # Its tests are imported, and else would fail without a word of why.
 pytest.register_assert_rewrite("tests.contract")
@@ -68,6 +71,19 @@ class Result:
         return rest[:end]
 
 
+@contextmanager
+def hearing_ctrl_c() -> Iterator[None]:
+    """Let what is started in here hear Ctrl-C, as it does for a user who has typed it.
+
+    A shell starts background jobs deaf to it, and their children with them.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class UserSuite:
     """A user's suite in an empty folder."""
 
@@ -102,9 +118,7 @@ class UserSuite:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start pytest in a process group of its own, so that what it leaves can be counted."""
-        # A shell starts background jobs deaf to Ctrl-C, and their children with them.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
+        with hearing_ctrl_c():
             return subprocess.Popen(
                 self.command(*args),
                 cwd=self.pytester.path,
@@ -114,8 +128,6 @@ class UserSuite:
                 encoding="utf-8",
                 start_new_session=True,
             )
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 class Suite(UserSuite):
@@ -149,6 +161,14 @@ def ollama() -> Iterator[Emulator]:
     """An emulator with llama3.2:1b in its registry, not pulled."""
     with Emulator([LLAMA]) as emulator:
         yield emulator
+
+
+@pytest.fixture
+def client(ollama: Emulator) -> Iterator[Client]:
+    """Our client of the emulator."""
+    client = Client(parse_host(ollama.url, "test"))
+    yield client
+    client.close()
 
 
 @pytest.fixture

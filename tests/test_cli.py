@@ -18,8 +18,9 @@ from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.options import OPTIONS
-from tests.command import BOUND_S, Run, start, until
+from tests.command import Run, start
 from tests.conftest import LLAMA, UserSuite
+from tests.test_faults import BOUND_S, until
 
 NAME = "llama3.2:1b"
 EMBED = ScriptedModel("embed:a", size=500_000, capabilities=("embedding",))

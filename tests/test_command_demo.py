@@ -18,8 +18,9 @@ from pytest_ollama_warmup import demo
 from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.ollama.host import Host, parse_host
-from tests.command import BOUND_S, Run, start, until
+from pytest_ollama_warmup.ollama.host import Host
+from tests.command import Run, start
+from tests.test_faults import BOUND_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,13 +36,6 @@ def _usual_server(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     for model in (BIG, SMALL, EMBED, CLOUD):
         ollama.add(model)
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
-
-
-@pytest.fixture
-def client(ollama: Emulator) -> Iterator[Client]:
-    client = Client(parse_host(ollama.url, "test"))
-    yield client
-    client.close()
 
 
 @pytest.fixture

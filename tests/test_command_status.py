@@ -13,10 +13,10 @@ import pytest
 from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.report.status import Row, lease, status_lines
-from tests.command import BOUND_S, Run, start, until
+from tests.command import Run, start
 from tests.conftest import LLAMA
+from tests.test_faults import BOUND_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,13 +30,6 @@ def _usual_server(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     ollama.add(replace(LLAMA, present=True))
     ollama.add(MISTRAL)
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
-
-
-@pytest.fixture
-def client(ollama: Emulator) -> Iterator[Client]:
-    client = Client(parse_host(ollama.url, "test"))
-    yield client
-    client.close()
 
 
 def load(client: Client, name: str, keep_alive: float = 560, **options: int) -> None:

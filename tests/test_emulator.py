@@ -24,6 +24,7 @@ import httpx
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from tests.conftest import hearing_ctrl_c
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -601,10 +602,8 @@ def test_many_clients_may_come_at_once() -> None:
 def test_it_can_be_run_from_the_command_line_until_ctrl_c() -> None:
     command = [sys.executable, "-m", "pytest_ollama_warmup.ollama.emulator"]
     models = '[{"name": "tiny", "present": true}]'
-    # A shell starts background jobs deaf to Ctrl-C, and their children with them.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([*command, models], stdout=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGINT, before)
+    with hearing_ctrl_c():
+        process = subprocess.Popen([*command, models], stdout=subprocess.PIPE, text=True)
     with process:
         try:
             assert process.stdout is not None

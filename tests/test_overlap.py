@@ -325,24 +325,16 @@ DIES = """
 """
 
 
-def test_a_child_that_dies_is_replaced_by_another_one(suite: Suite) -> None:
-    suite.write({"conftest.py": DIES.replace("NUMBER", "1")})
+@pytest.mark.parametrize(
+    ("deaths", "told"),
+    [(1, "starting another one"), (9, "each comes when a test needs it")],
+)
+def test_a_child_that_dies_is_replaced_once(suite: Suite, deaths: int, told: str) -> None:
+    suite.write({"conftest.py": DIES.replace("NUMBER", str(deaths))})
     run = suite.run(OVERLAP)
     assert {"passed": 5} == run.counts
     assert 1 == len(suite.ollama.loads)
-    assert (
-        "the process that brings models has ended with signal 9: starting another one"
-    ) in run.ours
-
-
-def test_and_if_that_dies_too_a_model_comes_when_it_is_needed(suite: Suite) -> None:
-    suite.write({"conftest.py": DIES.replace("NUMBER", "9")})
-    run = suite.run(OVERLAP)
-    assert {"passed": 5} == run.counts
-    assert 1 == len(suite.ollama.loads)
-    assert (
-        "the process that brings models has ended with signal 9: each comes when a test needs it"
-    ) in run.ours
+    assert f"the process that brings models has ended with signal 9: {told}" in run.ours
 
 
 def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None:

@@ -16,6 +16,7 @@ from pytest_ollama_warmup.errors import ApiError, PortTaken, ServerStartFailed
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.process import ManagedServer, find_binary, free_port, tuned
+from tests.conftest import hearing_ctrl_c
 from tests.test_faults import until
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ class Runs:
 
     def start(self) -> tuple[subprocess.Popen[str], Client, int]:
         """Return a run, a client of its server, and the session of all that belongs to it."""
-        # A shell starts background jobs deaf to Ctrl-C, and their children with them.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
+        with hearing_ctrl_c():
             run = subprocess.Popen(
                 [sys.executable, "-c", RUN, f"'{self._ollama}' serve", str(self._folder / "log")],
                 stdin=subprocess.PIPE,
@@ -63,8 +62,6 @@ class Runs:
                 text=True,
                 start_new_session=True,
             )
-        finally:
-            signal.signal(signal.SIGINT, before)
         self._started.append(run)
         assert run.stdout is not None
         url, session = run.stdout.readline().split()

@@ -32,6 +32,7 @@ from pytest_ollama_warmup.ollama.process import (
     is_folder,
     tuned,
 )
+from tests.conftest import hearing_ctrl_c
 from tests.test_faults import until
 
 if TYPE_CHECKING:
@@ -146,9 +147,7 @@ class Fakes:
 
     def run(self, modes: str, program: str = END_AS_TOLD) -> subprocess.Popen[str]:
         """Start a run with a server, as a process with a session of its own."""
-        # A shell starts background jobs deaf to Ctrl-C, and their children with them.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
+        with hearing_ctrl_c():
             run = subprocess.Popen(
                 [sys.executable, "-c", RUN + program, str(self.log), *self.command(modes)],
                 stdin=subprocess.PIPE,
@@ -157,8 +156,6 @@ class Fakes:
                 text=True,
                 start_new_session=True,
             )
-        finally:
-            signal.signal(signal.SIGINT, before)
         self._runs.append(run)
         return run
 
