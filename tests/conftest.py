@@ -114,6 +114,9 @@ class UserSuite:
             timeout=100,
             check=False,
         )
+        # Of a test that fails once in a hundred runs this is all that is left to read.
+        print(done.stdout)
+        print(done.stderr, file=sys.stderr)
         return Result(done.returncode, done.stdout, done.stderr)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
