@@ -177,10 +177,12 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
         return None
     try:
         stored = find(work.client.stored(), spec.model_key)
-    except ApiError as exc:
+    except (ApiError, ServerUnreachable) as exc:
         if not spec.digest:
+            # A model can be loaded by a server that is too slow, or not able, to list all it has.
             return None
-        words, advice = exc.words, "Its digest is not known, and the pin cannot be checked."
+        words = exc.words if isinstance(exc, ApiError) else exc.cause
+        advice = "Its digest is not known, and the pin cannot be checked."
         raise LoadFailed(work.name, work.target.origin, words, advice) from exc
     digest = stored.digest if stored else ""
     if not digest.startswith(spec.digest):

@@ -587,6 +587,22 @@ def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
     assert (str(gone), gone.brief) == (outcome.error, outcome.brief)
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ServerUnreachable(HOST.url, HOST.source, "no answer", 0.0),
+        ApiError("/api/tags", 500, "no answer"),
+    ],
+)
+def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) -> None:
+    outcome = brought(Server(stored=[failure]))
+    assert ("ready", "") == (outcome.status, outcome.digest)
+    pinned = brought(Server(stored=[failure]), "m@sha256:0a109f42")
+    assert (
+        'm does not load: "no answer". Its digest is not known, and the pin cannot be checked.'
+    ) == pinned.error
+
+
 def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
     failure = ApiError("/api/generate", 500, "out of memory")
     server = Server(show=[None, CHAT], pull=[[SUCCESS]], load=[failure])
