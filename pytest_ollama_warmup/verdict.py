@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -125,10 +125,15 @@ class _Watch:
         want, item.stash[_FOUND] = _want(item)
         if want is None:
             return (yield)
-        with _slot(item):
+        with ExitStack() as held:
+            # A worker that raises out of a hook is respawned for ever: where a disk is full, the
+            # test runs without its turn, as it would without us.
+            with suppress(OSError):
+                held.enter_context(_slot(item))
             item.stash[_FOUND] = _look(item, want)
-            with _at_work(item, want):
-                return (yield)
+            with suppress(OSError):
+                held.enter_context(_at_work(item, want))
+            return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
