@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.conftest import hearing_ctrl_c
+from tests.conftest import hearing_signals
 
 
 class Run:
@@ -29,7 +29,7 @@ class Run:
 
 def start(*arguments: str, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Start a command that hears Ctrl-C, as one does that a user has typed."""
-    with hearing_ctrl_c():
+    with hearing_signals():
         return subprocess.Popen(
             [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
             stdin=subprocess.DEVNULL,

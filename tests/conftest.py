@@ -72,16 +72,20 @@ class Result:
 
 
 @contextmanager
-def hearing_ctrl_c() -> Iterator[None]:
-    """Let what is started in here hear Ctrl-C, as it does for a user who has typed it.
+def hearing_signals() -> Iterator[None]:
+    """Let what is started in here hear Ctrl-C and the end of a terminal, as for a user.
 
-    A shell starts background jobs deaf to it, and their children with them.
+    A shell starts background jobs deaf to the one, nohup starts any deaf to the other, and their
+    children with them.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    if sys.platform != "win32":
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class UserSuite:
@@ -121,7 +125,7 @@ class UserSuite:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start pytest in a process group of its own, so that what it leaves can be counted."""
-        with hearing_ctrl_c():
+        with hearing_signals():
             return subprocess.Popen(
                 self.command(*args),
                 cwd=self.pytester.path,

@@ -25,7 +25,7 @@ from tools import *
 def needs(name):
     return pytest.param(f"{name}:1", marks=pytest.mark.requires_model(f"{name}:1"))
 
-@pytest.mark.parametrize("name", map(needs, "abcd"))
+@pytest.mark.parametrize("name", [needs(name) for name in "abcd"])
 @pytest.mark.parametrize("n", range(6))
 def test_it(n, name):
     assert name in resident()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,16 +64,21 @@ def test_it(n):
 IN_TURN = IN_TURN_AND_WARM.replace("assert name in resident()", "pass")
 
 
-@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
 def test_more_models_than_fit_cost_no_more_loads_than_without(
-    loads_of: Callable[..., int], workers: list[str]
+    loads_of: Callable[..., int],
 ) -> None:
-    # Which of them the server takes, and what two workers ask for at a time, is left to chance.
-    times = range(3 if workers else 1)
-    ours = median(loads_of(IN_TURN, *workers) for _ in times)
-    without = median(loads_of(IN_TURN, "--ollama-off", *workers) for _ in times)
     # The first warm-up of each.
-    assert ours <= without + 4
+    assert loads_of(IN_TURN) <= loads_of(IN_TURN, "--ollama-off") + 4
+
+
+def test_with_several_workers_loads_are_left_to_the_tests(
+    loads_of: Callable[..., int], server: RealServer
+) -> None:
+    # How many loads two workers make is left to chance: whose request comes while the model is
+    # there. That none of them is ours is not: beside the tests' own 24 requests each model's
+    # warm-up, and the one that asks for its lease.
+    assert loads_of(IN_TURN, "-n2") > 4
+    assert server.calls("/api/generate") <= 24 + 2 * 4
 
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])

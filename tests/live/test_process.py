@@ -16,7 +16,7 @@ from pytest_ollama_warmup.errors import ApiError, PortTaken, ServerStartFailed
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.process import ManagedServer, find_binary, free_port, tuned
-from tests.conftest import hearing_ctrl_c
+from tests.conftest import hearing_signals
 from tests.test_faults import until
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Runs:
 
     def start(self) -> tuple[subprocess.Popen[str], Client, int]:
         """Return a run, a client of its server, and the session of all that belongs to it."""
-        with hearing_ctrl_c():
+        with hearing_signals():
             run = subprocess.Popen(
                 [sys.executable, "-c", RUN, f"'{self._ollama}' serve", str(self._folder / "log")],
                 stdin=subprocess.PIPE,

@@ -32,7 +32,7 @@ from pytest_ollama_warmup.ollama.process import (
     is_folder,
     tuned,
 )
-from tests.conftest import hearing_ctrl_c
+from tests.conftest import hearing_signals
 from tests.test_faults import until
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Fakes:
 
     def run(self, modes: str, program: str = END_AS_TOLD) -> subprocess.Popen[str]:
         """Start a run with a server, as a process with a session of its own."""
-        with hearing_ctrl_c():
+        with hearing_signals():
             run = subprocess.Popen(
                 [sys.executable, "-c", RUN + program, str(self.log), *self.command(modes)],
                 stdin=subprocess.PIPE,
