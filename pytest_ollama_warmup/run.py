@@ -20,7 +20,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.text import at
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -166,12 +166,15 @@ class Run:
         return Verdict(policy, problem.error)
 
     def write_notes(self) -> None:
-        """Leave to the leader of the run what was seen in this process, and what waited in it."""
+        """Leave to the leader of the run what was seen in this process, and what waited in it.
+
+        Where that cannot be written, the run goes on without: these are notes for its summary.
+        """
         seen = {} if self._guard is None else self._guard.seen
         for kind, notes in (("seen", seen), ("waits", self._waits), ("lost", self._lost)):
             if notes:
-                path = self.folder / f"{kind}-{self.by}.json"
-                path.write_text(json.dumps(notes), encoding="utf-8")
+                with suppress(OSError):
+                    write_whole(self.folder / f"{kind}-{self.by}.json", notes)
 
     def all_lost(self) -> dict[str, list[str]]:
         """Return, by what was wrong, the tests of any process whose models got lost in the run."""

@@ -281,3 +281,39 @@ def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
     error = "an error was encountered while running the model: unexpected EOF"
     assert f'llama3.2:1b does not load: "{error}".' in out
     assert "1 skipped" in out
+
+
+@pytest.mark.parametrize("file", ["slots", "slot-", "using-", "seen-", "wants-gw1"])
+def test_where_a_file_cannot_be_written_tests_run_without(suite: Suite, file: str) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(
+        {
+            "conftest.py": f"""
+                import errno, io, os
+
+                HERE = os.path.dirname(__file__)
+
+                def full(plain):
+                    def open_(path, *args, **options):
+                        if os.path.basename(str(path)).startswith({file!r}):
+                            plain_open(os.path.join(HERE, "full"), "a").close()
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                        return plain(path, *args, **options)
+                    return open_
+
+                plain_open = io.open
+                os.open, io.open = full(os.open), full(io.open)
+            """,
+            "test_it.py": """
+                import pytest
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                @pytest.mark.parametrize("n", range(4))
+                def test_it(n): pass
+            """,
+        }
+    )
+    run = suite.run("-n2", "--ollama-slots=1", "--ollama-preload=llama3.2:1b")
+    assert {"passed": 4} == run.counts
+    assert "Traceback" not in run.out + run.err
+    assert (suite.pytester.path / "full").exists()

@@ -115,36 +115,3 @@ def test_a_number_of_slots_that_is_none_is_refused(suite: Suite, value: str) -> 
     assert f"'{value}' is not a valid --ollama-slots. A whole number is needed, at least 1." in (
         run.err
     )
-
-
-@pytest.mark.parametrize("lock", ["slots", "slot-", "using-"])
-def test_where_no_lock_can_be_had_tests_run_without(suite: Suite, lock: str) -> None:
-    suite.ollama.add(replace(LLAMA, present=True))
-    suite.write(
-        {
-            "conftest.py": f"""
-                import errno, os
-
-                plain = os.open
-
-                def full(path, *args, **options):
-                    name = os.path.basename(os.fsdecode(path))
-                    if name.startswith({lock!r}) and name.endswith(".lock"):
-                        open(os.path.join(os.path.dirname(__file__), "full"), "a").close()
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-                    return plain(path, *args, **options)
-
-                os.open = full
-            """,
-            "test_it.py": """
-                import pytest
-
-                @pytest.mark.requires_model("llama3.2:1b")
-                @pytest.mark.parametrize("n", range(4))
-                def test_it(n): pass
-            """,
-        }
-    )
-    run = suite.run("-n2", "--ollama-slots=1", *PRELOAD)
-    assert {"passed": 4} == run.counts
-    assert (suite.pytester.path / "full").exists()
