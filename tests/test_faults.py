@@ -283,8 +283,20 @@ def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
     assert "1 skipped" in out
 
 
-@pytest.mark.parametrize("file", ["slots", "slot-", "using-", "seen-", "wants-gw1"])
-def test_where_a_file_cannot_be_written_tests_run_without(suite: Suite, file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "workers"),
+    [
+        ("slots", []),
+        ("slots", ["-n2"]),
+        ("slot-", ["-n2"]),
+        ("using-", ["-n2"]),
+        ("seen-", []),
+        ("wants-gw1", ["-n2"]),
+    ],
+)
+def test_where_a_file_cannot_be_written_tests_run_without(
+    suite: Suite, file: str, workers: list[str]
+) -> None:
     suite.ollama.add(replace(LLAMA, present=True))
     suite.write(
         {
@@ -313,7 +325,7 @@ def test_where_a_file_cannot_be_written_tests_run_without(suite: Suite, file: st
             """,
         }
     )
-    run = suite.run("-n2", "--ollama-slots=1", "--ollama-preload=llama3.2:1b")
-    assert {"passed": 4} == run.counts
+    run = suite.run("--ollama-slots=1", "--ollama-preload=llama3.2:1b", *workers)
+    assert (0, {"passed": 4}) == (run.ret, run.counts)
     assert "Traceback" not in run.out + run.err
     assert (suite.pytester.path / "full").exists()
