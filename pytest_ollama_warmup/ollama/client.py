@@ -271,14 +271,20 @@ class Client:
         now = server_time(headers.get("date"))
         return [Resident.read(one, now) for one in models]
 
-    def stored(self) -> list[Stored]:
+    def stored(self, *, limit_s: float = 5.0) -> list[Stored]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
-        return [Stored.read(one) for one in self._models("/api/tags")[0]]
+        return [Stored.read(one) for one in self._models("/api/tags", limit_s)[0]]
 
-    def _models(self, path: str) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    def _models(
+        self, path: str, limit_s: float = 5.0
+    ) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
         """Return a list of models, and the headers of the answer."""
         with self._translated():
-            response = self._http.get(path, extensions=self._extensions())
+            response = self._http.get(
+                path,
+                timeout=httpx.Timeout(5.0, read=limit_s),
+                extensions=self._extensions(),
+            )
         models = self._data(path, response).get("models")
         found = models if isinstance(models, list) else []
         return [one for one in found if isinstance(one, dict)], response.headers

@@ -176,7 +176,8 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
     if work.in_cloud(info):
         return None
     try:
-        stored = find(work.client.stored(), spec.model_key)
+        # On a disk that is busy with what was just pulled the server may take a while to list it.
+        stored = find(work.client.stored(limit_s=_limit_s(work)), spec.model_key)
     except (ApiError, ServerUnreachable) as exc:
         if not spec.digest:
             # A model can be loaded by a server that is too slow, or not able, to list all it has.
@@ -193,9 +194,9 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
 
 
 def _show(work: Work) -> ModelInfo | None:
-    limit_s, begin = min(60.0, work.terms.load_timeout_s), time.monotonic()
+    begin = time.monotonic()
     try:
-        return work.client.show(work.name, limit_s=limit_s)
+        return work.client.show(work.name, limit_s=_limit_s(work))
     except ServerUnreachable as exc:
         host, cause = work.client.host, exc.cause
         if cause == "no answer":
@@ -210,3 +211,8 @@ def _show(work: Work) -> ModelInfo | None:
         raise LoadFailed(
             work.name, work.target.origin, exc.words, advice_on_load(work, exc)
         ) from exc
+
+
+def _limit_s(work: Work) -> float:
+    """Return how long an answer may take that needs the server's disk only."""
+    return min(60.0, work.terms.load_timeout_s)

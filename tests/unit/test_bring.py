@@ -96,7 +96,7 @@ class Server:
         self.asked.append("version")
         return "0.33.0"
 
-    def stored(self) -> list[Stored]:
+    def stored(self, *, limit_s: float) -> list[Stored]:
         self.asked.append("tags")
         return cast("list[Stored]", self._next(self._stored))
 

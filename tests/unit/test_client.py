@@ -782,6 +782,14 @@ def test_stored_models_have_digest_and_size(client: Client, server: respx.MockRo
     ] == client.stored()
 
 
+def test_a_list_is_waited_for_as_long_as_asked(client: Client, server: respx.MockRouter) -> None:
+    route = server.get("/api/tags").respond(json={"models": []})
+    client.stored()
+    assert 5.0 == timeouts_of(route)["read"]
+    client.stored(limit_s=60.0)
+    assert (60.0, 5.0) == (timeouts_of(route)["read"], timeouts_of(route)["connect"])
+
+
 # GET /api/ps
 
 DATE = "Tue, 01 Jul 2025 10:00:00 GMT"
