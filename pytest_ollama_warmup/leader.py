@@ -64,6 +64,7 @@ class Leader(Run):
         self.screen = screen
         self._said: set[str] = set()
         self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
+        self._begun: dict[str, threading.Event] = {}
         self.sites: dict[str, Leader] = {}
         """By URL those servers of several that answer, if the run has several."""
         self._preparation: Preparation = InThreads(
@@ -90,7 +91,15 @@ class Leader(Run):
         for target in asked:
             # Made before the threads begin, which would else make one each.
             self.there(target).client()
+            self._begun.setdefault(target.id, threading.Event())
         self._preparation.start(asked)
+
+    def wait_until_begun(self, targets: Iterable[Target]) -> None:
+        """Wait until no worker can begin with *targets*, which are being brought here."""
+        for target in targets:
+            # In slices, so that Ctrl-C is answered at once.
+            while not self._begun[target.id].wait(0.1):
+                pass
 
     def there(self, target: Target) -> Leader:
         """Return the view of the run on the server of *target*."""
@@ -127,12 +136,11 @@ class Leader(Run):
 
     def work(self, target: Target, say: Say) -> Outcome:
         """Bring one model, if the server answers; that is known where it was asked before."""
-        there = self.there(target)
-        # Not its own method: who waits for the work of others must not do so in here.
-        server = Run.server(there)
-        if not server.ready:
-            return there.failed_like(server, target)
-        return there.bring(target, say, there._pulls)
+        there, begun = self.there(target), self._begun[target.id]
+        try:
+            return there.bring(target, say, there._pulls, begun.set)
+        finally:
+            begun.set()
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say once what is waited for, when that takes longer than a moment."""

@@ -58,6 +58,9 @@ class Overlapping(Controller):
             self.server()
         self.begin_beside(targets)
         if self._distributing and targets:
+            # A worker that is faster would bring one out of its turn, without a word of how far it
+            # is, and in the midst of what its tests have mocked.
+            self.wait_until_begun(targets)
             # A daemon, like those that it listens to.
             self._listener = threading.Thread(target=self._listen, daemon=True)
             self._listener.start()

@@ -371,23 +371,36 @@ class Run:
             return target
         return replace(target, request=self._ask_request(target.spec))
 
-    def bring(self, target: Target, say: Say, pulls: threading.Semaphore | None = None) -> Outcome:
+    def bring(
+        self,
+        target: Target,
+        say: Say,
+        pulls: threading.Semaphore | None = None,
+        begun: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Make one model ready unless another process of the run has, or does now.
 
         One that does not load yet is only pulled; the load, when its turn comes, adds to that.
+        *begun* is called when no other process can begin with it any more.
 
         Raises:
             WaitedTooLong: another process works on it, and shows no progress.
         """
-        from pytest_ollama_warmup.warmup.bring import bring
-
-        client, gate = self.client(), self.gate
+        gate = self.gate
         if not target.loads:
             gate = self._present
             (self.folder / _PRESENT).mkdir(exist_ok=True)
 
         def work(beat: Beat) -> Outcome:
-            terms, before = self.settings.terms, None
+            begun()
+            # In here: who comes first to a model stays the first while the server is waited for.
+            # Not its own method, which may wait for the work of others.
+            server = Run.server(self)
+            if not server.ready:
+                return _failed_like(server, target)
+            from pytest_ollama_warmup.warmup.bring import bring
+
+            client, terms, before = self.client(), self.settings.terms, None
             if not target.loads:
                 terms = replace(terms, warm="off")
             elif (before := self._present.peek(target.key)) is not None:
@@ -421,16 +434,9 @@ class Run:
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""
-        spec = target.spec
-        outcome = replace(
-            server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest
-        )
-        return self.gate.once(target.key, lambda beat: outcome)
+        return self.gate.once(target.key, lambda beat: _failed_like(server, target))
 
     def _bring_here(self, target: Target) -> Outcome:
-        server = self.server()
-        if not server.ready:
-            return self.failed_like(server, target)
         try:
             return self.bring(self.asked(target), lambda event: None)
         except WaitedTooLong as exc:
@@ -457,6 +463,11 @@ class Run:
             notes=(version,) if version else (),
             host=settings.host.url,
         )
+
+
+def _failed_like(server: Outcome, target: Target) -> Outcome:
+    spec = target.spec
+    return replace(server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
 
 
 def _notes(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,9 +64,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setenv("PYTHONIOENCODING", "ascii")
         patch.setenv("PYTEST_ADDOPTS", "--nonsense")
         patch.setenv("OLLAMA_PRELOAD_MODELS", "a,b=1")
-        begin = time.monotonic()
         run = Run("demo", "--emulator")
-        assert time.monotonic() - begin < 30
         assert [] == [*Path.cwd().iterdir(), *temporary.glob("ollama-warmup-*")]
         yield run
 
@@ -83,6 +80,11 @@ def test_every_line_with_a_figure_says_that_it_is_an_emulators(emulated: Run) ->
     assert "Without --emulator it is shown on a real Ollama." == emulated.lines[-1]
 
 
+def _seconds(text: str) -> float:
+    number, unit = text.split()
+    return float(number) / {"ms": 1000, "s": 1}[unit]
+
+
 def test_cold_is_slow_and_warm_is_not(emulated: Run) -> None:
     shown = emulated.out.partition("The slowest test took\n")[2]
     took = dict(re.findall(r"\[emulator\]   (\S.*?)  +(\d.*)", shown))
@@ -92,9 +94,10 @@ def test_cold_is_slow_and_warm_is_not(emulated: Run) -> None:
         "with two workers, cold",
         "after an eviction",
     ] == list(took)
-    cold, *warm = took.values()
-    assert re.fullmatch(r"1\.[5-9]\d* s|[2-9].*", cold)
-    assert all(re.fullmatch(r"\d+ ms|0\.[0-5]\d* s", one) for one in warm), warm
+    # What a load takes is the emulator's; how much less the rest does, this machine's.
+    cold, *warm = [_seconds(one) for one in took.values()]
+    assert cold >= 1.5
+    assert all(one < cold for one in warm), warm
 
 
 def test_it_shows_two_workers_one_eviction_and_the_summary(emulated: Run) -> None:
