@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setenv("PYTHONIOENCODING", "ascii")
         patch.setenv("PYTEST_ADDOPTS", "--nonsense")
         patch.setenv("OLLAMA_PRELOAD_MODELS", "a,b=1")
+        begin = time.monotonic()
         run = Run("demo", "--emulator")
+        assert time.monotonic() - begin < 30
         assert [] == [*Path.cwd().iterdir(), *temporary.glob("ollama-warmup-*")]
         yield run
 

@@ -61,7 +61,7 @@ def test_tests_that_need_none_run_while_models_come(
     assert [*["other"] * 4, "chat"] == log(suite)
     assert 1 == len(suite.ollama.loads)
     assert any(
-        re.fullmatch(r"✓ llama3.2:1b   ready   loaded in [\d.]+ s   1 test", one)
+        re.fullmatch(r"✓ llama3.2:1b   ready   loaded in [1-9][\d.]* s   1 test", one)
         for one in run.table
     ), run.out
     assert "before the first test" not in run.out
@@ -225,6 +225,16 @@ def test_a_test_that_needs_ollama_and_no_model_by_name_finds_it(
         {"test_more.py": "import pytest\n@pytest.mark.requires_model\ndef test_it(): pass\n"}
     )
     assert {"passed": 6} == suite.run(OVERLAP, *workers).counts
+
+
+@WORKERS
+def test_what_no_client_can_be_made_for_skips_its_tests(
+    suite: Suite, workers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(suite.pytester.path / "none"))
+    run = suite.run(OVERLAP, "--ollama-host=https://ollama.invalid", *workers)
+    assert {"passed": 4, "skipped": 1} == run.counts
+    assert "the certificates of SSL_CERT_FILE cannot be read" in run.out
 
 
 @WORKERS
