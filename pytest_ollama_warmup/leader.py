@@ -89,8 +89,8 @@ class Leader(Run):
         # Asked here: what a suite's own hook does, it may expect to do in the main thread.
         asked = [self.asked(target) for target in targets]
         for target in asked:
-            # Made before the threads begin, which would else make one each. Why it cannot be made is
-            # said where the server is asked.
+            # Made before the threads begin, which would else make one each. Why one cannot be made
+            # is said where the server is asked.
             with suppress(WarmupError):
                 self.there(target).client()
             self._begun.setdefault(target.id, threading.Event())

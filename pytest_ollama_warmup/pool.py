@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from pytest_ollama_warmup.warmup.plan import SERVER
 from pytest_ollama_warmup.warmup.record import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 _SLICE_S = 0.1
 
@@ -79,6 +80,24 @@ def ask(
     return found
 
 
+def meet(
+    sites: Mapping[str, Site], source: str, say: Callable[[str], None], *, all_of_them: bool
+) -> list[Outcome]:
+    """Ask *sites*, by URL, and record what comes of it; return the outcomes of those that are down.
+
+    *source* is who gave their addresses.
+    """
+    begin = time.monotonic()
+    found = ask(list(sites.values()), say, all_of_them=all_of_them)
+    outcomes = [found[url] for url in sites if url in found]
+    down = [one for one in outcomes if not one.ready]
+    if len(down) == len(sites):
+        down = _none_answers(down, source, time.monotonic() - begin)
+    for outcome in [*down, *outcomes]:
+        sites[outcome.host].record_server(outcome)
+    return down
+
+
 def _is_enough(sites: Iterable[Site], found: dict[str, Outcome], *, all_of_them: bool) -> bool:
     for site in sites:
         outcome = found.get(site.settings.host.url)
@@ -89,7 +108,7 @@ def _is_enough(sites: Iterable[Site], found: dict[str, Outcome], *, all_of_them:
     return True
 
 
-def none_answers(found: Collection[Outcome], source: str, waited_s: float) -> list[Outcome]:
+def _none_answers(found: Collection[Outcome], source: str, waited_s: float) -> list[Outcome]:
     """Return *found*, which all failed, each with the words for all of them."""
     each = "; ".join(f"{one.host}: {one.brief.removeprefix('no Ollama: ')}" for one in found)
     error = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_ollama_warmup import notes
 from pytest_ollama_warmup.errors import (
     LoadFailed,
     NoModelNamed,
@@ -20,7 +20,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.text import at
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held, write_whole
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -36,7 +36,7 @@ from pytest_ollama_warmup.warmup.record import NOTICEABLE_S, Outcome, Record
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
@@ -166,39 +166,10 @@ class Run:
         return Verdict(policy, problem.error)
 
     def write_notes(self) -> None:
-        """Leave to the leader of the run what was seen in this process, and what waited in it.
-
-        Where that cannot be written, the run goes on without: these are notes for its summary.
-        """
-        seen = {} if self._guard is None else self._guard.seen
-        for kind, notes in (("seen", seen), ("waits", self._waits), ("lost", self._lost)):
-            if notes:
-                with suppress(OSError):
-                    write_whole(self.folder / f"{kind}-{self.by}.json", notes)
-
-    def all_lost(self) -> dict[str, list[str]]:
-        """Return, by what was wrong, the tests of any process whose models got lost in the run."""
-        found: dict[str, list[str]] = {}
-        for notes in _notes(self.root.rglob("lost-*.json")):
-            for error, tests in notes.items():
-                found.setdefault(error, []).extend(tests)
-        return found
-
-    def all_waits(self) -> dict[str, float]:
-        """Return how many seconds each test of any process has waited for its models."""
-        found: dict[str, float] = {}
-        for notes in _notes(self.root.rglob("waits-*.json")):
-            found |= notes
-        return found
-
-    def seen(self) -> dict[str, Counter[int]]:
-        """Return, by key of each model, before how many tests of all processes it had a context."""
-        found: dict[str, Counter[int]] = {}
-        for notes in _notes(self.folder.glob("seen-*.json")):
-            for key, contexts in notes.items():
-                counted = {int(context): number for context, number in contexts.items()}
-                found.setdefault(key, Counter()).update(counted)
-        return found
+        """Leave to the leader of the run what was seen in this process, and what waited in it."""
+        notes.write(self.folder, self.by, "seen", {} if self._guard is None else self._guard.seen)
+        notes.write(self.folder, self.by, "waits", self._waits)
+        notes.write(self.folder, self.by, "lost", self._lost)
 
     def glance(self, test: str) -> None:
         """Look whether the listed models are still warm, where no test says that it needs one.
@@ -468,9 +439,3 @@ class Run:
 def _failed_like(server: Outcome, target: Target) -> Outcome:
     spec = target.spec
     return replace(server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
-
-
-def _notes(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """Yield what processes of the run have left by ``write_notes``."""
-    for path in sorted(paths):
-        yield json.loads(path.read_text(encoding="utf-8"))

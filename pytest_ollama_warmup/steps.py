@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from pytest_ollama_warmup import notes
 from pytest_ollama_warmup.errors import ApiError, ServerError
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
-from pytest_ollama_warmup.pool import (
-    Site,
-    ask,
-    moved,
-    none_answers,
-    share_out,
-)
+from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report.terminal import (
     can_write_signs,
     found_cold_lines,
@@ -162,7 +157,7 @@ class Controller(Leader):
         self.write_notes()
         for there in self._everywhere() if learns(self._config) else ():
             outcomes = [one for one in there.gate.outcomes() if one.ready and one.model]
-            learn(self._config, outcomes, there.seen())
+            learn(self._config, outcomes, notes.seen(there.folder))
 
     def summary(self) -> None:
         """Write the table of what the models cost."""
@@ -179,8 +174,8 @@ class Controller(Leader):
         order = [target.id for target in self._planned() if target.id in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
-        self.record.known, self.record.waits = all_known(self.folder), self.all_waits()
-        self.record.lost = self.all_lost()
+        self.record.known, self.record.waits = all_known(self.folder), notes.waits(self.root)
+        self.record.lost = notes.lost(self.root)
         lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
@@ -232,14 +227,8 @@ class Controller(Leader):
         if self.sites or not pool:
             return
         sites = {host.url: self._site(host) for host in (pool[:workers] if workers else pool)}
-        begin = time.monotonic()
-        found = ask(list(sites.values()), self.say_waiting, all_of_them=workers > 0)
-        outcomes = [found[url] for url in sites if url in found]
-        down = [one for one in outcomes if not one.ready]
-        if len(down) == len(sites):
-            down = none_answers(down, self.settings.host.source, time.monotonic() - begin)
-        for outcome in [*down, *outcomes]:
-            sites[outcome.host].record_server(outcome)
+        source = self.settings.host.source
+        down = meet(sites, source, self.say_waiting, all_of_them=workers > 0)
         if workers:
             self._share_out(sites, down, workers)
         else:

@@ -267,7 +267,7 @@ class Client:
 
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
-        models, headers = self._models("/api/ps")
+        models, headers = self._models("/api/ps", 5.0)
         now = server_time(headers.get("date"))
         return [Resident.read(one, now) for one in models]
 
@@ -275,9 +275,7 @@ class Client:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
         return [Stored.read(one) for one in self._models("/api/tags", limit_s)[0]]
 
-    def _models(
-        self, path: str, limit_s: float = 5.0
-    ) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    def _models(self, path: str, limit_s: float) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
         """Return a list of models, and the headers of the answer."""
         with self._translated():
             response = self._http.get(

@@ -1,0 +1,61 @@
+"""What the processes of a run leave in its directory for the one that writes the summary."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_ollama_warmup.warmup.gate import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+Kind = Literal["seen", "waits", "lost"]
+
+
+def write(folder: Path, by: str, kind: Kind, notes: object) -> None:
+    """Leave *notes* of the process *by*, if there are any.
+
+    Where that cannot be written, the run goes on without.
+    """
+    if notes:
+        with suppress(OSError):
+            write_whole(folder / f"{kind}-{by}.json", notes)
+
+
+def lost(root: Path) -> dict[str, list[str]]:
+    """Return, by what was wrong, the tests of any process whose models got lost in the run."""
+    found: dict[str, list[str]] = {}
+    for notes in _read(root.rglob("lost-*.json")):
+        for error, tests in notes.items():
+            found.setdefault(error, []).extend(tests)
+    return found
+
+
+def waits(root: Path) -> dict[str, float]:
+    """Return how many seconds each test of any process has waited for its models."""
+    found: dict[str, float] = {}
+    for notes in _read(root.rglob("waits-*.json")):
+        found |= notes
+    return found
+
+
+def seen(folder: Path) -> dict[str, Counter[int]]:
+    """Return, by key of each model, before how many tests of all processes it had a context.
+
+    *folder* is that of one server: the same model on another one may have other contexts.
+    """
+    found: dict[str, Counter[int]] = {}
+    for notes in _read(folder.glob("seen-*.json")):
+        for key, contexts in notes.items():
+            counted = {int(context): number for context, number in contexts.items()}
+            found.setdefault(key, Counter()).update(counted)
+    return found
+
+
+def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in sorted(paths):
+        yield json.loads(path.read_text(encoding="utf-8"))
