@@ -210,14 +210,14 @@ def test_takes_a_while(number):
 """,
     # Each test is one request, to whichever host its worker has.
     "served.py": """
-import json, os, urllib.request
+import json, urllib.request
 import pytest
 
 @pytest.mark.requires_model("MODEL")
 @pytest.mark.parametrize("number", range(96))
-def test_asks(number):
+def test_asks(number, ollama_host):
     body = {"model": "MODEL", "prompt": "Hi", "stream": False}
-    url = os.environ["OLLAMA_HOST"] + "/api/generate"
+    url = ollama_host + "/api/generate"
     with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as answer:
         assert json.load(answer)["done"]
 """,

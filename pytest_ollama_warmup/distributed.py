@@ -23,6 +23,7 @@ from pytest_ollama_warmup.roles import (
     is_alone,
     is_looking,
     number_of_workers,
+    ollama_host_for,
     places_of,
     run_of,
     settings_of,
@@ -68,11 +69,17 @@ class ControllerSide:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_setupnodes(self, config: pytest.Config, specs: Sequence[Any]) -> None:
-        """Give each worker its own of several servers; a replacement gets it with the same spec."""
-        if settings_of(config).pool:
-            for number, url in enumerate(places_of(config, len(specs))):
-                place = str(Place(number, url))
-                specs[number].env = {**specs[number].env, "OLLAMA_HOST": url, PLACE: place}
+        """Give each worker its server; a replacement gets the same one with the same spec."""
+        settings = settings_of(config)
+        # Without *hosts* the suite's own hook chose it, and workers cannot read that by themselves.
+        if not (settings.hosts and settings.chooses_host):
+            return
+        urls = places_of(config, len(specs))
+        for number, (spec, url) in enumerate(zip(specs, urls, strict=False)):
+            env = {**spec.env, PLACE: str(Place(number, url))}
+            now = spec.env.get("OLLAMA_HOST", os.environ.get("OLLAMA_HOST"))
+            value = ollama_host_for(config, settings.moved(url).host, now)
+            spec.env = env if value is None else {**env, "OLLAMA_HOST": value}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

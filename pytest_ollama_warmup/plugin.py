@@ -31,6 +31,7 @@ from pytest_ollama_warmup.roles import (
     is_looking,
     is_worker,
     set_environment,
+    set_ollama_host,
     settings_of,
 )
 from pytest_ollama_warmup.settings import OWN_SERVER
@@ -66,11 +67,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Read the settings, and set OLLAMA_HOST before conftests make their own clients."""
+    """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
     settings = settings_of(early_config, early_config.known_args_namespace)
-    # A run in which nothing is set up for Ollama keeps the environment that it was given.
-    if settings.in_use and not settings.off and settings.problem is None:
-        set_environment(early_config, "OLLAMA_HOST", settings.host.url)
+    # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
+    if settings.chooses_host and not settings.off and settings.problem is None:
+        set_ollama_host(early_config)
         if settings.serve.value:
             set_environment(early_config, OWN_SERVER, settings.host.url)
 

@@ -24,9 +24,11 @@ SETTINGS = pytest.StashKey[Settings]()
 RUN = pytest.StashKey["Run"]()
 # Set where a selected test needs Ollama: the hooks of each test look no further without it.
 NEEDED = pytest.StashKey[bool]()
+# What OLLAMA_HOST held before the plugin set it.
+_OLLAMA_HOST = pytest.StashKey["str | None"]()
 _FOLDER = pytest.StashKey[Path]()
 WORKER_INPUT = "ollama_warmup"
-# In the environment of a worker: its place among several servers, see ``Place``.
+# In the environment of a worker: the server that the run chose for it, see ``Place``.
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 _HOST_FILE = "host.json"
 
@@ -121,6 +123,26 @@ def set_environment(config: pytest.Config, name: str, value: str) -> None:
     config.add_cleanup(restore)
 
 
+def set_ollama_host(config: pytest.Config) -> None:
+    """Set OLLAMA_HOST to the server in use, for clients that tests create, unless it names it."""
+    value = ollama_host_for(config, settings_of(config).host, os.environ.get("OLLAMA_HOST"))
+    if value is not None:
+        set_environment(config, "OLLAMA_HOST", value)
+
+
+def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str | None:
+    """Return the value that OLLAMA_HOST needs for *host*; None if *now* names that already.
+
+    Conftests parse the variable, so the user's own spelling goes before ours.
+    """
+    from pytest_ollama_warmup.ollama.host import names
+
+    found = config.stash.setdefault(_OLLAMA_HOST, now)
+    if names(now, host):
+        return None
+    return found if found and names(found, host) else host.as_variable
+
+
 def folder_of(config: pytest.Config) -> Path:
     """Return the directory that all processes of the run share; the controller makes it.
 
@@ -176,7 +198,8 @@ def places_of(config: pytest.Config, workers: int) -> list[str]:
     """Return the server of each worker: what was written, else one after the other in turn."""
     if written := _written(config).get("places"):
         return list(written)
-    pool = settings_of(config).pool
+    settings = settings_of(config)
+    pool = settings.pool or (settings.host,)
     return [pool[number % len(pool)].url for number in range(workers)]
 
 
@@ -208,8 +231,7 @@ def _adopt(config: pytest.Config, settings: Settings) -> None:
             del config.stash[RUN]
     elif RUN in config.stash:
         config.stash[RUN].settings = settings
-    # For clients that tests make themselves.
-    set_environment(config, "OLLAMA_HOST", settings.host.url)
+    set_ollama_host(config)
 
 
 def run_of(config: pytest.Config) -> Run:

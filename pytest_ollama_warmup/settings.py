@@ -163,10 +163,9 @@ class Settings(NamedTuple):
         return f"{self.addresses} (from {self.host.source}){what}"
 
     @property
-    def in_use(self) -> bool:
-        """Whether the user has set anything up for Ollama in this run, beside marks."""
-        listed = self.given_list is not None and bool(self.given_list.all)
-        return listed or self.given_host.given_by in ("option", "configuration")
+    def chooses_host(self) -> bool:
+        """Whether the address comes from the run itself, not from OLLAMA_HOST or the default."""
+        return self.given_host.given_by in ("option", "configuration")
 
     @property
     def preloads(self) -> bool:
@@ -197,6 +196,11 @@ class Settings(NamedTuple):
         Raises:
             BadSetting: a value cannot be used; names it, its source and what is allowed.
         """
+        place = Place.read(sources.place)
+        if place:
+            # The controller has set OLLAMA_HOST: it would win over the file that names the host.
+            others = {k: v for k, v in sources.environ.items() if k != "OLLAMA_HOST"}
+            sources = sources._replace(environ=others)
         read, environ = _Reader(sources), sources.environ
         off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
         read.lenient = off
@@ -213,7 +217,6 @@ class Settings(NamedTuple):
             patient = sources.patient or ci or (by_option and bool(listed and listed.specs))
             patient = patient or (serve.value and not off)
             wait = Setting(60.0 if patient else 2.0, "default", "default")
-        place = Place.read(sources.place)
         settings = cls(
             given_list=listed,
             given_host=Setting(next(iter(hosts.value), None), hosts.source, hosts.given_by),

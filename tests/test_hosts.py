@@ -1,4 +1,4 @@
-"""Another server than the usual one: by the suite's own hook, or by its own fixture ollama_host."""
+"""Which server a run uses and who says so, and what OLLAMA_HOST then holds."""
 
 from __future__ import annotations
 
@@ -44,15 +44,186 @@ def calls(suite: Suite) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def asks_where(url: str, value: str) -> str:
+    return ASKS_WHERE.replace("URL", url).replace("VALUE", value)
+
+
+def variable(server: Emulator) -> str:
+    """What OLLAMA_HOST is set to for *server*."""
+    return server.url.removeprefix("http://")
+
+
 ASKS_WHERE = """
     import os, pytest
 
     @pytest.mark.requires_model("llama3.2:1b")
     @pytest.mark.parametrize("n", range(4))
     def test_where(ollama_host, ollama_openai_url, n):
-        assert "URL" == ollama_host == os.environ["OLLAMA_HOST"]
+        assert "URL" == ollama_host
+        assert "VALUE" == os.environ["OLLAMA_HOST"]
         assert "URL/v1" == ollama_openai_url
 """
+
+
+# OLLAMA_HOST
+
+
+def expects(
+    value: str | None, url: str, source: str, *, at_import: str | None, marked: bool = False
+) -> dict[str, str]:
+    """Return a suite whose tests, and its conftest in every process, check what they find."""
+    mark = '@pytest.mark.requires_model("llama3.2:1b")\n' if marked else ""
+    return {
+        "conftest.py": f"""
+            import os
+            found = os.environ.get("OLLAMA_HOST")
+            assert {at_import!r} == found, found
+        """,
+        "test_it.py": f"""
+import os, pytest
+from pytest_ollama_warmup.roles import settings_of
+
+{mark}@pytest.mark.parametrize("n", range(2))
+def test_it(ollama_host, ollama_openai_url, pytestconfig, n):
+    assert {value!r} == os.environ.get("OLLAMA_HOST")
+    assert {url!r} == ollama_host
+    assert {url + "/v1"!r} == ollama_openai_url
+    assert {source!r} == settings_of(pytestconfig).host.source
+""",
+    }
+
+
+@WORKERS
+@pytest.mark.parametrize(
+    ("spelled", "url"),
+    [
+        ("127.0.0.1:PORT", "http://127.0.0.1:PORT"),
+        ("localhost:PORT", "http://localhost:PORT"),
+        ("LocalHost:PORT", "http://localhost:PORT"),
+        (":PORT", "http://127.0.0.1:PORT"),
+        ("0.0.0.0:PORT", "http://127.0.0.1:PORT"),
+        ("http://127.0.0.1:PORT", "http://127.0.0.1:PORT"),
+        ("http://127.0.0.1:PORT/", "http://127.0.0.1:PORT"),
+        ("HTTP://0.0.0.0:PORT", "http://127.0.0.1:PORT"),
+        (" '127.0.0.1:PORT' ", "http://127.0.0.1:PORT"),
+        ('"localhost:PORT/"', "http://localhost:PORT"),
+    ],
+)
+def test_a_variable_that_names_the_server_is_left_alone(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: list[str], spelled: str, url: str
+) -> None:
+    suite.ollama.add(THERE)
+    port = suite.ollama.url.rpartition(":")[2]
+    spelled, url = spelled.replace("PORT", port), url.replace("PORT", port)
+    monkeypatch.setenv("OLLAMA_HOST", spelled)
+    suite.write(expects(spelled, url, "OLLAMA_HOST", at_import=spelled, marked=True))
+    assert {"passed": 2} == suite.run(LIST, *workers).counts
+    assert 1 == len(suite.ollama.loads)
+    # The option says the same in other words.
+    other = suite.ollama.url.replace("127.0.0.1", "localhost")
+    suite.write(expects(spelled, other, "--ollama-host", at_import=spelled))
+    assert {"passed": 2} == suite.run(f"--ollama-host={other}", *workers).counts
+
+
+@WORKERS
+@pytest.mark.parametrize("given", [None, ""], ids=["unset", "empty"])
+@pytest.mark.parametrize(
+    ("args", "ini", "url", "source"),
+    [
+        ([], "ollama_preload = a", "http://127.0.0.1:11434", "default"),
+        (["--ollama-host=http://localhost:11434/"], "", "http://localhost:11434", "--ollama-host"),
+        ([], "ollama_host = 0.0.0.0", "http://127.0.0.1:11434", "ollama_host in pytest.ini"),
+    ],
+    ids=["listed", "option", "ini"],
+)
+def test_a_variable_that_is_not_set_stays_so_with_the_usual_address(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: list[str],
+    given: str | None,
+    args: list[str],
+    ini: str,
+    url: str,
+    source: str,
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST")
+    if given is not None:
+        monkeypatch.setenv("OLLAMA_HOST", given)
+    suite.write(expects(given, url, source, at_import=given))
+    suite.write({"pytest.ini": f"[pytest]\n{ini}\n"})
+    assert {"passed": 2} == suite.run(*args, *workers).counts
+
+
+@WORKERS
+@pytest.mark.parametrize(
+    ("address", "value", "url"),
+    [
+        ("gpu", "gpu:11434", "http://gpu:11434"),
+        ("http://gpu", "gpu:80", "http://gpu:80"),
+        ("http://LOCALHOST:5000/", "localhost:5000", "http://localhost:5000"),
+        ("[::1]:5000", "[::1]:5000", "http://[::1]:5000"),
+        ("https://gpu", "https://gpu:443", "https://gpu:443"),
+        ("http://gpu:5000/ollama/", "http://gpu:5000/ollama", "http://gpu:5000/ollama"),
+    ],
+)
+@pytest.mark.parametrize("how", ["option", "ini"])
+def test_for_another_server_it_is_host_and_port_or_else_a_url(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: list[str],
+    address: str,
+    value: str,
+    url: str,
+    how: str,
+) -> None:
+    args = []
+    if how == "option":
+        monkeypatch.setenv("OLLAMA_HOST", "gpu:port")
+        args, source = [f"--ollama-host={address}"], "--ollama-host"
+    else:
+        monkeypatch.delenv("OLLAMA_HOST")
+        suite.write({"pytest.ini": f"[pytest]\nollama_host = {address}\n"})
+        source = "ollama_host in pytest.ini"
+    suite.write(expects(value, url, source, at_import=value))
+    assert {"passed": 2} == suite.run(*args, *workers).counts
+
+
+@WORKERS
+@pytest.mark.parametrize("address", ["localhost:PORT", "http://127.0.0.1:PORT/"])
+def test_a_hook_that_names_the_same_server_leaves_the_variable_alone(
+    suite: Suite, workers: list[str], address: str
+) -> None:
+    suite.ollama.add(THERE)
+    given = suite.ollama.url
+    address = address.replace("PORT", given.rpartition(":")[2])
+    url, source = address.rstrip("/"), "pytest_ollama_host in conftest.py"
+    url = url if url.startswith("http") else f"http://{url}"
+    files = expects(given, url, source, at_import=given, marked=True)
+    suite.write({**files, "conftest.py": a_hook(address)})
+    assert {"passed": 2} == suite.run(*workers).counts
+
+
+@WORKERS
+def test_a_run_inside_of_a_test_sees_the_server_of_the_run(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST")
+    inner = expects("gpu:5000", "http://gpu:5000", "OLLAMA_HOST", at_import="gpu:5000")
+    suite.write(
+        {
+            "pytest.ini": "[pytest]\nollama_host = gpu:5000\n",
+            "test_outer.py": """
+                import subprocess, sys
+
+                def test_outer():
+                    command = [sys.executable, "-m", "pytest", "-p", "ollama_warmup", "inner"]
+                    subprocess.run(command, check=True)
+            """,
+            "inner/pytest.ini": "[pytest]\n",
+            **{f"inner/{name}": text for name, text in inner.items()},
+        }
+    )
+    assert {"passed": 1} == suite.run("test_outer.py", *workers).counts
 
 
 # The hook
@@ -63,9 +234,8 @@ ASKS_WHERE = """
 def test_a_hook_of_the_suite_names_the_server_once(
     suite: Suite, other: Emulator, workers: list[str], args: list[str]
 ) -> None:
-    suite.write(
-        {"conftest.py": a_hook(other.url), "test_it.py": ASKS_WHERE.replace("URL", other.url)}
-    )
+    test = asks_where(other.url, variable(other))
+    suite.write({"conftest.py": a_hook(other.url), "test_it.py": test})
     run = suite.run(*args, *workers)
     assert {"passed": 4} == run.counts
     assert 1 == len(other.loads)
@@ -182,7 +352,7 @@ def test_a_fixture_of_the_suite_gives_its_tests_another_server(
     suite.ollama.add(THERE)
     suite.write(
         {
-            "test_here.py": ASKS_WHERE.replace("URL", suite.ollama.url),
+            "test_here.py": asks_where(suite.ollama.url, suite.ollama.url),
             "sub/conftest.py": a_fixture(other.url),
             "sub/test_there.py": f"""
                 import pytest

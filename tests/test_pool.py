@@ -33,9 +33,9 @@ SPREAD = """
     @pytest.mark.requires_model("llama3.2:1b")
     @pytest.mark.parametrize("n", range(COUNT))
     def test_where(ollama_host, ollama_openai_url, worker_id, n):
-        assert ollama_host == os.environ["OLLAMA_HOST"]
+        assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
         assert f"{ollama_host}/v1" == ollama_openai_url
-        (HERE / f"at-{worker_id}").write_text(f"{ollama_host} {AT_IMPORT}")
+        (HERE / f"at-{worker_id}").write_text(f"{ollama_host} http://{AT_IMPORT}")
         deadline = time.monotonic() + 30
         while len(list(HERE.glob("at-*"))) < COUNT:
             assert time.monotonic() < deadline
@@ -51,7 +51,7 @@ UNMARKED = """
 
     @pytest.mark.parametrize("n", range(3))
     def test_where(worker_id, n):
-        (HERE / f"at-{worker_id}").write_text(f"{os.environ['OLLAMA_HOST']} {AT_IMPORT}")
+        (HERE / f"at-{worker_id}").write_text(f"http://{os.environ['OLLAMA_HOST']} http://{AT_IMPORT}")
         deadline = time.monotonic() + 30
         while len(list(HERE.glob("at-*"))) < 3:
             assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ CRASHES = """
     @pytest.mark.requires_model("llama3.2:1b")
     @pytest.mark.parametrize("n", range(12))
     def test_where(ollama_host, worker_id, n):
-        (HERE / f"at-{worker_id}").write_text(f"{ollama_host} {AT_IMPORT}")
+        (HERE / f"at-{worker_id}").write_text(f"{ollama_host} http://{AT_IMPORT}")
         if worker_id == "gw1":
             os._exit(1)
         deadline = time.monotonic() + 30
@@ -145,7 +145,54 @@ def test_plugins_that_are_imported_before_this_one_see_it_too(
     suite.write({"early.py": early, "test_it.py": "def test_it(): pass\n"})
     assert {"passed": 1} == suite.run("-p", "early", "-n3", hosts(*three)).counts
     for number, one in enumerate(three):
-        assert one.url == (suite.pytester.path / f"early-gw{number}").read_text()
+        assert one.url == "http://" + (suite.pytester.path / f"early-gw{number}").read_text()
+
+
+def test_the_worker_whose_host_the_variable_names_keeps_it_as_it_is(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, three: list[Emulator]
+) -> None:
+    here = three[1].url.replace("127.0.0.1", "LOCALHOST") + "/"
+    monkeypatch.setenv("OLLAMA_HOST", here)
+    expected = [one.url.removeprefix("http://") for one in three]
+    expected[1] = here
+    suite.write(
+        {
+            "conftest.py": """
+                import os
+
+                AT_IMPORT = os.environ["OLLAMA_HOST"]
+            """,
+            "test_it.py": f"""
+                import os, conftest, pytest
+
+                @pytest.mark.parametrize("n", range(3))
+                def test_it(n, worker_id):
+                    found = os.environ["OLLAMA_HOST"]
+                    assert {expected!r}[int(worker_id[2:])] == found == conftest.AT_IMPORT
+            """,
+        }
+    )
+    assert {"passed": 3} == suite.run("-n3", hosts(*three)).counts
+
+
+def test_the_worker_whose_host_is_the_usual_one_sees_no_other(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST")
+    suite.write(
+        {
+            "test_it.py": """
+                import os, pytest
+
+                EXPECTED = ["gpu:11434", "127.0.0.1:11434"]
+
+                @pytest.mark.parametrize("n", range(2))
+                def test_it(n, worker_id):
+                    assert EXPECTED[int(worker_id[2:])] == os.environ["OLLAMA_HOST"]
+            """
+        }
+    )
+    assert {"passed": 2} == suite.run("-n2", "--ollama-host=gpu,127.0.0.1").counts
 
 
 def test_the_run_says_which_hosts_and_what_each_of_them_cost(
@@ -173,6 +220,36 @@ def test_a_file_can_list_them_and_each_is_pulled_to(
     assert "(from ollama_host in pytest.ini)" in run.ours[0]
 
 
+def test_the_workers_of_a_file_move_and_say_who_gave_the_hosts(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, three: list[Emulator]
+) -> None:
+    monkeypatch.delenv("OLLAMA_HOST")
+    three[1].stop()
+    listed = ",".join(one.url for one in three)
+    suite.write(
+        {
+            "pytest.ini": f"[pytest]\nollama_host = {listed}\n",
+            "test_it.py": f"""
+                import os, pytest
+                from pytest_ollama_warmup.roles import settings_of
+
+                URLS = {[three[0].url, three[2].url, three[2].url]}
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                @pytest.mark.parametrize("n", range(6))
+                def test_it(n, ollama_host, worker_id, pytestconfig):
+                    assert URLS[int(worker_id[2:])] == ollama_host
+                    assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
+                    host = settings_of(pytestconfig).host
+                    assert (ollama_host, "ollama_host in pytest.ini") == (host.url, host.source)
+            """,
+        }
+    )
+    run = suite.run("-n3", "--ollama-wait=0")
+    assert {"passed": 6} == run.counts
+    assert [1, 0, 1] == [len(one.loads) for one in three]
+
+
 @STEPS
 def test_a_worker_that_takes_the_place_of_a_crashed_one_keeps_its_host(
     suite: Suite, three: list[Emulator], args: list[str]
@@ -193,7 +270,8 @@ def test_a_run_that_needs_no_model_asks_no_host(suite: Suite, three: list[Emulat
 
                 @pytest.mark.parametrize("n", range(4))
                 def test_it(n, ollama_host, worker_id):
-                    assert URLS[int(worker_id[2:])] == os.environ["OLLAMA_HOST"] == ollama_host
+                    assert URLS[int(worker_id[2:])] == ollama_host
+                    assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
             """.replace("URLS", repr([one.url for one in three]))
         }
     )
@@ -253,7 +331,7 @@ def test_the_workers_of_a_host_that_is_down_move_to_those_that_answer(
     spread(suite, 5)
     if not args:
         # They know only after collection, when their modules have been imported.
-        text = SPREAD.replace("{AT_IMPORT}", "{ollama_host}").replace("COUNT", "5")
+        text = SPREAD.replace("http://{AT_IMPORT}", "{ollama_host}").replace("COUNT", "5")
         suite.write({"test_where.py": text})
     run = suite.run(
         "-n5", hosts(*three), "--ollama-wait=0.3", f"--ollama-on-missing={policy}", *args
@@ -376,7 +454,8 @@ def test_one_process_uses_the_first_that_answers(
 
                 @pytest.mark.requires_model("llama3.2:1b")
                 def test_it(ollama_host):
-                    assert "{three[down].url}" == ollama_host == os.environ["OLLAMA_HOST"]
+                    assert "{three[down].url}" == ollama_host
+                    assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
             """
         }
     )
@@ -524,7 +603,7 @@ def test_overlap_prepares_all_hosts_in_the_background(
                 @pytest.mark.requires_model("llama3.2:1b")
                 @pytest.mark.parametrize("n", range(3))
                 def test_where(ollama_host, n):
-                    assert ollama_host == os.environ["OLLAMA_HOST"]
+                    assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
                     assert ollama_host in {[one.url for one in three if not down or one is not three[1]]}
             """,
             "test_plain.py": """
@@ -561,7 +640,7 @@ def test_what_a_test_unloads_is_brought_back_on_its_host(
                 def test_it(n, worker_id):
                     if worker_id == "gw1":
                         body = json.dumps({"model": "llama3.2:1b", "keep_alive": 0}).encode()
-                        url = os.environ["OLLAMA_HOST"] + "/api/generate"
+                        url = "http://" + os.environ["OLLAMA_HOST"] + "/api/generate"
                         urllib.request.urlopen(urllib.request.Request(url, body)).close()
             """
         }
@@ -575,7 +654,8 @@ def test_what_a_test_unloads_is_brought_back_on_its_host(
 
 def test_each_host_learns_what_its_tests_use(suite: Suite, start: Callable[[], Emulator]) -> None:
     two = [start(), start()]
-    own = OWN_CONTEXT.replace("ollama_options, n", "ollama_options, n, worker_id")
+    own = OWN_CONTEXT.replace("ollama_options, n", "ollama_options, n, ollama_host, worker_id")
+    own = own.replace('os.environ["OLLAMA_HOST"]', "ollama_host")
     own = own.replace('{"num_ctx": 8192}', '{"num_ctx": 8192 if worker_id == "gw1" else 4096}')
     # What most of a worker's tests have seen: it takes more than two of them.
     suite.write({"test_it.py": own.replace("range(6)", "range(16)")})
@@ -648,7 +728,7 @@ def test_a_hook_goes_before_hosts_of_a_file(
                 @pytest.mark.requires_model("llama3.2:1b")
                 @pytest.mark.parametrize("n", range(4))
                 def test_it(n, ollama_host):
-                    assert {url!r} == ollama_host == os.environ["OLLAMA_HOST"]
+                    assert {url!r} == ollama_host == "http://" + os.environ["OLLAMA_HOST"]
             """,
         }
     )
@@ -708,8 +788,9 @@ AWAY = """
 @STEPS
 @pytest.mark.parametrize("away", [["gw0"], ["gw1"], ["gw0", "gw1"]], ids=["gw0", "gw1", "both"])
 def test_a_worker_that_does_not_see_the_runs_directory_prepares_by_itself(
-    suite: Suite, args: list[str], away: list[str]
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, args: list[str], away: list[str]
 ) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", suite.ollama.url.removeprefix("http://"))
     suite.ollama.add(THERE)
     spread(suite, 2)
     suite.write({"conftest.py": AWAY.replace("WORKERS", repr(away))})

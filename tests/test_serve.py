@@ -52,7 +52,7 @@ AT_IMPORT = os.environ.get("OLLAMA_HOST")
 @pytest.mark.requires_model("a:1")
 @pytest.mark.parametrize("n", range(3))
 def test_it(n, ollama_host):
-    assert os.environ["OLLAMA_HOST"] == AT_IMPORT == ollama_host
+    assert os.environ["OLLAMA_HOST"] == AT_IMPORT == ollama_host.removeprefix("http://")
     body = {"model": "a:1", "prompt": "Hi", "stream": False}
     request = urllib.request.Request(ollama_host + "/api/generate", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=30) as answer:
@@ -149,17 +149,25 @@ def test_off_starts_none(suite: Served) -> None:
     assert [] == suite.starts
 
 
-def test_it_can_stand_in_the_configuration_file(suite: Served) -> None:
+@WORKERS
+def test_it_can_stand_in_the_configuration_file(suite: Served, workers: list[str]) -> None:
     suite.write(
         {
             "pytest.ini": f"""
             [pytest]
             ollama_serve = true
             ollama_serve_command = '{sys.executable}' '{suite.program}'
-            """
+            """,
+            "test_it.py": TEST.replace("(n, ollama_host)", "(n, ollama_host, pytestconfig)")
+            + """
+    from pytest_ollama_warmup.roles import settings_of
+    settings = settings_of(pytestconfig)
+    assert "ollama_serve in pytest.ini" == settings.host.source == settings.serve.source
+    assert settings.serve.value
+""",
         }
     )
-    run = suite.run()
+    run = suite.run(*workers)
     assert {"passed": 3} == run.counts
     assert "(from ollama_serve in pytest.ini)" in run.ours[0]
 

@@ -38,6 +38,12 @@ class Host:
         return netloc.rsplit(":", 1)[0].strip("[]")
 
     @property
+    def as_variable(self) -> str:
+        """Value for ``OLLAMA_HOST``: ``host:port``, as Ollama documents it, or a URL if needed."""
+        scheme, _, rest = self.url.partition("://")
+        return self.url if scheme != "http" or "/" in rest else rest
+
+    @property
     def loopback(self) -> bool:
         """Whether the server is on this machine."""
         try:
@@ -119,6 +125,14 @@ def same_url(host: Host) -> str:
     if host.name != "localhost":
         return host.url
     return re.sub(r"(?<=://)localhost(?=:\d+)", "127.0.0.1", host.url, count=1)
+
+
+def names(text: str | None, host: Host) -> bool:
+    """Return whether *text*, the value of ``OLLAMA_HOST``, means *host*; None is the default."""
+    try:
+        return same_url(parse_host(text or "", "OLLAMA_HOST")) == same_url(host)
+    except BadHost:
+        return False
 
 
 def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:

@@ -8,7 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_ollama_warmup.errors import BadHost
-from pytest_ollama_warmup.ollama.host import Host, again, distinct, parse_host, parse_hosts
+from pytest_ollama_warmup.ollama.host import (
+    Host,
+    again,
+    distinct,
+    names,
+    parse_host,
+    parse_hosts,
+)
 
 
 def url_of(text: str) -> str:
@@ -107,6 +114,57 @@ def test_loopback_is_this_machine_and_nothing_else(text: str, loopback: bool) ->
 )
 def test_the_name_is_bare(text: str, name: str) -> None:
     assert name == parse_host(text, "").name
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("gpu", "gpu:11434"),
+        ("http://gpu", "gpu:80"),
+        ("HTTP://GPU:5000/", "gpu:5000"),
+        ("0.0.0.0", "127.0.0.1:11434"),
+        ("::1", "[::1]:11434"),
+        ("http://[fe80::1%eth0]:9", "[fe80::1%eth0]:9"),
+        ("http://ollama.com", "ollama.com:80"),
+        ("ollama.com", "https://ollama.com:443"),
+        ("https://gpu", "https://gpu:443"),
+        ("gpu/ollama", "http://gpu:11434/ollama"),
+        ("https://[::1]/a/b/", "https://[::1]:443/a/b"),
+    ],
+)
+def test_the_variable_holds_host_and_port_and_a_url_only_where_they_do_not_say_it_all(
+    text: str, value: str
+) -> None:
+    assert value == parse_host(text, "").as_variable
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "named"),
+    [
+        (None, "127.0.0.1", True),
+        (None, "localhost", True),
+        ("", "http://127.0.0.1:11434", True),
+        (" ' ' ", "127.0.0.1", True),
+        ("localhost", "127.0.0.1:11434", True),
+        (":5000", "HTTP://LocalHost:5000/", True),
+        ("GPU", "http://gpu:11434", True),
+        ("https://gpu", "https://gpu:443/", True),
+        ("http://gpu/a/", "gpu:80/a", True),
+        (None, "127.0.0.1:11435", False),
+        (None, "::1", False),
+        ("gpu", "http://gpu", False),
+        ("https://gpu:443", "gpu:443", False),
+        ("gpu/a", "gpu/A", False),
+        ("gpu/a", "gpu", False),
+        ("gpu:port", "gpu", False),
+        ("a,b", "a", False),
+        ("me:hunter2@gpu", "gpu", False),
+    ],
+)
+def test_a_value_of_the_variable_names_a_host_or_not(
+    text: str | None, host: str, named: bool
+) -> None:
+    assert named is names(text, parse_host(host, ""))
 
 
 def test_an_address_keeps_who_gave_it() -> None:
@@ -216,6 +274,9 @@ def test_what_is_accepted_reads_again_to_the_same_and_can_be_asked(text: str) ->
     except BadHost:
         return
     assert host.url == parse_host(host.url, "x").url
+    assert host.url == parse_host(host.as_variable, "x").url
+    assert names(text, host)
+    assert names(host.as_variable, host)
     assert host.name
     assert httpx.URL(host.url).raw_host
 
