@@ -85,11 +85,12 @@ def ollama_async_client(ollama_host: str) -> ollama.AsyncClient:
 
 
 @pytest.fixture
-def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> None:
+def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> Iterator[None]:
     """Bring a test's models to the server that the suite's own ollama_host gives it."""
     from pytest_ollama_warmup.models import bring_elsewhere
 
-    bring_elsewhere(request.node, ollama_host)
+    with bring_elsewhere(request.node, ollama_host):
+        yield
 
 
 def _official_library(fixture: str) -> ModuleType:

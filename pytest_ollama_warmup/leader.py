@@ -140,7 +140,8 @@ class Leader(Run):
         """Bring one model, if the server answers; that is known where it was asked before."""
         there, begun = self.there(target), self._begun[target.id]
         try:
-            return there.bring(target, say, there._pulls, begun.set)
+            room = None if self.settings.group_by_model.value else there.room
+            return there.bring(target, say, there._pulls, begun.set, room)
         finally:
             begun.set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,11 +112,13 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
     return spec
 
 
-def bring_elsewhere(item: pytest.Item, url: str) -> None:
+@contextmanager
+def bring_elsewhere(item: pytest.Item, url: str) -> Iterator[None]:
     """Make the models of *item* ready on the server *url*; skip or fail it where that cannot be."""
     config = item.config
     # --setup-only runs fixtures, and must not touch the network.
     if settings_of(config).off or is_looking(config):
+        yield
         return
     try:
         want = want_of(item)
@@ -130,6 +132,8 @@ def bring_elsewhere(item: pytest.Item, url: str) -> None:
         watch(config)
         item.stash[NOT_READY] = verdict
         enforce(verdict, item.session)
+    yield
+    _run_at(config, url).look_after(item.nodeid)
 
 
 def _run_at(config: pytest.Config, url: str) -> Run:

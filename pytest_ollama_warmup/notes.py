@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-Kind = Literal["seen", "waits", "lost"]
+Kind = Literal["waits", "lost"]
 
 
 def write(folder: Path, by: str, kind: Kind, notes: object) -> None:
@@ -40,19 +39,6 @@ def waits(root: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for notes in _read(root.rglob("waits-*.json")):
         found |= notes
-    return found
-
-
-def seen(folder: Path) -> dict[str, Counter[int]]:
-    """Return, by key of each model, before how many tests of all processes it had a context.
-
-    *folder* is that of one server: the same model on another one may have other contexts.
-    """
-    found: dict[str, Counter[int]] = {}
-    for notes in _read(folder.glob("seen-*.json")):
-        for key, contexts in notes.items():
-            counted = {int(context): number for context, number in contexts.items()}
-            found.setdefault(key, Counter()).update(counted)
     return found
 
 

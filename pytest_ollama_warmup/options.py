@@ -180,10 +180,11 @@ OPTIONS = (
     Option(
         "warm",
         "when",
-        "How models are warmed: prompt (one short generation), load, or off (present is enough). "
-        "Default: prompt.",
-        read=_choice("prompt", "load", "off"),
-        default="prompt",
+        "How models are warmed: load (nothing is generated), prompt (one short generation), auto "
+        "(prompt for servers before v0.30, which do not warm up by themselves, else load) or off "
+        "(present is enough). Default: auto.",
+        read=_choice("auto", "prompt", "load", "off"),
+        default="auto",
         metavar="HOW",
     ),
     Option(

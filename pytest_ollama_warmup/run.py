@@ -20,7 +20,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.text import at
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, Users, file_name, held
+from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Target,
@@ -33,6 +33,7 @@ from pytest_ollama_warmup.warmup.plan import (
 )
 from pytest_ollama_warmup.warmup.preparation import Turns
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S, Outcome, Record
+from pytest_ollama_warmup.warmup.room import Room, make_room
 
 if TYPE_CHECKING:
     import threading
@@ -48,9 +49,7 @@ if TYPE_CHECKING:
     AskRequest = Callable[[ModelSpec], Mapping[str, Any] | None]
 
 
-# A file that says so: more models were warmed than the server keeps.
-CROWDED = "crowded"
-# This one holds the sets of models that take turns, in their order.
+# A file that holds the sets of models that take turns, in their order.
 GROUPS = "groups.json"
 # This one holds, by model, the contexts that tests ask for by name.
 VARIANTS = "variants.json"
@@ -98,8 +97,10 @@ class Run:
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
         self.turns = Turns()
+        self.room = Room(folder, self.gate)
         self._guard: Guard | None = None
-        self._listed: list[tuple[Target, Outcome]] | None = None
+        self._wanted: list[tuple[Target, Outcome]] | None = None
+        self._listed: tuple[str, ...] | None = None
         self._waits: dict[str, float] = {}
         self._lost: dict[str, list[str]] = {}
         self._turn: set[str] = set()
@@ -141,6 +142,11 @@ class Run:
                     found[at(one.key, one.host)] = elsewhere(one)
         return found
 
+    def own_outcomes(self) -> list[Outcome]:
+        """Return what all processes of the run have recorded of the models of this server."""
+        found = {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
+        return [one for one in found.values() if one.model]
+
     def verdict(self, want: Want) -> Verdict | None:
         """Return why a test that wants *want* cannot run; None when all is ready."""
         try:
@@ -166,34 +172,32 @@ class Run:
         return Verdict(policy, problem.error)
 
     def write_notes(self) -> None:
-        """Leave to the leader of the run what was seen in this process, and what waited in it."""
-        notes.write(self.folder, self.by, "seen", {} if self._guard is None else self._guard.seen)
+        """Leave to the leader of the run what waited in this process, and what was lost."""
+        if self._listed:
+            self.glance(last=True)
         notes.write(self.folder, self.by, "waits", self._waits)
         notes.write(self.folder, self.by, "lost", self._lost)
 
-    def glance(self, test: str) -> None:
-        """Look whether the listed models are still warm, where no test says that it needs one.
+    def glance(self, test: str = "", *, last: bool = False) -> None:
+        """Look at the server's memory where no test says what it needs; *test* has just run.
 
         Never raises: no test has asked for it.
         """
         with suppress(Exception):
             if self._listed is None:
-                self._listed = [
-                    (target, outcome)
-                    for key, target in make_plan(
-                        self.settings.listed, (), up_front=True
-                    ).targets.items()
-                    if (outcome := self.gate.peek(key)) and outcome.step("load")
-                ]
+                plan = make_plan(self.settings.listed, (), up_front=True)
+                known = {key: self.gate.peek(key) for key in plan.targets}
+                self._listed = tuple(key for key, one in known.items() if _is_watched(one))
             if self._listed:
-                self._guarding().glance(self._listed, test, self._has_room)
+                self._guarding().between(self._listed, test, last=last)
 
     def verdict_now(self, want: Want) -> Verdict | None:
-        """Return the same just before the test: None when all is ready, and still warm.
+        """Return the same just before the test, and see that what is ready is still warm.
 
         Raises:
             CannotLook: all was ready; whether it still is cannot be asked.
         """
+        self._wanted = None
         try:
             targets = self._targets(want)
         except NoModelNamed as exc:
@@ -211,24 +215,39 @@ class Run:
             return verdict
         found = [(target, self.outcome(target)) for target in targets]
         # What runs elsewhere, or is not to be warmed, cannot be found cold.
-        wanted = [one for one in found if one[1].step("load") is not None]
-        if not wanted:
-            return None
+        wanted = [one for one in found if _is_watched(one[1])]
+        if (wanted or not found) and self.settings.warm.value != "off":
+            self._look_before(wanted, want.test)
+        return None
+
+    def _look_before(self, wanted: list[tuple[Target, Outcome]], test: str) -> None:
         from pytest_ollama_warmup.warmup.guard import CannotLook
 
+        self._wanted = wanted
         try:
-            self._guarding().check(wanted, want.test, self._contexts, self._may_load)
+            self._guarding().before(wanted, test, self._contexts, self._may_load)
         except (ServerUnreachable, LoadFailed) as exc:
-            self._lost.setdefault(str(exc), []).append(want.test)
-            # It was there: what is gone in the midst of a run is no matter of what is missing.
-            on_missing = self.settings.on_missing.value
-            return Verdict(decide(on_missing, want.on_missing, "default", ci=True), str(exc))
+            # It was ready once: the test runs and fails by itself, if it does, as it would without.
+            self._lost.setdefault(str(exc), []).append(test)
         except CannotLook:
             raise
         # Whatever else keeps us from looking: the test would run without us.
         except Exception as exc:
             raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
-        return None
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Return what is held while the test runs before which was just looked.
+
+        Other workers see by it that the test may have the server load its models anew.
+        """
+        return nullcontext() if self._wanted is None else self._guarding().inside(self._wanted)
+
+    def look_after(self, test: str) -> None:
+        """See what *test* used, if it was looked before it; never raises."""
+        wanted, self._wanted = self._wanted, None
+        if wanted is not None:
+            with suppress(Exception):
+                self._guarding().after(wanted, test, self._contexts)
 
     def _may_load(self) -> bool:
         """Whether what is gone may be loaded before a test.
@@ -236,11 +255,8 @@ class Run:
         Not where several workers use more models than the server keeps: a load for the next test of
         one would take the model of another, which has just been seen to and not been used yet.
         """
-        return self.settings.group_by_model.value or self.by == "main" or self._has_room()
-
-    def _has_room(self) -> bool:
-        """Whether the server was seen to keep all that was warmed."""
-        return not (self.folder / CROWDED).exists()
+        grouped = self.settings.group_by_model.value
+        return grouped or self.by == "main" or not self.room.is_short
 
     def _make_room(self, keys: set[str]) -> None:
         """Where another set of models has its turn now: unload what would else not go by itself.
@@ -251,8 +267,6 @@ class Run:
             return
         self._turn = keys
         with suppress(Exception):
-            from pytest_ollama_warmup.warmup.guard import make_room
-
             groups = [set(one) for one in json.loads((self.root / GROUPS).read_text("utf-8"))]
             later = groups[groups.index(keys) + 1 :]
             loaded = [one for one in self.gate.outcomes() if one.step("load") is not None]
@@ -271,7 +285,9 @@ class Run:
             # Nobody starts a server of our own again.
             limit_s = 0.0 if settings.serve.value else settings.wait.value
             wait = partial(self.client().wait_until_ready, limit_s, self.on_wait)
-            self._guard = Guard(self.client(), self.folder, settings.terms, self.by, wait)
+            self._guard = Guard(
+                self.client(), self.folder, settings.terms, self.by, wait, self.room
+            )
         return self._guard
 
     def _contexts(self, target: Target) -> set[int]:
@@ -328,17 +344,9 @@ class Run:
         number = self.settings.slots.value
         return nullcontext() if number is None else Slots(self.folder, number).one()
 
-    def at_work(self, want: Want) -> AbstractContextManager[None]:
-        """Return what a test holds while it may have the server load its models otherwise."""
-        try:
-            keys = [target.spec.model_key for target in self._targets(want)]
-        except NoModelNamed:
-            keys = []
-        return Users(self.folder, self.by).using(keys) if keys else nullcontext()
-
     def asked(self, target: Target) -> Target:
         """Return *target* with the suite's own warm-up request, where it has one."""
-        if self.settings.warm.value != "prompt":
+        if self.settings.warm.value not in ("auto", "prompt"):
             return target
         return replace(target, request=self._ask_request(target.spec))
 
@@ -348,11 +356,13 @@ class Run:
         say: Say,
         pulls: threading.Semaphore | None = None,
         begun: Callable[[], None] = lambda: None,
+        room: Room | None = None,
     ) -> Outcome:
         """Make one model ready unless another process of the run has, or does now.
 
         One that does not load yet is only pulled; the load, when its turn comes, adds to that.
-        *begun* is called when no other process can begin with it any more.
+        *begun* is called when no other process can begin with it any more. With *room* one that
+        does not fit is not loaded.
 
         Raises:
             WaitedTooLong: another process works on it, and shows no progress.
@@ -370,8 +380,13 @@ class Run:
             if not server.ready:
                 return _failed_like(server, target)
             from pytest_ollama_warmup.warmup.bring import bring
+            from pytest_ollama_warmup.warmup.load import resolve_warm
+            from pytest_ollama_warmup.warmup.looks import LookLog
 
             client, terms, before = self.client(), self.settings.terms, None
+            version = server.notes[0] if server.notes else ""
+            terms = replace(terms, warm=resolve_warm(terms.warm, version))
+            log, sent = LookLog(self.folder, self.by), time.monotonic()
             if not target.loads:
                 terms = replace(terms, warm="off")
             elif (before := self._present.peek(target.key)) is not None:
@@ -389,7 +404,11 @@ class Run:
                 # Else a model could have to make room, or its own variant unload it, before its
                 # lease is seen to.
                 loading=self.turns.of(target.key),
+                room=room,
             )
+            name = ModelName.parse(target.spec.name)
+            # Nobody must take the plugin's own request for a test's.
+            log.write("own", sent, keys=[name.short.lower()])
             found = replace(found, host=client.host.url)
             return found if before is None else found.after(before)
 
@@ -439,3 +458,8 @@ class Run:
 def _failed_like(server: Outcome, target: Target) -> Outcome:
     spec = target.spec
     return replace(server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
+
+
+def _is_watched(outcome: Outcome | None) -> bool:
+    """Whether a model is loaded by the server that is asked, now or when a test needs it."""
+    return outcome is not None and bool(outcome.step("load") or outcome.left_out)

@@ -8,22 +8,22 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_ollama_warmup import notes
-from pytest_ollama_warmup.errors import ApiError, ServerError
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
-from pytest_ollama_warmup.learning import changed, learn, learns, with_learned
+from pytest_ollama_warmup.learning import changed, crowds, learn, with_learned
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
+from pytest_ollama_warmup.report import findings
 from pytest_ollama_warmup.report.terminal import (
     can_write_signs,
-    found_cold_lines,
+    lost_lines,
     summary_lines,
     waited_lines,
 )
@@ -36,13 +36,14 @@ from pytest_ollama_warmup.roles import (
     write_host,
     write_places,
 )
-from pytest_ollama_warmup.run import CROWDED, GROUPS, VARIANTS, elsewhere, folder_at
+from pytest_ollama_warmup.run import GROUPS, VARIANTS, elsewhere, folder_at
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import at, count, seconds, wanted_by
-from pytest_ollama_warmup.warmup.gate import write_whole
-from pytest_ollama_warmup.warmup.guard import all_known, not_resident
+from pytest_ollama_warmup.warmup.gate import Gate, write_whole
+from pytest_ollama_warmup.warmup.guard import all_known
+from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Need,
@@ -86,6 +87,8 @@ class Controller(Leader):
         self._collected = False
         self._interrupted = False
         self._host_asked = self._header_said = False
+        self._seen: dict[str, Memory] | None = None
+        self._learned: dict[str, int] = {}
         # Servers of several that do not answer, while others do.
         self._down: list[Outcome] = []
         # Told to runs inside this run's tests: what the environment lists is there already.
@@ -155,9 +158,25 @@ class Controller(Leader):
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
         self.write_notes()
-        for there in self._everywhere() if learns(self._config) else ():
-            outcomes = [one for one in there.gate.outcomes() if one.ready and one.model]
-            learn(self._config, outcomes, notes.seen(there.folder))
+        for url, memory in self._memories().items():
+            self._learned |= learn(self._config, memory, url)
+
+    def _memories(self) -> dict[str, Memory]:
+        """Return what was seen of each server's memory, by its URL."""
+        if self._seen is None:
+            several = bool(self.sites)
+            self._seen = {
+                there.settings.host.url: Memory.read(
+                    there.folder, there.own_outcomes(), there.settings.host.url if several else ""
+                )
+                for there in self._everywhere()
+            }
+            # Those that the suite's own fixture names.
+            for folder in [] if several else sorted(self.root.glob("host-*")):
+                outcomes = Gate(folder, 0.0).outcomes()
+                if url := next((one.host for one in outcomes), ""):
+                    self._seen[url] = Memory.read(folder, outcomes, url)
+        return self._seen
 
     def summary(self) -> None:
         """Write the table of what the models cost."""
@@ -174,17 +193,15 @@ class Controller(Leader):
         order = [target.id for target in self._planned() if target.id in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
         quiet = self._config.get_verbosity() < -1
-        self.record.known, self.record.waits = all_known(self.folder), notes.waits(self.root)
-        self.record.lost = notes.lost(self.root)
+        self.record.known = [*all_known(self.root)]
+        self.record.waits, self.record.lost = notes.waits(self.root), notes.lost(self.root)
         lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
         if lines:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
         for line in lines:
             self._terminal.write_line(line, red=line[0] in "✗x")
-        grouped, learned = self.settings.group_by_model.value, learns(self._config)
-        cold = found_cold_lines(self.record, learns=learned, grouped=grouped)
-        for line in [] if quiet else cold:
+        for line in [] if quiet else self._findings():
             self._terminal.write_line(line)
         for line in waited_lines(self.record) if lines and not quiet else []:
             self._terminal.write_line(line)
@@ -194,12 +211,22 @@ class Controller(Leader):
             for line in log_lines(self._managed):
                 self._terminal.write_line(line)
 
+    def _findings(self) -> list[str]:
+        grouped = self.settings.group_by_model.value
+        run = findings.Run(self._learned, grouped=grouped, marked=self._plan.marked)
+        lines = lost_lines(self.record)
+        for memory in self._memories().values():
+            lines += findings.findings(memory, run)
+        return lines
+
     def _begin(self) -> None:
         if self.settings.problem is not None:
             raise pytest.UsageError(str(self.settings.problem))
         self._ask_host()
         self._say_header()
         self._meet_hosts()
+        for there in self._everywhere():
+            there.room.learn(crowds(self._config, there.settings.host.url))
         new = [one for one in map(self._now, self._planned()) if self._is_new(one)]
         self.begin(with_learned(self._config, self.settings.host.url, new))
         self._record_failed_server()
@@ -363,30 +390,24 @@ class Controller(Leader):
         return outcome.error if named else f"{outcome.host}: {outcome.error}"
 
     def _check_room(self) -> None:
-        """Say which models had to go again to make room for others."""
+        """Say which models are not loaded before the tests, and why."""
         for there in self._everywhere():
             self._check_room_at(there)
 
     def _check_room_at(self, there: Leader) -> None:
-        found = [one for one in self.record.models.values() if one.step("load") is not None]
-        loaded = [one for one in found if not self.sites or one.host == there.settings.host.url]
-        for name, contexts in _variants(loaded).items():
-            each = " and ".join(str(one) for one in sorted(contexts))
+        where = f"{there.settings.host.url}: " if self.sites else ""
+        cure = "raise the server's OLLAMA_MAX_LOADED_MODELS."
+        if self._plan.marked:
+            cure = f"use --ollama-group-by-model, or {cure}"
+        for by, names in there.room.displaced.items():
             self.say_once(
-                f"{name} is wanted with num_ctx {each}: the server keeps one of them at a time, "
-                "each switch is a load"
+                f"{where}{' and '.join(names)} had to make room for {by}; what is left is loaded "
+                f"when a test uses it. To keep all in memory, {cure}",
+                least=-1,
             )
-        with suppress(ApiError, ServerError):
-            if len(loaded) > 1 and (gone := not_resident(there.client(), loaded)):
-                (there.folder / CROWDED).touch()
-                names = ", ".join(one.title for one in gone)
-                where = f"{there.settings.host.url}: " if self.sites else ""
-                self.say_once(
-                    f"{where}{len(loaded)} models were loaded, {len(loaded) - len(gone)} fit: "
-                    f"{names} had to make room. --ollama-group-by-model loads each once; or raise "
-                    "the server's OLLAMA_MAX_LOADED_MODELS.",
-                    least=-1,
-                )
+        for one in there.own_outcomes():
+            if one.left_out:
+                self.say_once(f"{where}{one.title} is not loaded yet: {one.left_out}", least=-1)
 
     def _check_capabilities(self) -> None:
         """Say which tests ask of a model that is ready what it cannot do."""
@@ -490,12 +511,3 @@ class Controller(Leader):
         self._said.add(text)
         if not warn(self._config, text):
             self.screen.say(text, least=-1)
-
-
-def _variants(loaded: list[Outcome]) -> dict[str, set[int]]:
-    """Return the models that were loaded with more than one context, and these."""
-    contexts: dict[str, set[int]] = {}
-    for one in loaded:
-        if one.context_length:
-            contexts.setdefault(one.model, set()).add(one.context_length)
-    return {name: found for name, found in contexts.items() if len(found) > 1}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.marks import want_of
 from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of, settings_of
 
@@ -49,7 +50,7 @@ def watch(config: pytest.Config) -> None:
 
 
 def watch_unmarked(config: pytest.Config) -> None:
-    """From now on glance at the listed models between tests that do not say what they need."""
+    """From now on look at the server's memory between tests that do not say what they need."""
     config.pluginmanager.register(_Glance(), "ollama_warmup_glance")
 
 
@@ -106,16 +107,23 @@ def _slot(item: pytest.Item) -> AbstractContextManager[None]:
     return run_of(item.config).slot()
 
 
-def _at_work(item: pytest.Item, want: Want) -> AbstractContextManager[None]:
+def _inside(item: pytest.Item) -> AbstractContextManager[None]:
     # In a single process nobody looks while a test runs.
-    return run_of(item.config).at_work(want) if is_worker(item.config) else nullcontext()
+    return run_of(item.config).inside() if is_worker(item.config) else nullcontext()
 
 
 class _Glance:
+    def __init__(self) -> None:
+        self._begun = False
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        if not self._begun:
+            self._begun = True
+            run_of(item.config).glance()
+        result = yield
         run_of(item.config).glance(item.nodeid)
-        return (yield)
+        return result
 
 
 class _Watch:
@@ -131,9 +139,11 @@ class _Watch:
             with suppress(OSError):
                 held.enter_context(_slot(item))
             item.stash[_FOUND] = _look(item, want)
-            with suppress(OSError):
-                held.enter_context(_at_work(item, want))
-            return (yield)
+            with suppress(OSError, WarmupError):
+                held.enter_context(_inside(item))
+            result = yield
+            run_of(item.config).look_after(item.nodeid)
+            return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

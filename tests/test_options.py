@@ -94,7 +94,7 @@ def test_an_empty_list_on_the_command_line_overrides_addopts(suite: Suite) -> No
     [
         (["--ollama-pull=soon"], {}, "'soon' is not a valid --ollama-pull. Valid values: auto, missing, always, never."),
         (["--ollama-on-missing=cry"], {}, "'cry' is not a valid --ollama-on-missing. Valid values: auto, exit, fail, skip."),
-        (["--ollama-warm=hot"], {}, "'hot' is not a valid --ollama-warm. Valid values: prompt, load, off."),
+        (["--ollama-warm=hot"], {}, "'hot' is not a valid --ollama-warm. Valid values: auto, prompt, load, off."),
         (["--ollama-wait=long"], {}, "'long' is not a valid --ollama-wait. A number of seconds is needed, at least 0."),
         (["--ollama-wait=-1"], {}, "'-1' is not a valid --ollama-wait."),
         (["--ollama-wait=inf"], {}, "'inf' is not a valid --ollama-wait."),
@@ -227,19 +227,21 @@ def test_the_address_is_in_the_environment_before_conftests_are_imported(
     )
     run = suite.run("--ollama-host=0.0.0.0:5000", "-rP", *workers)
     url = "http://127.0.0.1:5000"
-    assert f"host {url} {url} {url}/v1" in run.out
+    assert f"host 127.0.0.1:5000 127.0.0.1:5000 {url}/v1" in run.out
 
 
+@pytest.mark.parametrize("before", ["http://before:1", None])
 def test_the_address_in_the_environment_comes_back_after_the_run(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     import os
 
-    monkeypatch.setenv("OLLAMA_HOST", "http://before:1")
-    pytester.makepyfile("import os\ndef test(): assert 'http://now:1' == os.environ['OLLAMA_HOST']")
+    if before is not None:
+        monkeypatch.setenv("OLLAMA_HOST", before)
+    pytester.makepyfile("import os\ndef test(): assert 'now:1' == os.environ['OLLAMA_HOST']")
     result = pytester.runpytest_inprocess("-p", "ollama_warmup", "--ollama-host=http://now:1")
     result.assert_outcomes(passed=1)
-    assert "http://before:1" == os.environ["OLLAMA_HOST"]
+    assert before == os.environ.get("OLLAMA_HOST")
 
 
 def test_an_address_that_nobody_set_stays_unset_in_a_run_that_uses_nothing_of_ours(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -16,23 +17,38 @@ if TYPE_CHECKING:
     Json = Mapping[str, Any]
 
 
+_BLOB = re.compile(r"^FROM .*sha256[-:](\w+)\s*$", re.MULTILINE)
 # What the server makes of a lease for ever (-1) is a time in centuries.
 ENDLESS_S = 10 * 365 * 86400
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field."""
+    """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field.
+
+    *weights* is the digest of the weights, in bare hex, and empty where the server does not say:
+    models with equal weights share one place in memory. *parameters* are those of the model's own
+    Modelfile.
+    """
 
     capabilities: tuple[str, ...] | None
     remote_host: str
+    weights: str = ""
+    parameters: str = ""
 
     @classmethod
     def read(cls, data: Json) -> ModelInfo:
         """Read the answer."""
         told = data.get("capabilities")
         capabilities = tuple(clean(one, 40) for one in told) if isinstance(told, list) else None
-        return cls(capabilities, clean(data.get("remote_host") or "", 100))
+        # The path of a blob; only the first FROM is of weights, a second one is of an adapter.
+        blob = _BLOB.search(str(data.get("modelfile")))
+        return cls(
+            capabilities,
+            clean(data.get("remote_host") or "", 100),
+            blob[1] if blob else "",
+            clean(data.get("parameters") or "", 2000),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +91,18 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive."""
+    """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive.
+
+    *expires* is ``expires_at`` as the server wrote it. It moves when a request completes, and
+    stands still otherwise (tried on v0.6.5 and v0.33), so a change proves that the model was used.
+    """
 
     name: str
     digest: str
     size: int
     context_length: int
     lease_s: float | None
+    expires: str = ""
 
     @classmethod
     def read(cls, data: Json, now: datetime) -> Resident:
@@ -92,6 +113,7 @@ class Resident:
             _whole(data.get("size")),
             _whole(data.get("context_length")),
             _seconds_until(data.get("expires_at"), now),
+            clean(data.get("expires_at") or "", 100),
         )
 
 

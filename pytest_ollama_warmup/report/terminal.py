@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pytest_ollama_warmup.report.table import SIGNS, columns
-from pytest_ollama_warmup.text import at, clean, count, first_of, seconds, size
+from pytest_ollama_warmup.text import clean, count, first_of, seconds, size
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from pytest_ollama_warmup.warmup.record import Cold, Known, Outcome, Record
+    from pytest_ollama_warmup.warmup.record import Outcome, Record
     from pytest_ollama_warmup.warmup.work import Event
 
 PROGRESS_LINE_EVERY_S = 10.0
@@ -41,7 +41,7 @@ def cost(outcome: Outcome) -> str:
         # A part that is there within 60 ms is not reported by the server, nor is its size.
         of_size = f"{size(pull.size)} " if pull.size else ""
         parts.append(f"pulled {of_size}in {seconds(pull.seconds)}")
-    if (load := outcome.step("load")) is not None:
+    if (load := outcome.step("load")) is not None and not outcome.already_loaded:
         parts.append(f"loaded in {seconds(load.seconds)}")
     return ", ".join([*parts, *outcome.notes]) or "present"
 
@@ -87,100 +87,9 @@ def waited_lines(record: Record) -> list[str]:
     return lines
 
 
-_CURES = {
-    "evicted": "The tests use more models than the server keeps: --ollama-group-by-model loads "
-    "each once, or raise its OLLAMA_MAX_LOADED_MODELS.",
-    "expired": "Raise --ollama-keep-alive: tests come later than its lease allows.",
-    "restarted": "The server went down: its log says why.",
-    "gone": "A test unloads it, or the server was started anew.",
-}
-
-
-_IN_TURN = (
-    "This set of models comes after others that need the room: raise the server's "
-    "OLLAMA_MAX_LOADED_MODELS."
-)
-
-
-def found_cold_lines(record: Record, *, learns: bool = False, grouped: bool = False) -> list[str]:
-    """Say what was gone in the midst of the run, or ran otherwise: what it cost, and the cure.
-
-    *learns* is whether the next run will know, *grouped* whether sets of models take turns.
-    """
-    lines = []
-    for error, tests in record.lost.items():
-        lines.append(f"lost before {first_of(tests)}: {error}")
-    for known in record.known:
-        name = at(known.model, known.host)
-        for reason, cure in ({**_CURES, "evicted": _IN_TURN} if grouped else _CURES).items():
-            colds = [one for one in known.colds if one.reason == reason]
-            if colds:
-                lines.append(f"{name} {_cold(colds)}. {cure}")
-        if known.rests:
-            ours = {one.model for one in record.models.values()}
-            evicted = any(one.reason == "evicted" for one in known.colds)
-            by_us = evicted and all(ours.issuperset(one.resident) for one in known.colds)
-            asks = "" if by_us else " Does somebody else use this server, or do tests unload it?"
-            lines.append(f"{name} was gone again and again, and left alone from then on.{asks}")
-        if known.left:
-            lines.append(
-                f"{name} was gone before {count(known.left, 'test')}, and left to them to load: "
-                "several workers use more models than the server keeps. "
-                "--ollama-group-by-model loads each once."
-            )
-        if known.switches:
-            lines.append(_switched(known, record))
-        if known.contexts:
-            lines.append(_other_context(known, record, learns=learns))
-    return lines
-
-
-def _switched(known: Known, record: Record) -> str:
-    number, each = known.switches, _load_seconds(_outcome_of(known, record))
-    took = f", about {seconds(number * each)}" if each else ""
-    return (
-        f"{at(known.model, known.host)} was loaded as other tests want it before "
-        f"{count(number, 'test')}: {count(number, 'reload')}{took}. --ollama-group-by-model makes "
-        "it one, or send the same num_ctx in all tests."
-    )
-
-
-def _outcome_of(known: Known, record: Record) -> Outcome | None:
-    found = (one for one in record.models.values() if one.title == known.model)
-    return next((one for one in found if known.host in ("", one.host)), None)
-
-
-def _load_seconds(outcome: Outcome | None) -> float:
-    """Return how long the first load of a model took; 0 where that is not known."""
-    load = outcome.step("load") if outcome is not None else None
-    return load.seconds if load is not None else 0.0
-
-
-def _cold(colds: list[Cold]) -> str:
-    took = seconds(sum(one.seconds for one in colds))
-    what = "its lease ran out" if colds[0].reason == "expired" else colds[0].reason
-    loaded = f", loaded are {', '.join(colds[0].resident)}" if colds[0].resident else ""
-    return (
-        f"was cold before {count(len(colds), 'test')}, {took} to load it again: {what}{loaded}, "
-        f"before {first_of([one.test for one in colds])}"
-    )
-
-
-def _other_context(known: Known, record: Record, *, learns: bool) -> str:
-    outcome = _outcome_of(known, record)
-    number, each = len(known.contexts), _load_seconds(outcome)
-    took = f", about {seconds(number * each)}" if each else ""
-    by = "" if "num_ctx=" in known.model else " (server default)"
-    if outcome is not None and outcome.learned:
-        by = " (learned)"
-    name = known.model.partition(",")[0]
-    said = f"{at(name, known.host)} was warmed with num_ctx {known.warmed}{by}, tests use"
-    cost = f"{count(number, 'reload')}{took}"
-    if number == 1:
-        later = " (the next run here has learned it)" if learns else ""
-        return f"{said} {known.context}: {cost}. List {name},num_ctx={known.context}{later}."
-    others = ", ".join(str(one) for one in sorted({*known.contexts} - {known.warmed}))
-    return f"{said} {others} too: {cost}. Send the same in all tests, as ollama_options has it."
+def lost_lines(record: Record) -> list[str]:
+    """Say which servers and models could not be had any more in the midst of the run."""
+    return [f"lost before {first_of(tests)}: {error}" for error, tests in record.lost.items()]
 
 
 def can_write_signs(file: TextIO) -> bool:

@@ -22,7 +22,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.warmup.gate import Beat, held, shared_lock_path
-from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded
+from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded, reason_to_leave_out
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.work import Event, Say, Terms, Work, failed, find
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Stored
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.room import Room
 
 
 _AT_ANY_TIME: AbstractContextManager[object] = nullcontext()
@@ -48,12 +49,14 @@ def bring(
     beat: Beat = lambda: None,
     pulls: threading.Semaphore | None = None,
     loading: AbstractContextManager[object] = _AT_ANY_TIME,
+    room: Room | None = None,
 ) -> Outcome:
     """Make one model ready, whatever that takes; a failure is an outcome, not an exception.
 
-    *pulls* says how many may be pulled at a time; *loading* is held while it is loaded.
+    *pulls* says how many may be pulled at a time; *loading* is held while it is loaded. With *room*
+    a model that does not fit beside others is only pulled.
     """
-    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1))
+    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1), room=room)
     try:
         info = _ensure_present(work)
         stored = _check_pin(work, info)
@@ -64,7 +67,8 @@ def bring(
             ]
         work.enter("present", why=work.kept)
         with loading:
-            resident = ensure_loaded(work, info)
+            left_out = reason_to_leave_out(work, info)
+            resident = None if left_out else ensure_loaded(work, info)
     except WarmupError as exc:
         return failed(target, exc, by, tuple(work.steps))
     return Outcome(
@@ -77,12 +81,17 @@ def bring(
         digest=stored.digest if stored else "",
         size=stored.size if stored else 0,
         context_length=resident.context_length if resident else 0,
+        listed=resident is not None,
         capabilities=info.capabilities,
         options=target.spec.options,
         found_loaded=work.found_loaded,
         learned=target.learned,
         pin=target.spec.digest,
         leased=work.leased,
+        weights=info.weights,
+        parameters=info.parameters,
+        left_out=left_out,
+        already_loaded=work.already_loaded,
     )
 
 

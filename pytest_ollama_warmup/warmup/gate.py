@@ -22,6 +22,8 @@ from pytest_ollama_warmup.warmup.record import Outcome
 Beat = Callable[[], None]
 _POLL_S = 0.02
 _TRIES = 50
+# What a test uses that does not say which models it needs.
+ANY = "any"
 
 
 class Gate:
@@ -139,10 +141,10 @@ class Users:
 
     @contextmanager
     def using(self, keys: Iterable[str]) -> Iterator[None]:
-        """Be one that uses the models *keys*."""
+        """Be one that uses the models *keys*; without any it may be all."""
         from filelock import FileLock
 
-        locks = [FileLock(self._path(key, self._by)) for key in sorted(set(keys))]
+        locks = [FileLock(self._path(key, self._by)) for key in sorted(set(keys)) or [ANY]]
         with ExitStack() as held_locks:
             for lock in locks:
                 held_locks.enter_context(lock.acquire(poll_interval=_POLL_S))
@@ -152,13 +154,13 @@ class Users:
         """Whether another process uses the model *key* now."""
         from filelock import FileLock, Timeout
 
-        own = self._path(key, self._by)
-        for path in self._folder.glob(self._path(key, "*").name):
-            if path != own:
-                try:
-                    FileLock(path).acquire(timeout=0).lock.release()
-                except Timeout:
-                    return True
+        for one in (key, ANY):
+            for path in self._folder.glob(self._path(one, "*").name):
+                if path != self._path(one, self._by):
+                    try:
+                        FileLock(path).acquire(timeout=0).lock.release()
+                    except Timeout:
+                        return True
         return False
 
     def _path(self, key: str, by: str) -> Path:

@@ -1,7 +1,9 @@
-"""Is a model still warm before the test that needs it? Brings back what is gone.
+"""Is a model still warm before the test that needs it? Loads again what is gone.
 
-The guard never makes a suite worse than it would be without: to a model that is resident nothing is
-sent, whatever options it runs with, so that no load takes place that the tests would not have had.
+The guard acts on evidence. To a model that is loaded nothing is sent, whatever options it runs
+with. One that is missing may be in the midst of a reload by another worker's test: it is gone only
+where nobody else is inside a test that needs it. A load that turned out to be of no use is not made
+a second time. So no load takes place that the tests would not have had.
 """
 
 from __future__ import annotations
@@ -9,40 +11,41 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import Beat, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
-from pytest_ollama_warmup.warmup.record import Cold, Known
+from pytest_ollama_warmup.warmup.looks import LookLog
+from pytest_ollama_warmup.warmup.record import Known, Reload
 from pytest_ollama_warmup.warmup.work import Work, resident_as
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.answers import Resident
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.room import Room
     from pytest_ollama_warmup.warmup.work import Terms
 
     Wanted = Sequence[tuple[Target, Outcome]]
     Contexts = Callable[[Target], set[int]]
 
-# A server that others use too: who is evicted so often would only evict them in turn.
+# A server that others use too: a model that is gone so often would only be fought over.
 OFTEN, OFTEN_S = 3, 300.0
-GLANCE_EVERY_S = 0.25
-# How long a load by another test may take at least, and how often to look whether it is over.
-AGAIN_S, AGAIN_EVERY_S = 2.0, 0.05
-
-
-def _no_others(target: Target) -> set[int]:
-    return set()
+LOOK_EVERY_S = 0.25
+# How long a test of another worker may take to load a model, and how often to look whether it has.
+RELOAD_S, RELOAD_EVERY_S = 2.0, 0.05
+# How many waits for such a test may be in vain: where tests unload a model each would hold up one.
+WAITS = 2
 
 
 class CannotLook(WarmupError):
@@ -60,7 +63,7 @@ class Ledger:
     def known(self) -> Known:
         """Return what is known by now."""
         try:
-            return _read(self._path)
+            return Known.from_dict(json.loads(self._path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return self._first
 
@@ -68,50 +71,45 @@ class Ledger:
         """Replace what is known; the caller holds the lock."""
         write_whole(self._path, asdict(known))
 
-    def held(self) -> Any:
+    def held(self) -> AbstractContextManager[Beat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
         return held(self._path.with_suffix(".lock"), self._what, self._limit_s)
 
 
-def all_known(folder: Path) -> list[Known]:
-    """Return what is known of each model of a run, at its end, first of those on its own server.
-
-    Only others have a *host*.
-    """
-    own, others = (sorted(folder.glob(one)) for one in ("guard-*.json", "host-*/guard-*.json"))
-    return [replace(_read(path), host="") for path in own] + [_read(path) for path in others]
-
-
-def _read(path: Path) -> Known:
-    return Known.from_dict(json.loads(path.read_text(encoding="utf-8")))
+def all_known(folder: Path) -> Iterator[Known]:
+    """Yield what the processes of a run know of each model at one server."""
+    for path in sorted(folder.rglob("guard-*.json")):
+        yield Known.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 class Guard:
-    """Looks at one server for one process, before each test that needs a model.
+    """Looks at one server for one process, before and after each test that needs a model.
 
     *wait* waits for a server that has gone away, and raises ServerUnreachable where it stays away.
+    *room* hears of models that had to make room for others.
     """
 
     def __init__(
-        self, client: Client, folder: Path, terms: Terms, by: str, wait: Callable[[], object]
+        self,
+        client: Client,
+        folder: Path,
+        terms: Terms,
+        by: str,
+        wait: Callable[[], object],
+        room: Room,
     ) -> None:
-        self._users = Users(folder, by)
+        self.users, self.log = Users(folder, by), LookLog(folder, by)
+        self._room, self._names = room, set[str]()
         self._client, self._folder, self._by, self._wait = client, folder, by, wait
         self._terms = replace(terms, warm="load")
         self._ledgers: dict[str, Ledger] = {}
-        self.seen: dict[str, Counter[int]] = {}
-        """By key of each model, before how many tests it had which context."""
-        self._expires: dict[str, float] = {}
-        self._lost, self._after, self._next_glance = False, "", 0.0
+        self._lost, self._next_look = False, 0.0
+        self._tests: list[str] = []
 
-    def check(
-        self,
-        wanted: Wanted,
-        test: str,
-        beside: Contexts = _no_others,
-        may_load: Callable[[], bool] = lambda: True,
+    def before(
+        self, wanted: Wanted, test: str, beside: Contexts, may_load: Callable[[], bool]
     ) -> None:
-        """See that all of *wanted* is resident before *test*, loading again what is not.
+        """See that all of *wanted* is loaded before *test*, loading again what is gone.
 
         *beside* returns the contexts that other tests want a model with: no change of habit. Where
         *may_load* forbids it, what is gone is left to the test.
@@ -121,41 +119,58 @@ class Guard:
             LoadFailed: a model is gone and does not load again.
             CannotLook: what answers cannot be asked.
         """
-        after, self._after = self._after, test
-        resident = self._look()
+        sent, loaded = time.monotonic(), None
+        try:
+            loaded = self._loaded()
+            for target, outcome in wanted:
+                if (found := _find(loaded, target, outcome)) is not None:
+                    self._note(target, outcome, found, beside)
+                else:
+                    # What was missing stays to be read, also when it is back.
+                    self.log.write("between", sent, loaded=loaded)
+                    self._note_displaced(loaded, target)
+                    self._bring_back(target, outcome, loaded, test, may_load)
+                    sent, loaded = time.monotonic(), self._loaded()
+        finally:
+            # Also where that failed: the test begins now.
+            keys = [target.key for target, _ in wanted]
+            self.log.write("before", sent, tests=[test], keys=keys, loaded=loaded)
+
+    def after(self, wanted: Wanted, test: str, beside: Contexts) -> None:
+        """See what *test* used. Whatever keeps us from looking is no matter of the test."""
+        sent, keys = time.monotonic(), [target.key for target, _ in wanted]
+        loaded, lost = self._try_to_look()
+        self.log.write("after", sent, tests=[test], keys=keys, loaded=loaded, lost=lost)
+        self._names = {one.name for one in loaded or ()}
         for target, outcome in wanted:
-            found = resident_as(resident, target.spec.model_key, outcome.digest)
-            if found is None:
-                self._bring_back(target, outcome, resident, test, after, may_load=may_load)
-            else:
+            if (found := _find(loaded or [], target, outcome)) is not None:
                 self._note(target, outcome, found, beside)
 
-    def glance(self, wanted: Wanted, test: str, may_load: Callable[[], bool]) -> None:
-        """Look whether *wanted* are resident, between tests that do not say what they need.
+    def between(self, keys: Sequence[str], test: str = "", *, last: bool = False) -> None:
+        """See what the tests used that ran since the last look, none of which says what it needs.
 
-        Four times a second at most. A model that is gone is loaded again once in a run, and not
-        where *may_load* forbids it: the tests may not need it any more.
+        *keys* are the listed models, *test* is the one that has just run. At most four times a
+        second, and once more after the *last* one.
         """
-        after, self._after = self._after, test
-        if time.monotonic() < self._next_glance:
+        self._tests += [test] if test else []
+        # Once it cannot be asked it is left alone: nobody has said that the server is needed, and
+        # one that hangs would hold up each test.
+        if self._lost or (time.monotonic() < self._next_look and not last):
             return
-        # Not again where this fails: nobody has said that the server is needed, and one that hangs
-        # would hold up each test.
-        self._next_glance = float("inf")
-        resident = self._client.resident()
-        self._next_glance = time.monotonic() + GLANCE_EVERY_S
-        for target, outcome in wanted:
-            found = resident_as(resident, target.spec.model_key, outcome.digest)
-            if found is not None:
-                self._note(target, outcome, found, _no_others)
-            elif may_load() and not self._ledger(target, outcome).known().colds:
-                self._bring_back(target, outcome, resident, test, after, once=True)
+        sent = time.monotonic()
+        loaded, self._lost = self._try_to_look()
+        self._lost = self._lost or loaded is None
+        self._next_look = time.monotonic() + LOOK_EVERY_S
+        tests, self._tests = self._tests, []
+        self.log.write("between", sent, tests=tests[:2], keys=keys, loaded=loaded)
 
-    def _look(self) -> list[Resident]:
+    def _loaded(self) -> list[Resident]:
         try:
             try:
                 return self._client.resident()
             except ServerUnreachable:
+                self._names = set()
+                self.log.write("own", time.monotonic(), lost=True)
                 waited_before, self._lost = self._lost, True
                 if waited_before:
                     # One test has waited for it; the next ones must not, each.
@@ -169,111 +184,131 @@ class Guard:
         except Exception as exc:
             raise CannotLook(str(exc)) from exc
 
+    def _try_to_look(self) -> tuple[list[Resident] | None, bool]:
+        try:
+            return self._client.resident(), False
+        except ServerUnreachable:
+            return None, True
+        except Exception:
+            return None, False
+
     def _note(self, target: Target, outcome: Outcome, found: Resident, beside: Contexts) -> None:
+        """Keep with which context a model would have to be loaded again, and that it was used."""
         self._lost = False
-        if found.lease_s is not None:
-            self._expires[target.key] = time.monotonic() + found.lease_s
-        seen, ledger = found.context_length, self._ledger(target, outcome)
-        known_context = ledger.known().context
-        if seen and outcome.context_length and seen != known_context and seen in beside(target):
-            # Another test's variant, which this test does not ask for.
+        ledger = self._ledger(target, outcome)
+        known = self._noted(ledger.known(), target, found, beside)
+        if known != ledger.known():
             with ledger.held():
-                known = ledger.known()
-                ledger.write(replace(known, switches=known.switches + 1))
-            return
-        if seen:
-            self.seen.setdefault(target.key, Counter())[seen] += 1
-        if seen == dict(target.spec.options).get("num_ctx"):
-            # As asked, whatever another test had made of it when its warm-up was over.
-            return
-        if seen and outcome.context_length and seen != known_context:
-            with ledger.held():
-                known = ledger.known()
-                if seen != known.context:
-                    # The tests use another one: theirs from now on, and nothing is sent.
-                    ledger.write(replace(known, contexts=(*known.contexts, seen)))
+                ledger.write(self._noted(ledger.known(), target, found, beside))
+
+    def _noted(self, known: Known, target: Target, found: Resident, beside: Contexts) -> Known:
+        context = found.context_length
+        if known.unproven not in ("", found.expires):
+            known = replace(known, unproven="")
+        # Unknown, as before, as asked for, or as another test wants its own variant.
+        if (
+            not (context and known.context)
+            or context == known.context
+            or "num_ctx" in dict(target.spec.options)
+            or context in beside(target)
+        ):
+            return known
+        return replace(known, context=context, switches=known.switches + 1)
 
     def _bring_back(
         self,
         target: Target,
         outcome: Outcome,
-        resident: list[Resident],
+        loaded: list[Resident],
         test: str,
-        after: str,
-        *,
-        once: bool = False,
-        may_load: Callable[[], bool] = lambda: True,
+        may_load: Callable[[], bool],
     ) -> None:
         ledger = self._ledger(target, outcome)
-        if _left_alone(ledger.known(), resident):
+        known = ledger.known()
+        if known.rests or any(one.name in known.beside for one in loaded):
             return
         with ledger.held() as beat:
-            resident, known = self._look_twice(target, outcome, beat), ledger.known()
-            if resident_as(resident, target.spec.model_key, outcome.digest):
+            gone = self._is_gone(target, outcome, beat)
+            if gone is None:
                 return
-            if _left_alone(known, resident) or (once and known.colds):
-                return
-            if not may_load():
-                ledger.write(replace(known, left=known.left + 1))
-                return
-            names = tuple(sorted(one.name for one in resident))
-            lately = [one for one in known.colds if one.start > time.time() - OFTEN_S]
-            if len(lately) >= OFTEN:
-                ledger.write(replace(known, rests=True))
-                return
-            reason = self._reason(target, names)
-            start, begin = time.time(), time.monotonic()
-            target = replace(target, learned=outcome.learned)
-            work = self._work(target, known, beat)
-            work.leased = outcome.leased
-            back = ensure_loaded(work, _info(outcome))
-            self._lost = False
-            if back is None:
-                # It answers, and is not listed: it shares the runner of one that is.
-                ledger.write(replace(known, beside=names))
-                return
-            if back.lease_s is not None:
-                self._expires[target.key] = time.monotonic() + back.lease_s
-            cold = Cold(
-                reason=reason,
-                test=test,
-                after=after,
-                by=self._by,
-                start=start,
-                seconds=time.monotonic() - begin,
-                resident=names,
-            )
-            ledger.write(replace(known, colds=(*known.colds, cold)))
+            known = ledger.known()
+            if known.unproven:
+                # It is gone again, and nobody has used it meanwhile.
+                known = replace(known, rests="unused")
+            elif known.reloads_since(time.monotonic() - OFTEN_S) >= OFTEN:
+                known = replace(known, rests="often")
+            elif not gone:
+                waits = known.waits + 1
+                known = replace(known, waits=waits, rests="busy" if waits >= WAITS else "")
+            # Where tests do not agree on one context, a load may be made with the wrong one.
+            if gone and may_load() and not known.rests and known.switches < 2:
+                self._reload(target, outcome, ledger, beat, test)
+            elif known != ledger.known():
+                ledger.write(known)
 
-    def _look_twice(self, target: Target, outcome: Outcome, beat: Beat) -> list[Resident]:
-        """Return what is resident, when no test of another process has the server load it anew.
+    def _note_displaced(self, loaded: list[Resident], target: Target) -> None:
+        """Keep that a model had to make room, where another one has come in its place."""
+        names = {one.name for one in loaded}
+        came, gone = names - self._names, self._names - names
+        if came and target.spec.model_key in {ModelName.parse(one).key for one in gone}:
+            self._room.note_displaced(min(came), [target.spec.title])
 
-        The server's list lacks a model that loads. To load it here too, with the options that are
-        known by now, would make the server load it again for the next test, and so forth.
+    def _is_gone(self, target: Target, outcome: Outcome, beat: Beat) -> bool | None:
+        """Return whether a model is not there and nobody loads it; None where it is there.
+
+        The server's list lacks a model that is being loaded. To load it here too, with the options
+        that are known by now, would make the server load it again for that test, and so forth.
+        Nobody enters a test that needs it meanwhile: the caller holds the model's lock.
         """
-        load = outcome.step("load")
-        until = time.monotonic() + AGAIN_S + 2 * (load.seconds if load else 0.0)
+        key, until = target.spec.model_key, time.monotonic() + RELOAD_S
         while True:
-            resident = self._look()
-            if resident_as(resident, target.spec.model_key, outcome.digest):
-                return resident
-            if time.monotonic() >= until or not self._users.others(target.spec.model_key):
-                # A test may have ended between the two looks.
-                return self._look()
+            # Asked before the look: a test that has ended since may have brought it.
+            alone = not self.users.others(key)
+            if _find(self._loaded(), target, outcome):
+                return None
+            if alone:
+                return True
+            if time.monotonic() >= until:
+                return False
             beat()
-            time.sleep(AGAIN_EVERY_S)
+            time.sleep(RELOAD_EVERY_S)
 
-    def _reason(
-        self, target: Target, names: tuple[str, ...]
-    ) -> Literal["evicted", "expired", "restarted", "gone"]:
-        if self._lost:
-            return "restarted"
-        if time.monotonic() >= self._expires.get(target.key, float("inf")) - 1:
-            return "expired"
-        return "evicted" if names else "gone"
+    def _reload(
+        self, target: Target, outcome: Outcome, ledger: Ledger, beat: Beat, test: str
+    ) -> None:
+        known, begin, start = ledger.known(), time.monotonic(), time.time()
+        work = self._work(replace(target, learned=outcome.learned), known, beat)
+        work.leased = outcome.leased
+        back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
+        took = time.monotonic() - begin
+        self._lost = False
+        if back is None:
+            # It answers, and is not listed: it shares the runner of one that is.
+            names = tuple(sorted(one.name for one in self._loaded()))
+            ledger.write(replace(known, beside=names))
+            return
+        self.log.write("own", begin, tests=[test], keys=[back.name.lower()])
+        reload = Reload(test=test, by=self._by, start=start, at=begin, seconds=took)
+        ledger.write(replace(known, reloads=(*known.reloads, reload), unproven=back.expires))
+
+    @contextmanager
+    def inside(self, wanted: Wanted) -> Iterator[None]:
+        """Be inside a test that needs *wanted*, for other processes to see.
+
+        While one of them finds out whether a model is gone, nobody begins to use it.
+        """
+        keys = {target.spec.model_key for target, _ in wanted}
+        ledgers = {target.key: self._ledger(target, outcome) for target, outcome in wanted}
+        with ExitStack() as held_locks:
+            for _, ledger in sorted(ledgers.items()):
+                held_locks.enter_context(ledger.held())
+            using = held_locks.pop_all()
+            with using:
+                held_locks.enter_context(self.users.using(keys))
+            yield
 
     def _work(self, target: Target, known: Known, beat: Beat) -> Work:
-        if known.contexts:
+        if known.switches:
             options = {**dict(target.spec.options), "num_ctx": known.context}
             target = replace(
                 target, spec=replace(target.spec, options=tuple(sorted(options.items())))
@@ -285,8 +320,10 @@ class Guard:
     def _ledger(self, target: Target, outcome: Outcome) -> Ledger:
         if target.key not in self._ledgers:
             first = Known(
+                key=target.key,
                 model=target.spec.title,
                 warmed=outcome.context_length,
+                context=outcome.context_length,
                 host=self._client.host.url,
             )
             limit_s = self._terms.load_timeout_s
@@ -294,51 +331,5 @@ class Guard:
         return self._ledgers[target.key]
 
 
-def not_resident(client: Client, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return those that were loaded, and had to make room for others since.
-
-    Raises:
-        ApiError, ServerError: the server does not tell.
-    """
-    resident = client.resident()
-    return [
-        one
-        for one in outcomes
-        # Without a context it was never listed: it shares the runner of another one.
-        if one.context_length and not _is_among(resident, one)
-    ]
-
-
-def make_room(
-    client: Client, wanted: set[str], later: Sequence[set[str]], loaded: Sequence[Outcome]
-) -> None:
-    """Unload as many of *loaded* as *wanted* lacks, where the server was full before.
-
-    Those go that are needed last, if at all, in *later* sets.
-
-    Raises:
-        ApiError, ServerError: the server does not tell, or does not do it.
-    """
-    resident = client.resident()
-    there = {one.key: one for one in loaded if _is_among(resident, one)}
-    lacking = len(wanted - there.keys())
-    # All that was loaded is still there: so far it had room for each.
-    if not lacking or len(there) == len(loaded):
-        return
-    needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
-    others = sorted(there.keys() - wanted, key=lambda key: needed.get(key, len(later)))
-    for key in others[-lacking:]:
-        client.unload(there[key].model)
-
-
-def _is_among(resident: list[Resident], outcome: Outcome) -> bool:
-    key = ModelName.parse(outcome.model).key
-    return resident_as(resident, key, outcome.digest) is not None
-
-
-def _left_alone(known: Known, resident: list[Resident]) -> bool:
-    return known.rests or any(one.name in known.beside for one in resident)
-
-
-def _info(outcome: Outcome) -> ModelInfo:
-    return ModelInfo(outcome.capabilities, "")
+def _find(loaded: list[Resident], target: Target, outcome: Outcome) -> Resident | None:
+    return resident_as(loaded, target.spec.model_key, outcome.digest)

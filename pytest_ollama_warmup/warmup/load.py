@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,32 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Target
 
 WARM_UP_PROMPT = "Hi"
+# How long a model that was found in memory must stay there by itself: until the tests use it.
+LASTS_S = 120.0
+# From this version on the server warms its kernels by itself when it loads a model: a prompt gains
+# nothing then, and leaves its tokens in the cache that the tests meet.
+WARMS_ITSELF = (0, 30)
+
+
+def resolve_warm(warm: str, version: str) -> str:
+    """Return ``prompt``, ``load`` or ``off`` for ``auto``, by the server's *version*.
+
+    An unknown one, such as the 0.0.0 of a server built from source, counts as new.
+    """
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    if warm != "auto":
+        return warm
+    return "prompt" if (0, 0) < release < WARMS_ITSELF else "load"
+
+
+def reason_to_leave_out(work: Work, info: ModelInfo) -> str:
+    """Say why a model is only pulled; empty where it is loaded."""
+    if work.room is None or work.terms.warm == "off" or work.in_cloud(info):
+        return ""
+    if reason := work.room.reason_to_leave_out(work.target, info):
+        work.notes.append("not loaded")
+    return reason
 
 
 def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
@@ -35,8 +62,18 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     kind: LoadKind = "generate"
     if info.capabilities is not None and "completion" not in info.capabilities:
         kind = "embed"
-    work.found_loaded = terms.unloads and _is_resident(work)
     start, begin = time.time(), time.monotonic()
+    loaded = _loaded(work)
+    resident = find(loaded or [], spec.model_key)
+    # Who cannot tell must not unload it.
+    work.found_loaded = resident is not None or loaded is None
+    if resident is not None and _is_as_needed(work, resident):
+        work.already_loaded = True
+        work.notes.append("already loaded")
+        work.add_step("load", start, begin)
+        if work.room is not None:
+            work.room.add(work.target, info, loaded or [])
+        return resident
     work.enter("loading")
     try:
         with held(
@@ -48,7 +85,7 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
             work.add_step("load", start, begin)
             if work.target.learned:
                 work.notes.append(f"num_ctx {work.target.learned}, learned")
-            return _ensure_lease(work, kind)
+            return _ensure_lease(work, kind, info)
     except ApiError as exc:
         raise LoadFailed(
             spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)
@@ -62,12 +99,25 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
 
 
-def _is_resident(work: Work) -> bool:
+def _loaded(work: Work) -> list[Resident] | None:
     try:
-        return find(work.client.resident(), work.target.spec.model_key) is not None
+        return work.client.resident()
     except (ApiError, ServerError):
-        # Who cannot tell must not unload it.
-        return True
+        # Servers before v0.32.4 fail here now and then; what can be loaded is loaded all the same.
+        return None
+
+
+def _is_as_needed(work: Work, resident: Resident) -> bool:
+    """Whether a model that is loaded is left as it is.
+
+    A request for it could do harm only: with other options than those that it runs with, some of
+    which the server does not show, the model would be loaded anew, and again for the tests.
+    """
+    target, options = work.target, _runner_options(work.target)
+    wanted, seen = options.pop("num_ctx", 0), resident.context_length
+    lasts = resident.lease_s is None or resident.lease_s >= LASTS_S
+    asked = work.terms.warm == "prompt" or target.request is not None
+    return not (asked or options) and lasts and wanted in (0, seen)
 
 
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
@@ -105,14 +155,19 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
                 raise
 
 
-def _ensure_lease(work: Work, kind: LoadKind) -> Resident | None:
+def _ensure_lease(work: Work, kind: LoadKind, info: ModelInfo) -> Resident | None:
     """Ask for the lease where the server gives a shorter one by itself."""
-    spec, wanted = work.target.spec, _lease(work)
-    try:
-        resident = find(work.client.resident(), spec.model_key)
-    except (ApiError, ServerError):
-        # Servers before v0.32.4 fail here now and then; the model is loaded all the same.
+    spec, wanted, room = work.target.spec, _lease(work), work.room
+    loaded = _loaded(work)
+    if loaded is None:
         return None
+    resident = find(loaded, spec.model_key)
+    if room is not None:
+        room.add(work.target, info, loaded)
+        # A model with a longer lease is the last to make room. Where room is short the tests' own
+        # models, which have none, would displace each other more often than without.
+        if room.is_short:
+            return resident
     # Two tags that share weights share a runner, listed under the other name: its lease is not
     # known, and a lease must never be sent over a longer one.
     if resident is None or resident.lease_s is None:

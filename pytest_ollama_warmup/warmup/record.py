@@ -54,6 +54,14 @@ class Outcome:
     found_loaded: bool = False
     learned: int = 0
     pin: str = ""
+    weights: str = ""
+    parameters: str = ""
+    left_out: str = ""
+    """Why it was not loaded, although it could be: there is no room, or no need."""
+    listed: bool = False
+    """Whether the server lists it as loaded; one that shares the runner of another is not."""
+    already_loaded: bool = False
+    """Whether it was in memory as it is needed, so that nothing was sent for it."""
     leased: bool = False
     """Whether the server's own lease was shorter than that of the run, which was asked for."""
 
@@ -112,54 +120,53 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cold:
-    """A model that was gone before *test*, which came *after* another one in the same process.
+class Reload:
+    """A load of a model that was gone before *test*, made outside of the test's own time.
 
-    *start* is in seconds since the epoch, *seconds* how long it took to load it again; *resident*
-    are the models that were there.
+    *start* is in seconds since the epoch, *at* the same by the monotonic clock, *seconds* how long
+    it took.
     """
 
-    reason: Literal["evicted", "expired", "restarted", "gone"]
     test: str
-    after: str
     by: str
     start: float
+    at: float
     seconds: float
-    resident: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """What a run knows of one model since it was warmed; all its processes share it.
 
-    *warmed* is the context that it was warmed with, *contexts* are those that tests were seen to
-    use after that, each time it was another one. *beside* are the models that are listed in its
-    place: they share its runner. It *rests* when it is no longer fought for. *switches* counts the
-    tests that found it as another test wants it, with another context than they ask for. *left* are
-    those that found it gone, and had to load it themselves. *host* is the URL of its server.
+    *warmed* is the context that it was warmed with, *context* the one that it was last seen with
+    (0 where nobody tells), *switches* how often that changed. *beside* are the models that are
+    listed in its place: they share its runner. *unproven* is ``expires_at`` after it was loaded
+    again, until a test has used it since. *waits* counts the waits for another test
+    that brought nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a
+    load was *unused*, or other tests keep it *busy*. *host* is the URL of its server.
     """
 
-    model: str = ""
+    key: str
+    model: str
     warmed: int = 0
-    contexts: tuple[int, ...] = ()
-    beside: tuple[str, ...] = ()
-    colds: tuple[Cold, ...] = ()
-    rests: bool = False
+    context: int = 0
     switches: int = 0
-    left: int = 0
+    beside: tuple[str, ...] = ()
+    reloads: tuple[Reload, ...] = ()
+    unproven: str = ""
+    waits: int = 0
+    rests: Literal["", "often", "unused", "busy"] = ""
     host: str = ""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:
         """Read what ``asdict`` wrote, after a trip through JSON."""
-        colds = tuple(Cold(**{**one, "resident": tuple(one["resident"])}) for one in data["colds"])
-        lists = {name: tuple(data[name]) for name in ("contexts", "beside")}
-        return cls(**{**data, **lists, "colds": colds})
+        reloads = tuple(Reload(**one) for one in data["reloads"])
+        return cls(**{**data, "beside": tuple(data["beside"]), "reloads": reloads})
 
-    @property
-    def context(self) -> int:
-        """The context that the model runs with, as far as was seen; 0 where nobody tells."""
-        return self.contexts[-1] if self.contexts else self.warmed
+    def reloads_since(self, at: float) -> int:
+        """Return how many loads were made since *at*, a time of the monotonic clock."""
+        return sum(one.at >= at for one in self.reloads)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -199,7 +206,7 @@ class Record:
             "waited_s": self.waited_s,
             "waits": self.waits,
             "lost": self.lost,
-            "cold": [asdict(one) for one in self.known],
+            "known": [asdict(one) for one in self.known],
             "models": [
                 {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
                 for outcome in self.models.values()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.warmup.gate import Beat
     from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.room import Room
 
 T = TypeVar("T", "Resident", "Stored")
 Phase = Literal[
@@ -64,7 +65,7 @@ class Terms:
     """On what terms models are brought; durations in seconds, *keep_alive_s* -1 is for ever."""
 
     pull: str = "auto"
-    warm: str = "prompt"
+    warm: str = "load"
     keep_alive_s: float = 600.0
     unloads: bool = False
     """Whether what the run has loaded is unloaded at its end, so that it must know what it was."""
@@ -97,10 +98,14 @@ class Work:
     """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
     found_loaded: bool = False
     """Whether the model was in memory before this work."""
+    already_loaded: bool = False
+    """Whether it was in memory as it is needed, so that nothing was sent for it."""
     leased: bool = False
     """Whether the lease has to be asked for: known from before, it is asked with the load."""
     kept: str = ""
     """What a refresh found to be so already."""
+    room: Room | None = None
+    """The server's memory, where it decides what is loaded; None where the load is needed now."""
 
     @property
     def name(self) -> str:

@@ -55,7 +55,7 @@ CENTURIES = 292 * 365 * 86400.0
 class Server:
     """A client of a scripted server: each list holds its next answers, the last one stays.
 
-    An exception in a list is raised. All requests are kept in *asked*.
+    *before* is what is in memory before the first load, *resident* what is after it. An exception in a list is raised. All requests are kept in *asked*.
     """
 
     host = HOST
@@ -67,10 +67,11 @@ class Server:
         pull: Sequence[Sequence[PullProgress | Exception]] = (),
         load: Sequence[Exception | None] = (None,),
         resident: Sequence[list[Resident] | Exception] = ([],),
+        before: list[Resident] | None = None,
         stored: Sequence[list[Stored] | Exception] = ([Stored("m:latest", "0a109f4200", 7)],),
     ) -> None:
         self._show, self._pull, self._stored = list(show), list(pull), list(stored)
-        self._load, self._resident = list(load), list(resident)
+        self._load, self._resident, self._before = list(load), list(resident), before or []
         self.asked: list[str] = []
         self.loads: list[dict[str, Any]] = []
         self.pulls: list[tuple[str, bool, float]] = []
@@ -102,6 +103,8 @@ class Server:
 
     def resident(self) -> list[Resident]:
         self.asked.append("ps")
+        if not self.loads:
+            return self._before
         return cast("list[Resident]", self._next(self._resident))
 
     @staticmethod
@@ -169,7 +172,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
     server = Server(resident=[lease(600)])
     outcome = brought(server, "m,num_ctx=64")
-    assert ["show", "tags", "generate", "ps"] == server.asked
+    assert ["show", "tags", "ps", "generate", "ps"] == server.asked
     assert outcome.ready
     assert ("main", "m", (("num_ctx", 64),)) == (outcome.by, outcome.model, outcome.options)
     assert ("0a109f4200", 7, 4096) == (outcome.digest, outcome.size, outcome.context_length)
@@ -213,7 +216,7 @@ def test_nothing_is_downloaded_by_surprise(
 def test_a_pull_is_looked_at_again_before_the_load() -> None:
     server = Server(show=[None, CHAT], pull=[[SUCCESS]])
     assert brought(server, "m,insecure=true", load_timeout_s=70).ready
-    assert ["show", "pull", "show", "tags", "generate", "ps"] == server.asked
+    assert ["show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
     assert [("m", True, 70)] == server.pulls
 
 
@@ -230,7 +233,7 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
             outcome = pool.submit(bring, as_client(server), target(), Terms(), by="main", say=say)
             assert waiting.wait(30)
         assert outcome.result(30).ready
-    assert ["show", "show", "tags", "generate", "ps"] == server.asked
+    assert ["show", "show", "tags", "ps", "generate", "ps"] == server.asked
     assert ["checking", "queued", "waiting", "present", "loading"] == told
 
 
@@ -270,7 +273,7 @@ def test_a_refresh_tells_of_bytes_only_where_some_are_missing(
 def test_always_refreshes_what_is_there() -> None:
     server = Server(pull=[[SUCCESS]])
     assert brought(server, pull="always").ready
-    assert ["show", "pull", "show", "tags", "generate", "ps"] == server.asked
+    assert ["show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
 
 
 @pytest.mark.parametrize(
@@ -439,7 +442,7 @@ def test_a_server_that_denies_access_is_told_as_such() -> None:
 
 def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
     server = Server(resident=[lease(600)])
-    brought(server, "m,num_ctx=64", load_timeout_s=900)
+    brought(server, "m,num_ctx=64", load_timeout_s=900, warm="prompt")
     (load,) = server.loads
     limit_s = load.pop("limit_s")
     assert load.pop("keep_alive") is None
@@ -449,7 +452,7 @@ def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
 
 def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
     server = Server(show=[EMBED], resident=[lease(60)])
-    assert brought(server).ready
+    assert brought(server, warm="prompt").ready
     assert ["embed", "embed"] == [one["kind"] for one in server.loads]
     assert ["Hi", ""] == [one["prompt"] for one in server.loads]
 
@@ -479,6 +482,75 @@ def test_load_only_sends_no_prompt() -> None:
     server = Server(resident=[lease(600)])
     assert brought(server, warm="load").ready
     assert [""] == [one["prompt"] for one in server.loads]
+
+
+@pytest.mark.parametrize(
+    ("warm", "version", "expected"),
+    [
+        ("auto", "0.33.0", "load"),
+        ("auto", "0.30.0", "load"),
+        ("auto", "0.29.4", "prompt"),
+        ("auto", "v0.6.5", "prompt"),
+        ("auto", "1.0.0-rc1", "load"),
+        # Built from source, or unknown.
+        ("auto", "0.0.0", "load"),
+        ("auto", "", "load"),
+        ("auto", "nightly", "load"),
+        ("prompt", "0.33.0", "prompt"),
+        ("load", "0.6.5", "load"),
+        ("off", "0.6.5", "off"),
+    ],
+)
+def test_a_server_that_warms_itself_gets_no_prompt(
+    warm: str, version: str, expected: str
+) -> None:
+    assert expected == load_module.resolve_warm(warm, version)
+
+
+def running(context: int, lease_s: float | None = 600.0) -> list[Resident]:
+    return [Resident("m:latest", "ab", 7, context, lease_s)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "there"),
+    [
+        ("m", running(4096)),
+        ("m", running(8192)),
+        ("m,num_ctx=8192", running(8192)),
+        # A server before v0.32 does not say with which context; an unknown lease does not end.
+        ("m", running(0, None)),
+    ],
+)
+def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
+    spec: str, there: list[Resident]
+) -> None:
+    server = Server(before=there)
+    outcome = brought(server, spec)
+    assert ([], True) == (server.loads, outcome.ready)
+    assert ("already loaded",) == outcome.notes
+    assert outcome.found_loaded
+    assert there[0].context_length == outcome.context_length
+
+
+@pytest.mark.parametrize(
+    ("spec", "there", "warm"),
+    [
+        ("m,num_ctx=2048", running(8192), "load"),
+        ("m,num_ctx=2048", running(0), "load"),
+        # The server does not show these: only a request tells.
+        ("m,num_thread=1", running(4096), "load"),
+        # It may be gone before the first test.
+        ("m", running(4096, 60.0), "load"),
+        ("m", running(4096), "prompt"),
+    ],
+)
+def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
+    spec: str, there: list[Resident], warm: str
+) -> None:
+    server = Server(before=there, resident=[lease(600)])
+    outcome = brought(server, spec, warm=warm)
+    assert (1, True) == (len(server.loads), outcome.ready)
+    assert "already loaded" not in outcome.notes
 
 
 def test_without_warming_presence_is_enough() -> None:

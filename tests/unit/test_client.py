@@ -820,9 +820,9 @@ def test_resident_models_have_their_lease_by_the_servers_clock(
     )
     found = client.resident()
     assert [
-        Resident("m:latest", "ab12", 5, 4096, 300.123456),
-        Resident("old:1b", "", 0, 0, -60.0),
-        Resident("odd", "x", 0, 0, None),
+        Resident("m:latest", "ab12", 5, 4096, 300.123456, "2025-07-01T12:05:00.123456789+02:00"),
+        Resident("old:1b", "", 0, 0, -60.0, "2025-07-01T09:59:00Z"),
+        Resident("odd", "x", 0, 0, None, "soon"),
         Resident("none", "", 0, 0, None),
     ] == found
 

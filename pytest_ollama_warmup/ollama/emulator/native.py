@@ -44,7 +44,9 @@ def _ps(connection: Connection, body: Body) -> None:
     models = [
         {
             **_entry(runner.model),
-            "expires_at": timestamp(time.time_ns() + int(runner.left_s() * 1e9)),
+            "expires_at": timestamp(
+                runner.expires_ns or time.time_ns() + int(runner.lease_s * 1e9)
+            ),
             "size_vram": 0,
             "context_length": runner.options["num_ctx"],
         }
@@ -59,7 +61,7 @@ def _show(connection: Connection, body: Body) -> None:
         raise Refusal(400, "model is required")
     model = connection.found(name, f"model '{parse_name(name).short}' not found")
     info = {
-        "modelfile": f"FROM {model.name}\n",
+        "modelfile": f"# FROM {model.name}\n\nFROM /blobs/sha256-{model.weights}\n",
         "template": "{{ .Prompt }}",
         "details": _DETAILS,
         "model_info": {

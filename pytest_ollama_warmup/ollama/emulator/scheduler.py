@@ -56,6 +56,8 @@ class Runner:
     lease_s: float
     users: int = 0
     deadline: float = 0.0
+    expires_ns: int = 0
+    """When its lease ends, in nanoseconds since the epoch; 0 during the request that loaded it."""
     dead: bool = False
     """Whether its process has ended: it stays listed until the next request notices."""
     slot: threading.Lock = field(default_factory=threading.Lock)
@@ -133,6 +135,8 @@ class Scheduler:
             with self._changed:
                 runner.users -= 1
                 runner.deadline = time.monotonic() + runner.lease_s
+                # Only when a request is over: it stands still while one is under way.
+                runner.expires_ns = time.time_ns() + int(runner.lease_s * 1e9)
                 self._changed.notify_all()
 
     def unload(self, model: ScriptedModel) -> None:

@@ -1,0 +1,158 @@
+"""What happened to models in the midst of a run: what it cost, why, and how to avoid it.
+
+Each sentence says only what was seen, and offers only what can help in this run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.text import at, clean, count, first_of, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_ollama_warmup.warmup.memory import Memory
+    from pytest_ollama_warmup.warmup.record import Outcome, Reload
+    from pytest_ollama_warmup.warmup.usage import Cause, Gone
+
+RAISE_MAX = "raise the server's OLLAMA_MAX_LOADED_MODELS"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What of a run decides which advice can help.
+
+    *learned* are the contexts that the next run will use, by key; *grouped* is whether sets of
+    models take turns, *marked* whether tests say which models they need.
+    """
+
+    learned: Mapping[str, int]
+    grouped: bool = False
+    marked: bool = True
+
+
+def findings(memory: Memory, run: Run) -> list[str]:
+    """Return a line for each thing that a user can do something about."""
+    lines: list[str] = []
+    for key, outcome in memory.outcomes.items():
+        lines += _reloaded(memory, run, key, at(outcome.title, memory.host))
+        if line := _contexts(memory, run, key, outcome):
+            lines.append(line)
+    lines += _variants(memory, run)
+    lines += [_unlisted(at(name, memory.host), tests) for name, tests in memory.unlisted.items()]
+    return lines
+
+
+def _reloaded(memory: Memory, run: Run, key: str, name: str) -> Iterator[str]:
+    """Say why a model was gone, and who loaded it again."""
+    by_cause: dict[Cause, list[tuple[Gone | None, Reload | None]]] = {}
+    for gone, reload in memory.comebacks(key):
+        by_cause.setdefault(gone.cause if gone else "gone", []).append((gone, reload))
+    for cause, found in by_cause.items():
+        reloads = [reload for _, reload in found if reload is not None]
+        what = _what(cause, [gone for gone, _ in found if gone is not None])
+        parts = []
+        if reloads:
+            took = seconds(sum(one.seconds for one in reloads))
+            parts.append(f"loaded again before {first_of([one.test for one in reloads])} ({took})")
+        if by_tests := len(found) - len(reloads):
+            parts.append(f"loaded again by tests {count(by_tests, 'time')}")
+        yield f"{name} was {what}, and {' and '.join(parts)}.{_cure(memory, run, cause)}"
+    known = memory.known.get(key)
+    if known is not None and known.rests == "often":
+        often = f"{len(known.reloads)} times within 5 minutes"
+        yield f"{name} was gone {often}; the plugin stopped reloading it."
+    elif known is not None and known.rests == "unused":
+        yield f"{name} was gone again before a test used it; the plugin stopped reloading it."
+
+
+def _what(cause: Cause, gone: list[Gone]) -> str:
+    tests = list(dict.fromkeys(test for one in gone if len(one.tests) == 1 for test in one.tests))
+    during = f" during {first_of(tests)}" if tests else ""
+    by = sorted({clean(name, 100) for one in gone for name in one.by})
+    came = f"{' and '.join(by)} {'was' if len(by) == 1 else 'were'} loaded"
+    return {
+        "evicted": f"evicted{during} when {came}",
+        "expired": "no longer loaded, as its keep-alive had ended",
+        "restarted": "gone when the server answered again",
+        "unloaded": f"unloaded{during}",
+        "gone": "gone (unloaded, or the server was restarted)",
+    }[cause]
+
+
+def _cure(memory: Memory, run: Run, cause: Cause) -> str:
+    if cause == "expired":
+        return " Raise --ollama-keep-alive."
+    if cause == "restarted":
+        return " The server's log says why."
+    # More room helps only where more models are used than were in memory at most.
+    if cause != "evicted" or memory.number_used <= memory.usage.kept:
+        return ""
+    if run.grouped or not run.marked:
+        return f" To avoid that, {RAISE_MAX}."
+    return f" To avoid that, use --ollama-group-by-model, or {RAISE_MAX}."
+
+
+def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
+    """Say that tests use another context than the model was loaded with."""
+    switches, uses = memory.switches(key), memory.uses.get(key, [])
+    if not switches or len(_keys_of_model(memory, outcome)) > 1:
+        return ""
+    # Where the guard has loaded it again there are more than those of the tests.
+    reloads = f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}"
+    name, first = at(outcome.model, memory.host), outcome.context_length
+    used = sorted({one.context for one in uses if one.context})
+    if len(used) == 1 and used != [first]:
+        (context,) = used
+        by = "learned" if outcome.learned else "server default"
+        by = "listed" if "num_ctx" in dict(outcome.options) else by
+        by = "found so" if outcome.already_loaded else by
+        later = " (the next run here has learned it)" if run.learned.get(key) == context else ""
+        # Of tests that ran at the same time nobody knows whose it was.
+        certain = list(dict.fromkeys(one.tests[0] for one in switches if len(one.tests) == 1))
+        who = f"during {first_of(certain)}" if certain else "by tests"
+        return (
+            f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
+            f"{reloads}. List {outcome.model},num_ctx={context}{later}."
+        )
+    found = " and ".join(str(one) for one in sorted({one.after for one in switches} | {*used}))
+    return (
+        f"{name} was used with num_ctx {found} in turn: {reloads}. Send the same num_ctx in all "
+        "tests; ollama_options has it."
+    )
+
+
+def _variants(memory: Memory, run: Run) -> Iterator[str]:
+    """Say what it cost that tests want one model with several contexts."""
+    seen: set[frozenset[str]] = set()
+    for outcome in memory.outcomes.values():
+        keys = _keys_of_model(memory, outcome)
+        switches = memory.switches(outcome.key)
+        if len(keys) < 2 or keys in seen or not switches:
+            continue
+        seen.add(keys)
+        contexts = sorted({one.after for one in switches} | {one.before for one in switches})
+        each = " and ".join(str(one) for one in contexts)
+        cure = " --ollama-group-by-model makes it one for each." if not run.grouped else ""
+        yield (
+            f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
+            f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}.{cure}"
+        )
+
+
+def _keys_of_model(memory: Memory, outcome: Outcome) -> frozenset[str]:
+    return memory.keys_of(outcome.model, "")
+
+
+def _took(number: int, outcome: Outcome) -> str:
+    load = outcome.step("load")
+    return f", about {seconds(number * load.seconds)}" if load and load.seconds >= 0.1 else ""
+
+
+def _unlisted(name: str, tests: list[str]) -> str:
+    return (
+        f"{clean(name, 100)} is used, and not listed: {first_of(tests)}. List it, or mark the "
+        "tests that need it, to have it loaded before them."
+    )

@@ -1,0 +1,120 @@
+"""What each process of a run saw in the server's memory, written down as it happens.
+
+Every look is one line in the process's own file, so that a worker that is killed loses nothing.
+Read together they are the history of the server's memory during the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.answers import Resident
+
+When = Literal["before", "after", "between", "own"]
+
+
+class Seen(NamedTuple):
+    """A model in memory: *expires* as the server wrote it, *ends* by this machine's clock.
+
+    *ends* is in seconds of the monotonic clock, None where the server does not tell.
+    """
+
+    digest: str
+    context: int
+    expires: str
+    ends: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One look: between *sent* and *got* the server had *loaded* in memory, by name.
+
+    Times are in seconds of the monotonic clock, which all processes of a machine share. *loaded* is
+    None where the server could not be asked; *lost* is whether it did not answer at all. *tests*
+    are the test before or after which it was taken, or two at most of those since the last look.
+    *keys* are the models that they need. A look of the plugin's *own* is no look, but the time of a
+    request of its own for the model *keys* name.
+    """
+
+    by: str
+    sent: float
+    got: float
+    when: When
+    tests: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    loaded: dict[str, Seen] | None = None
+    lost: bool = False
+
+
+class LookLog:
+    """The file of one process; where it cannot be written, the run goes on without."""
+
+    def __init__(self, folder: Path, by: str) -> None:
+        self._path, self._by = folder / f"looks-{by}.jsonl", by
+
+    def write(
+        self,
+        when: When,
+        sent: float,
+        *,
+        tests: Iterable[str] = (),
+        keys: Iterable[str] = (),
+        loaded: Iterable[Resident] | None = None,
+        lost: bool = False,
+    ) -> None:
+        """Write down a look that is over now."""
+        got = time.monotonic()
+        seen = None if loaded is None else {one.name: _seen(one, got) for one in loaded}
+        look = Look(
+            by=self._by,
+            sent=sent,
+            got=got,
+            when=when,
+            tests=tuple(tests),
+            keys=tuple(keys),
+            loaded=seen,
+            lost=lost,
+        )
+        with suppress(OSError):
+            # One write, so that a process that is killed leaves no half of a line but the last.
+            line = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(line, (json.dumps(asdict(look)) + "\n").encode())
+            finally:
+                os.close(line)
+
+
+def read_looks(folder: Path) -> list[Look]:
+    """Return the looks of all processes at one server, those that were over first in front."""
+    found = []
+    for path in sorted(folder.glob("looks-*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                found.append(_look(json.loads(line)))
+    return sorted(found, key=lambda look: look.got)
+
+
+def _seen(one: Resident, now: float) -> Seen:
+    ends = None if one.lease_s is None else now + one.lease_s
+    return Seen(one.digest, one.context_length, one.expires, ends)
+
+
+def _look(data: dict[str, Any]) -> Look:
+    loaded = data["loaded"]
+    return Look(
+        **{
+            **data,
+            "tests": tuple(data["tests"]),
+            "keys": tuple(data["keys"]),
+            "loaded": None if loaded is None else {key: Seen(*one) for key, one in loaded.items()},
+        }
+    )

@@ -1,0 +1,96 @@
+"""What a run has seen of one server's memory: whose models were used, and what became of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.warmup.guard import all_known
+from pytest_ollama_warmup.warmup.looks import read_looks
+from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload
+    from pytest_ollama_warmup.warmup.usage import Gone, Switch, Use
+
+
+@dataclass
+class Memory:
+    """The memory of one server; *host* is its URL, empty where the run has only one.
+
+    *known* is what the guard knows of each model by its key, *outcomes* are the run's models.
+    """
+
+    host: str = ""
+    usage: Usage = field(default_factory=Usage)
+    known: dict[str, Known] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, outcomes: Iterable[Outcome], host: str = "") -> Memory:
+        """Return what the processes of a run have left in *folder*."""
+        ready = {one.key: one for one in outcomes if one.ready and one.model}
+        known = {one.key: one for one in all_known(folder)}
+        return cls(host, usage_of(read_looks(folder)), known, ready)
+
+    def keys_of(self, name: str, digest: str) -> frozenset[str]:
+        """Return the keys that a model in memory may stand for; none where the run knows it not."""
+        return frozenset(
+            key
+            for key, one in self.outcomes.items()
+            if _same_name(name, one.model)
+            or (digest and digest == one.digest)
+            or (key in self.known and name in self.known[key].beside)
+        )
+
+    @cached_property
+    def uses(self) -> dict[str, list[Use]]:
+        """The uses by tests of each model, by its key, in the order of time."""
+        return uses_by_key(self.usage, self.keys_of)
+
+    @property
+    def unlisted(self) -> dict[str, list[str]]:
+        """The tests that used each model which the run does not know."""
+        return unlisted(self.usage, self.keys_of)
+
+    def switches(self, key: str) -> list[Switch]:
+        """Return the reloads of a model with another context by tests."""
+        found = [one for one in self.usage.switches if key in self.keys_of(one.model, one.digest)]
+        return [one for one in found if one.tests]
+
+    def comebacks(self, key: str) -> list[tuple[Gone | None, Reload | None]]:
+        """Return how a model was gone each time, and the load that brought it back.
+
+        That is None where it was a test's. A model that did not come back cost nothing.
+        """
+        known = self.known.get(key)
+        reloads = list(known.reloads) if known else []
+        found: list[tuple[Gone | None, Reload | None]] = []
+        events = [one for one in self.usage.gone if key in self.keys_of(one.model, one.digest)]
+        for gone, following in zip_longest(events, events[1:]):
+            until = following.at if following else float("inf")
+            reload = next((one for one in reloads if gone.at <= one.at < until), None)
+            if reload is not None:
+                reloads.remove(reload)
+            uses = self.uses.get(key, ())
+            if reload or any(gone.at < use.at <= until for use in uses):
+                found.append((gone, reload))
+        return found + [(None, one) for one in reloads]
+
+    @property
+    def number_used(self) -> int:
+        """How many models the tests used."""
+        return len({one.model for one in self.usage.uses if one.tests})
+
+
+def _same_name(name: str, other: str) -> bool:
+    try:
+        return ModelName.parse(name) == ModelName.parse(other)
+    except ValueError:
+        return False

@@ -1,0 +1,171 @@
+"""Which models fit into the server's memory together, as far as was seen.
+
+A model that does not fit beside those that the run has loaded is left to the test that needs it: to
+load it before the tests would cost a load of its own, and one of the model that has to make room.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.warmup.gate import write_whole
+from pytest_ollama_warmup.warmup.work import resident_as
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.warmup.gate import Gate
+    from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.record import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that the run has loaded, and what its place in memory depends on."""
+
+    key: str
+    title: str
+    model: str
+    digest: str
+    weights: str
+    parameters: str
+    options: tuple[tuple[str, int | bool], ...]
+
+    @property
+    def short(self) -> str:
+        """The name as the server lists it."""
+        return ModelName.parse(self.model).short
+
+
+class Room:
+    """The memory of one server; all processes of a run share what they find out, in *folder*.
+
+    *gate* has the outcomes of the run's models.
+    """
+
+    def __init__(self, folder: Path, gate: Gate) -> None:
+        self._crowds, self._displaced = folder / "crowds.json", folder / "displaced.json"
+        self._gate = gate
+        # What this process has loaded is not recorded yet when the next one has its turn.
+        self._here: dict[str, Loaded] = {}
+
+    def learn(self, crowds: Iterable[Iterable[str]]) -> None:
+        """Begin with what earlier runs have seen: sets of models that did not fit."""
+        if found := [sorted(one) for one in crowds]:
+            write_whole(self._crowds, found)
+
+    @property
+    def crowds(self) -> list[frozenset[str]]:
+        """The sets of models that did not fit in earlier runs."""
+        return [frozenset(one) for one in _read(self._crowds, [])]
+
+    @property
+    def displaced(self) -> dict[str, list[str]]:
+        """The models that had to go in this run, by the one that took their place."""
+        found: dict[str, list[str]] = _read(self._displaced, {})
+        return found
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the models of the run, or of earlier ones, do not fit together."""
+        return self._displaced.exists() or self._crowds.exists()
+
+    def reason_to_leave_out(self, target: Target, info: ModelInfo) -> str:
+        """Say why *target* is not loaded beside the models that the run has loaded; empty if it is.
+
+        Two names with equal weights, or one with two sets of options, have one place: the server
+        keeps one of them at a time.
+        """
+        spec, loaded = target.spec, self._loaded()
+        for one in loaded:
+            same = ModelName.parse(one.model).key == spec.model_key
+            if not (same or (info.weights and one.weights == info.weights)):
+                continue
+            if (one.options, one.parameters) != (spec.options, info.parameters):
+                return f"it has the weights of {one.title}, and the server keeps one at a time"
+        if self.displaced:
+            return f"there was no room for all of {_names(loaded)}"
+        here = {one.short for one in loaded}
+        for crowd in self.crowds:
+            if crowd <= here | {ModelName.parse(spec.name).short}:
+                beside = _names([one for one in loaded if one.short in crowd])
+                return f"it did not fit beside {beside} in the last run"
+        return ""
+
+    def add(self, target: Target, info: ModelInfo, resident: list[Resident]) -> None:
+        """Note that *target* is loaded, and what had to make room: what is no longer *resident*."""
+        spec = target.spec
+        gone = [one.title for one in self._loaded() if not _is_among(resident, one)]
+        if gone:
+            self.note_displaced(spec.title, gone)
+        found = resident_as(resident, spec.model_key, "")
+        # Where it is not listed it shares the runner of another one.
+        if found is not None:
+            self._here[target.key] = Loaded(
+                target.key,
+                spec.title,
+                spec.name,
+                found.digest,
+                info.weights,
+                info.parameters,
+                spec.options,
+            )
+
+    def note_displaced(self, by: str, names: Sequence[str]) -> None:
+        """Keep that *names* had to make room for *by*."""
+        with suppress(OSError):
+            write_whole(self._displaced, {**self.displaced, by: list(names)})
+
+    def _loaded(self) -> list[Loaded]:
+        recorded = [one for one in self._gate.outcomes() if one.step("load") and one.listed]
+        return [*({one.key: _as_loaded(one) for one in recorded} | self._here).values()]
+
+
+def make_room(
+    client: Client, wanted: set[str], later: Sequence[set[str]], loaded: Sequence[Outcome]
+) -> None:
+    """Unload as many of *loaded* as *wanted* lacks, where the server was full before.
+
+    Those go that are needed last, if at all, in *later* sets.
+
+    Raises:
+        ApiError, ServerError: the server does not tell, or does not do it.
+    """
+    resident = client.resident()
+    there = {one.key: one for one in loaded if _is_among(resident, one)}
+    lacking = len(wanted - there.keys())
+    # All that was loaded is still there: so far it had room for each.
+    if not lacking or len(there) == len(loaded):
+        return
+    needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
+    others = sorted(there.keys() - wanted, key=lambda key: needed.get(key, len(later)))
+    for key in others[-lacking:]:
+        client.unload(there[key].model)
+
+
+def _as_loaded(one: Outcome) -> Loaded:
+    return Loaded(
+        one.key, one.title, one.model, one.digest, one.weights, one.parameters, one.options
+    )
+
+
+def _is_among(resident: list[Resident], outcome: Outcome | Loaded) -> bool:
+    return resident_as(resident, ModelName.parse(outcome.model).key, outcome.digest) is not None
+
+
+def _names(loaded: Iterable[Loaded]) -> str:
+    return " and ".join(one.title for one in loaded)
+
+
+def _read(path: Path, missing: Any) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return missing
