@@ -62,6 +62,8 @@ class Leader(Run):
     ) -> None:
         super().__init__(settings, folder, "main", ask_request)
         self.screen = screen
+        # Whether sets of models have the server's memory in turn: one makes room for the next.
+        self.takes_turns = settings.group_by_model.value
         self._said: set[str] = set()
         self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
         self._begun: dict[str, threading.Event] = {}
@@ -140,7 +142,7 @@ class Leader(Run):
         """Bring one model, if the server answers; that is known where it was asked before."""
         there, begun = self.there(target), self._begun[target.id]
         try:
-            room = None if self.settings.group_by_model.value else there.room
+            room = None if self.takes_turns else there.room
             return there.bring(target, say, there._pulls, begun.set, room)
         finally:
             begun.set()

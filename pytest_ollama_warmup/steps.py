@@ -121,7 +121,13 @@ class Controller(Leader):
         self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
         if settings.group_by_model.value:
             groups = groups_of(here, settings.listed)
-            self._first = groups[0] if groups else None
+            self._first, self.takes_turns = (groups[0], True) if groups else (None, False)
+            if not groups:
+                self.say_once(
+                    f"{settings.group_by_model.source} groups nothing: no selected test says which "
+                    'model it needs. Mark those that do: @pytest.mark.requires_model("...").',
+                    least=-1,
+                )
             write_whole(self.folder / GROUPS, [sorted(group) for group in groups])
         if variants := variants_of(self._plan):
             write_whole(self.folder / VARIANTS, variants)

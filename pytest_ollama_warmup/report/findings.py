@@ -62,7 +62,7 @@ def _reloaded(memory: Memory, run: Run, key: str, name: str) -> Iterator[str]:
         yield f"{name} was {what}, and {' and '.join(parts)}.{_cure(memory, run, cause)}"
     known = memory.known.get(key)
     if known is not None and known.rests == "often":
-        often = f"{len(known.reloads)} times within 5 minutes"
+        often = f"{count(len(known.reloads), 'time')} within 5 minutes"
         yield f"{name} was gone {often}; the plugin stopped reloading it."
     elif known is not None and known.rests == "unused":
         yield f"{name} was gone again before a test used it; the plugin stopped reloading it."

@@ -1,0 +1,250 @@
+"""Each sentence of the summary: where it is true, and where it must not stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.report.findings import Run, findings
+from pytest_ollama_warmup.warmup.memory import Memory
+from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload, Step
+from pytest_ollama_warmup.warmup.usage import Gone, Switch, Usage, Use
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.warmup.usage import Cause
+
+LOAD = Step(kind="load", start=0.0, seconds=2.0)
+A = Outcome(key="a", model="a:1", status="ready", steps=(LOAD,), context_length=4096)
+B = replace(A, key="b", model="b:1")
+RUN = Run({})
+
+
+def use(
+    model: str = "a:1", test: str = "t", at: float = 5.0, context: int = 4096, key: str = ""
+) -> Use:
+    return Use(model, "", context, at, (test,) if test else (), frozenset([key] if key else []))
+
+
+def gone(cause: Cause, *tests: str, at: float = 1.0, by: tuple[str, ...] = ()) -> Gone:
+    return Gone("a:1", "", 4096, at, cause, tests, by, frozenset(["a:1", *by]))
+
+
+def reload(at: float = 2.0, test: str = "u") -> Reload:
+    return Reload(test=test, by="main", start=0.0, at=at, seconds=1.5)
+
+
+def memory(*outcomes: Outcome, known: Known | None = None, **usage: object) -> Memory:
+    ours = {one.key: one for one in outcomes or (A,)}
+    return Memory("", Usage(**usage), {} if known is None else {known.key: known}, ours)  # type: ignore[arg-type]
+
+
+def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: object) -> Memory:
+    known = Known(key="a", model="a:1", reloads=(reload(),))
+    return memory(known=known, gone=[gone(cause, *tests, by=by)], **usage)
+
+
+@pytest.mark.parametrize(
+    ("seen", "line"),
+    [
+        (
+            reloaded("evicted", "t", by=("b:1",)),
+            "a:1 was evicted during t when b:1 was loaded, and loaded again before u (1.5 s).",
+        ),
+        (
+            reloaded("evicted", by=("b:1", "c:1")),
+            "a:1 was evicted when b:1 and c:1 were loaded, and loaded again before u (1.5 s).",
+        ),
+        (
+            reloaded("expired"),
+            "a:1 was no longer loaded, as its keep-alive had ended, and loaded again before u "
+            "(1.5 s). Raise --ollama-keep-alive.",
+        ),
+        (
+            reloaded("restarted"),
+            "a:1 was gone when the server answered again, and loaded again before u (1.5 s). The "
+            "server's log says why.",
+        ),
+        (
+            reloaded("unloaded", "t"),
+            "a:1 was unloaded during t, and loaded again before u (1.5 s).",
+        ),
+        (
+            reloaded("gone", "t", "v"),
+            "a:1 was gone (unloaded, or the server was restarted), and loaded again before u "
+            "(1.5 s).",
+        ),
+        (
+            memory(gone=[gone("unloaded", "t")], uses=[use(at=3.0)]),
+            "a:1 was unloaded during t, and loaded again by tests 1 time.",
+        ),
+        # Nobody has seen how it went.
+        (
+            memory(known=Known(key="a", model="a:1", reloads=(reload(),))),
+            "a:1 was gone (unloaded, or the server was restarted), and loaded again before u "
+            "(1.5 s).",
+        ),
+    ],
+)
+def test_why_a_model_was_loaded_again(seen: Memory, line: str) -> None:
+    assert [line] == findings(seen, RUN)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        memory(),
+        # It did not come back, so that it has cost nothing.
+        memory(gone=[gone("evicted", "t", by=("b:1",))]),
+        # Somebody else has used it since, and no test.
+        memory(gone=[gone("unloaded", "t")], uses=[use(test="", at=3.0)]),
+        # It was used before it went.
+        memory(gone=[gone("unloaded", "t")], uses=[use(at=0.5)]),
+    ],
+)
+def test_what_has_cost_nothing_is_not_said(seen: Memory) -> None:
+    assert [] == findings(seen, RUN)
+
+
+MORE = [use(f"{name}:1") for name in "abcd"]
+ROOM = "raise the server's OLLAMA_MAX_LOADED_MODELS."
+
+
+@pytest.mark.parametrize(
+    ("run", "kept", "cure"),
+    [
+        (RUN, 3, f" To avoid that, use --ollama-group-by-model, or {ROOM}"),
+        (Run({}, marked=False), 3, f" To avoid that, {ROOM}"),
+        (Run({}, grouped=True), 3, f" To avoid that, {ROOM}"),
+        # It kept as many as the tests use: room for more would not help.
+        (RUN, 4, ""),
+    ],
+)
+def test_only_a_cure_that_can_work_is_offered(run: Run, kept: int, cure: str) -> None:
+    outcomes = [replace(A, key=name, model=f"{name}:1") for name in "abcd"]
+    known = Known(key="a", model="a:1", reloads=(reload(),))
+    evicted = gone("evicted", "t", by=("d:1",))
+    seen = memory(*outcomes, known=known, gone=[evicted], uses=MORE, kept=kept)
+    start = "a:1 was evicted during t when d:1 was loaded, and loaded again before u (1.5 s)."
+    assert [f"{start}{cure}"] == findings(seen, run)
+
+
+@pytest.mark.parametrize(
+    ("rests", "line"),
+    [
+        ("often", "a:1 was gone 1 time within 5 minutes; the plugin stopped reloading it."),
+        ("unused", "a:1 was gone again before a test used it; the plugin stopped reloading it."),
+        ("busy", ""),
+        ("", ""),
+    ],
+)
+def test_that_a_model_is_no_longer_loaded_again(rests: str, line: str) -> None:
+    known = Known(key="a", model="a:1", reloads=(reload(),), rests=rests)  # type: ignore[arg-type]
+    said = [one for one in findings(memory(known=known), RUN) if "stopped" in one]
+    assert ([line] if line else []) == said
+
+
+def switch(before: int, after: int, *tests: str, model: str = "a:1") -> Switch:
+    return Switch(model, "", before, after, tests, frozenset())
+
+
+LISTED = replace(A, options=(("num_ctx", 4096),))
+
+
+@pytest.mark.parametrize(
+    ("seen", "run", "line"),
+    [
+        (
+            memory(switches=[switch(4096, 8192, "t")], uses=[use(context=8192)]),
+            Run({"a": 8192}),
+            "a:1 was loaded with num_ctx 4096 (server default), and during t with 8192: 1 reload, "
+            "about 2 s. List a:1,num_ctx=8192 (the next run here has learned it).",
+        ),
+        # Not written, or another one: nothing is promised.
+        (
+            memory(switches=[switch(4096, 8192, "t")], uses=[use(context=8192)]),
+            Run({"a": 2048}),
+            "a:1 was loaded with num_ctx 4096 (server default), and during t with 8192: 1 reload, "
+            "about 2 s. List a:1,num_ctx=8192.",
+        ),
+        (
+            memory(LISTED, switches=[switch(4096, 8192, "t", "u")], uses=[use(context=8192)]),
+            RUN,
+            "a:1 was loaded with num_ctx 4096 (listed), and by tests with 8192: 1 reload, about "
+            "2 s. List a:1,num_ctx=8192.",
+        ),
+        (
+            memory(
+                replace(A, learned=4096), switches=[switch(4096, 512, "t")], uses=[use(context=512)]
+            ),
+            RUN,
+            "a:1 was loaded with num_ctx 4096 (learned), and during t with 512: 1 reload, about "
+            "2 s. List a:1,num_ctx=512.",
+        ),
+        (
+            memory(
+                replace(A, already_loaded=True),
+                switches=[switch(4096, 512, "t")],
+                uses=[use(context=512)],
+            ),
+            RUN,
+            "a:1 was loaded with num_ctx 4096 (found so), and during t with 512: 1 reload, about "
+            "2 s. List a:1,num_ctx=512.",
+        ),
+        (
+            memory(
+                switches=[switch(4096, 8192, "t"), switch(8192, 4096, "u")],
+                uses=[use(context=8192), use(context=4096)],
+            ),
+            RUN,
+            "a:1 was used with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s. Send the same "
+            "num_ctx in all tests; ollama_options has it.",
+        ),
+    ],
+)
+def test_what_another_context_cost(seen: Memory, run: Run, line: str) -> None:
+    assert [line] == findings(seen, run)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        memory(uses=[use(context=4096)]),
+        # Nobody's: somebody else has loaded it otherwise.
+        memory(switches=[switch(4096, 8192)]),
+        memory(B, switches=[switch(4096, 8192, "t")]),
+    ],
+)
+def test_a_context_that_no_test_has_changed_is_not_mentioned(seen: Memory) -> None:
+    assert [] == findings(seen, RUN)
+
+
+def test_variants_are_told_with_what_they_cost() -> None:
+    small = replace(A, key="a,num_ctx=512", options=(("num_ctx", 512),))
+    seen = memory(A, small, switches=[switch(4096, 512, "t"), switch(512, 4096, "u")])
+    start = "a:1 is wanted with num_ctx 512 and 4096: 2 reloads, about 4 s."
+    assert [f"{start} --ollama-group-by-model makes it one for each."] == findings(seen, RUN)
+    assert [start] == findings(seen, Run({}, grouped=True))
+    assert [] == findings(memory(A, small), RUN)
+
+
+UNLISTED = (
+    "c:1 is used, and not listed: t and 1 more. List it, or mark the tests that need it, to have "
+    "it loaded before them."
+)
+
+
+@pytest.mark.parametrize(
+    ("uses", "lines"),
+    [
+        ([use("c:1", "t"), use("c:1", "u"), use("c:1", "u")], [UNLISTED]),
+        ([use("a:1", "t")], []),
+        # At another time it was used while no test ran: by somebody else, maybe always.
+        ([use("c:1", "t"), use("c:1", "u"), use("c:1", "")], []),
+        # Two tests at the same time: nobody knows whose.
+        ([Use("c:1", "", 0, 1.0, ("t", "u"), frozenset())], []),
+    ],
+)
+def test_models_that_nobody_listed(uses: list[Use], lines: list[str]) -> None:
+    assert lines == findings(memory(uses=uses), RUN)
