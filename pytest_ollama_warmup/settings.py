@@ -144,6 +144,7 @@ class Settings(NamedTuple):
             pull=self.pull.value,
             warm=self.warm.value,
             keep_alive_s=self.keep_alive.value,
+            keep_alive_asked=self.keep_alive.given_by != "default",
             unloads=self.at_end.value == "unload",
             # A service manager starts a crashed server again, after 3 s by Ollama's unit file.
             comes_back_s=(

@@ -105,7 +105,7 @@ def test_cold_is_slow_and_warm_is_not(emulated: Run) -> None:
 
 def test_it_shows_two_workers_one_eviction_and_the_summary(emulated: Run) -> None:
     assert "[emulator] created: 2/2 workers" in emulated.lines
-    assert 1 == emulated.out.count("was cold before 1 test")
+    assert 1 == emulated.out.count("was gone (unloaded, or the server was restarted), and loaded")
     assert 3 == len(re.findall(r"^\[emulator\] \+ smollm2:135m   ready", emulated.out, re.M))
     assert "report.xml" not in emulated.out
 

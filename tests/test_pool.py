@@ -648,8 +648,8 @@ def test_what_a_test_unloads_is_brought_back_on_its_host(
     run = suite.run("-n2", hosts(*two))
     assert {"passed": 6} == run.counts
     assert 1 == len(two[0].loads) < len(two[1].loads)
-    assert f"llama3.2:1b at {two[1].url} was cold before" in run.out
-    assert f"llama3.2:1b at {two[0].url} was cold" not in run.out
+    assert f"llama3.2:1b at {two[1].url} was gone" in run.out
+    assert f"llama3.2:1b at {two[0].url} was gone" not in run.out
 
 
 def test_each_host_learns_what_its_tests_use(suite: Suite, start: Callable[[], Emulator]) -> None:

@@ -87,8 +87,8 @@ def _cure(memory: Memory, run: Run, cause: Cause) -> str:
         return " Raise --ollama-keep-alive."
     if cause == "restarted":
         return " The server's log says why."
-    # More room helps only where more models are used than were in memory at most.
-    if cause != "evicted" or memory.number_used <= memory.usage.kept:
+    # More room helps only where more models are needed than were in memory at most.
+    if cause != "evicted" or memory.number_needed <= memory.usage.kept:
         return ""
     if run.grouped or not run.marked:
         return f" To avoid that, {RAISE_MAX}."

@@ -73,14 +73,19 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         work.add_step("load", start, begin)
         if work.room is not None:
             work.room.add(work.target, info, loaded or [])
-        return resident
-    work.enter("loading")
+        if _lasts(work, resident):
+            return resident
+    else:
+        work.enter("loading")
     try:
         with held(
             shared_lock_path("load", work.client.host.url, spec.model_key),
             f"load of {work.name}",
             terms.load_timeout_s,
         ):
+            if work.already_loaded and resident is not None:
+                _ask_for_lease(work, kind, resident)
+                return resident
             kind = _load(work, kind, info)
             work.add_step("load", start, begin)
             if work.target.learned:
@@ -115,9 +120,21 @@ def _is_as_needed(work: Work, resident: Resident) -> bool:
     """
     target, options = work.target, _runner_options(work.target)
     wanted, seen = options.pop("num_ctx", 0), resident.context_length
-    lasts = resident.lease_s is None or resident.lease_s >= LASTS_S
     asked = work.terms.warm == "prompt" or target.request is not None
-    return not (asked or options) and lasts and wanted in (0, seen)
+    return not (asked or options) and wanted in (0, seen)
+
+
+def _lasts(work: Work, resident: Resident) -> bool:
+    """Whether a model that was found in memory stays there by itself until the tests use it.
+
+    As long as was asked for, where the user has asked.
+    """
+    wanted = _lease(work)
+    asked = work.terms.keep_alive_asked or work.target.spec.keep_alive is not None
+    if resident.lease_s is None:
+        return True
+    enough = ENDLESS_S if wanted == FOREVER else wanted - 2
+    return resident.lease_s >= (enough if asked else min(enough, LASTS_S))
 
 
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
@@ -174,16 +191,24 @@ def _ensure_lease(work: Work, kind: LoadKind, info: ModelInfo) -> Resident | Non
         return resident
     # The server's answer may be a little less than what was asked for.
     if resident.lease_s < (ENDLESS_S if wanted == FOREVER else wanted - 2):
-        work.leased = True
-        work.client.load(
-            work.name,
-            kind,
-            prompt="",
-            options=_runner_options(work.target),
-            keep_alive=wanted,
-            limit_s=work.terms.load_timeout_s,
-        )
+        _ask_for_lease(work, kind, resident)
     return resident
+
+
+def _ask_for_lease(work: Work, kind: LoadKind, resident: Resident) -> None:
+    work.leased = True
+    options = _runner_options(work.target)
+    if work.already_loaded and resident.context_length:
+        # Whatever it runs with: without it the server would load the model anew.
+        options["num_ctx"] = resident.context_length
+    work.client.load(
+        work.name,
+        kind,
+        prompt="",
+        options=options,
+        keep_alive=_lease(work),
+        limit_s=work.terms.load_timeout_s,
+    )
 
 
 def _lease(work: Work) -> float:

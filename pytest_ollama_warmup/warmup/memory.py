@@ -84,9 +84,9 @@ class Memory:
         return found + [(None, one) for one in reloads]
 
     @property
-    def number_used(self) -> int:
-        """How many models the tests used."""
-        return len({one.model for one in self.usage.uses if one.tests})
+    def number_needed(self) -> int:
+        """How many models the tests need, as they say or were seen to."""
+        return len({one.model.lower() for one in self.outcomes.values()}) + len(self.unlisted)
 
 
 def _same_name(name: str, other: str) -> bool:

@@ -67,6 +67,8 @@ class Terms:
     pull: str = "auto"
     warm: str = "load"
     keep_alive_s: float = 600.0
+    keep_alive_asked: bool = False
+    """Whether the user has given it, and not only left it as it is."""
     unloads: bool = False
     """Whether what the run has loaded is unloaded at its end, so that it must know what it was."""
     comes_back_s: float = 10.0

@@ -36,7 +36,7 @@ def parts(pytestconfig: pytest.Config) -> Provided:
     """The real parts; without them tests are skipped, on CI they fail."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with ExitStack() as shown:
-        # Two minutes of building must not look like a hang.
+        # Minutes of building must not look like a hang.
         if capture is not None:
             shown.enter_context(capture.global_and_fixture_disabled())
         try:

@@ -501,9 +501,7 @@ def test_load_only_sends_no_prompt() -> None:
         ("off", "0.6.5", "off"),
     ],
 )
-def test_a_server_that_warms_itself_gets_no_prompt(
-    warm: str, version: str, expected: str
-) -> None:
+def test_a_server_that_warms_itself_gets_no_prompt(warm: str, version: str, expected: str) -> None:
     assert expected == load_module.resolve_warm(warm, version)
 
 
@@ -539,8 +537,6 @@ def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
         ("m,num_ctx=2048", running(0), "load"),
         # The server does not show these: only a request tells.
         ("m,num_thread=1", running(4096), "load"),
-        # It may be gone before the first test.
-        ("m", running(4096, 60.0), "load"),
         ("m", running(4096), "prompt"),
     ],
 )
@@ -551,6 +547,27 @@ def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
     outcome = brought(server, spec, warm=warm)
     assert (1, True) == (len(server.loads), outcome.ready)
     assert "already loaded" not in outcome.notes
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "terms", "asked"),
+    [
+        # It may be gone before the first test.
+        (60.0, {}, 600.0),
+        (200.0, {}, None),
+        (200.0, {"keep_alive_asked": True}, 600.0),
+        (599.0, {"keep_alive_asked": True}, None),
+        (CENTURIES, {"keep_alive_asked": True}, None),
+        (200.0, {"keep_alive_asked": True, "keep_alive_s": -1.0}, -1.0),
+    ],
+)
+def test_a_model_that_is_there_is_asked_to_stay_as_it_is(
+    lease_s: float, terms: dict[str, Any], asked: float | None
+) -> None:
+    server = Server(before=running(8192, lease_s))
+    assert brought(server, **terms).already_loaded
+    found = [(one["prompt"], one["options"], one["keep_alive"]) for one in server.loads]
+    assert found == ([] if asked is None else [("", {"num_ctx": 8192}, asked)])
 
 
 def test_without_warming_presence_is_enough() -> None:
