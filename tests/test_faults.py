@@ -257,14 +257,17 @@ def test_a_server_that_starts_too_slowly_is_said_to_give_no_answer(
     assert f"no Ollama at {late.url} (from OLLAMA_HOST): no answer for 0.5 s." in run.err
 
 
-def test_a_model_whose_runner_has_died_is_loaded_anew(suite: Suite) -> None:
+@pytest.mark.parametrize(("args", "loads"), [([], 1), (["--ollama-warm=prompt"], 2)])
+def test_a_model_whose_runner_has_died_is_left_to_the_test_that_uses_it(
+    suite: Suite, args: list[str], loads: int
+) -> None:
     suite.ollama.add(replace(LLAMA, present=True))
     suite.write(ONE_TEST)
     suite.run()
-    # The server still lists it as loaded.
+    # The server still lists it as loaded, and to what is listed nothing is sent unless asked for.
     suite.ollama.kill_runner("llama3.2:1b")
-    assert {"passed": 1} == suite.run().counts
-    assert 2 == len(suite.ollama.loads)
+    assert {"passed": 1} == suite.run(*args).counts
+    assert loads == len(suite.ollama.loads)
 
 
 @WORKERS
@@ -273,7 +276,7 @@ def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
 ) -> None:
     suite.ollama.add(replace(LLAMA, present=True, eval_s=600))
     suite.write(ONE_TEST)
-    process = suite.start("-rs", *workers)
+    process = suite.start("-rs", "--ollama-warm=prompt", *workers)
     until(lambda: suite.ollama.loads)
     suite.ollama.kill_runner("llama3.2:1b")
     code, out = end(process)
@@ -290,7 +293,8 @@ def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
         ("slots", ["-n2"]),
         ("slot-", ["-n2"]),
         ("using-", ["-n2"]),
-        ("seen-", []),
+        ("looks-", []),
+        ("looks-", ["-n2"]),
         ("wants-gw1", ["-n2"]),
     ],
 )

@@ -263,7 +263,7 @@ def test_with_a_hook_the_address_alone_is_a_need(
         }
     )
     assert {"passed": 1} == suite.run(*workers).counts
-    assert {"/api/version"} == {one.path for one in other.requests}
+    assert {"/api/version", "/api/ps"} == {one.path for one in other.requests}
 
 
 def test_the_command_line_goes_before_the_hook(suite: Suite, other: Emulator) -> None:

@@ -319,7 +319,7 @@ def test_a_model_named_at_run_time_only_is_made_ready(suite: Suite) -> None:
 
 def test_an_embedding_model_is_loaded_by_embedding(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(): pass\n"})
-    assert {"passed": 1} == suite.run("--ollama-preload=embed:1").counts
+    assert {"passed": 1} == suite.run("--ollama-preload=embed:1", "--ollama-warm=prompt").counts
     assert ["Hi"] == [one.body["input"] for one in suite.ollama.calls("embed") if one.body["input"]]
     assert [] == suite.ollama.calls("generate")
 

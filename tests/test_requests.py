@@ -85,7 +85,7 @@ def test_none_leaves_our_own_request(suite: Suite, workers: list[str]) -> None:
     suite.ollama.add(THERE)
     suite.write({**a_hook("None"), **ONE_TEST})
     assert {"passed": 1} == suite.run(*workers).counts
-    assert "Hi" == loading(suite)[0][1]["prompt"]
+    assert "" == loading(suite)[0][1]["prompt"]
 
 
 @pytest.mark.parametrize("how", ["load", "off"])

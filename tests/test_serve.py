@@ -296,7 +296,7 @@ def test_a_server_that_ends_in_mid_run_is_not_waited_for(suite: Served) -> None:
         }
     )
     run = suite.serve()
-    assert {"passed": 1, "error": 2} == run.counts
+    assert {"passed": 1, "failed": 2} == run.counts
     assert "It has ended; its log, named at the end of the run, says why." in run.out
     assert "log of the server: " in run.out
     assert re.search(

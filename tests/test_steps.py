@@ -13,7 +13,7 @@ from tests.conftest import LLAMA, ONE_TEST, Suite
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.emulator import Emulator
 
-PULL_AND_LOAD = ["show", "pull", "show", "generate", "ps", "generate"]
+PULL_AND_LOAD = ["show", "pull", "show", "ps", "generate", "ps", "generate"]
 MANY_TESTS = {
     "test_many.py": """
         import pytest
@@ -51,7 +51,7 @@ def test_a_marked_model_that_is_there_is_loaded_and_nothing_else(suite: Suite) -
     suite.write(ONE_TEST)
     run = suite.run()
     assert {"passed": 1} == run.counts
-    assert ["show", "generate", "ps", "generate"] == work_on(suite.ollama)
+    assert ["show", "ps", "generate", "ps", "generate"] == work_on(suite.ollama)
 
 
 def test_the_model_is_warm_when_the_first_test_begins(suite: Suite) -> None:

@@ -37,7 +37,9 @@ def reload(at: float = 2.0, test: str = "u") -> Reload:
 
 def memory(*outcomes: Outcome, known: Known | None = None, **usage: object) -> Memory:
     ours = {one.key: one for one in outcomes or (A,)}
-    return Memory("", Usage(**{"kept": 3, **usage}), {} if known is None else {known.key: known}, ours)  # type: ignore[arg-type]
+    return Memory(
+        "", Usage(**{"kept": 3, **usage}), {} if known is None else {known.key: known}, ours
+    )  # type: ignore[arg-type]
 
 
 def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: object) -> Memory:
