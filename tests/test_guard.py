@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.conftest import LLAMA, Suite
 from tests.test_faults import end, until, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
 # What tests of users do to the server; each suite has it beside its tests.
@@ -91,7 +92,7 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
         run.out,
         re.MULTILINE,
     ), run.out
-    assert "not listed" not in run.out
+    assert "is not listed" not in run.out
 
 
 @WORKERS
@@ -232,7 +233,7 @@ def test_contexts_in_turn_are_said_with_their_cure(suite: Suite) -> None:
     )
     run = suite.run()
     assert [4096, *[8192, 4096] * 3] == loads(suite)
-    assert "a:1 was used with num_ctx 4096 and 8192 in turn: 6 reloads. Send the same" in run.out
+    assert "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads. If your tests" in run.out
 
 
 @pytest.mark.parametrize("option", ["num_thread=1", "num_batch=256"])
@@ -357,8 +358,8 @@ a:1 was evicted when b:1 and c:1 and d:1 were loaded, and loaded again before \
 test_it.py::test_after_an_eviction (TIME).
 a:1 was gone (unloaded, or the server was restarted), and loaded again before \
 test_it.py::test_after_a_restart (TIME).
-a:1 was used with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. Send the same num_ctx in \
-all tests; ollama_options has it.
+a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. If your tests ask for all \
+of them, send the same num_ctx everywhere; ollama_options has it.
 waited TIME before the first test"""
 
 
@@ -565,6 +566,82 @@ def test_beside_other_plugins(suite: Suite, plugin: list[str]) -> None:
     run = suite.run(*plugin)
     assert {"passed"} == set(run.counts)
     assert run.counts["passed"] >= 3
+
+
+# What is seen, and what is not
+
+
+def without(*fields: str) -> Callable[[list[Any]], list[Any]]:
+    """What a server says that does not know *fields*."""
+    return lambda models: [{key: one[key] for key in one if key not in fields} for one in models]
+
+
+def with_(**fields: object) -> Callable[[list[Any]], list[Any]]:
+    """What a server says that has this in *fields*."""
+    return lambda models: [{**one, **fields} for one in models]
+
+
+def late(models: list[Any]) -> list[Any]:
+    time.sleep(0.1)
+    return models
+
+
+SAYS = {
+    "nothing": lambda models: [],
+    "404": lambda models: None,
+    "no expires_at": without("expires_at"),
+    "no context_length": without("context_length"),
+    "neither": without("expires_at", "context_length", "digest"),
+    "a clock of last year": with_(expires_at="2025-07-01T09:59:00Z"),
+    "rubbish": with_(expires_at=["x"], context_length="many", digest=None, size=-1),
+    "the same for everything": with_(name="x:1", digest="x"),
+    "late": late,
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+@pytest.mark.parametrize("listed", [[], ["--ollama-preload=a:1"]], ids=["marked", "listed"])
+def test_whatever_the_server_says_of_its_memory_no_test_and_no_load_is_lost(
+    suite: Suite, says: str, listed: list[str]
+) -> None:
+    body = '@pytest.mark.parametrize("n", range(4))\ndef test_it(n): ask("a:1", num_ctx=8192)\n'
+    write(suite, body if listed else f"@A\n{body}")
+    suite.ollama.edit_ps = SAYS[says]
+    run = suite.run(*listed, "-W", "error")
+    assert {"passed": 4} == run.counts, run.out
+    assert "Traceback" not in run.out + run.err
+    assert [4096, 8192] == loads(suite)
+    for claim in ("was evicted", "was unloaded", "was gone", "was used during"):
+        assert claim not in run.out
+    # The context alone tells it, and nothing else does.
+    tells = says in ("no expires_at", "a clock of last year", "late")
+    assert tells == ("was loaded with num_ctx 4096" in run.out)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["single", "n1"])
+def test_a_model_that_tests_use_and_nobody_lists_is_named_with_its_tests(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(
+        suite,
+        """
+        @A
+        def test_a(): ask("a:1")
+
+        @A
+        @pytest.mark.parametrize("n", range(3))
+        def test_other(n):
+            ask("a:1")
+            ask("c:1")
+        """,
+    )
+    run = suite.run(*workers)
+    assert {"passed": 4} == run.counts
+    assert (
+        "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed. If these "
+        "tests use it, list it or mark them, so that it is loaded before them."
+    ) in run.out
+    assert "a:1 was" not in run.out
 
 
 # Servers that go away, and what cannot be asked

@@ -98,7 +98,7 @@ def _cure(memory: Memory, run: Run, cause: Cause) -> str:
 def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
     """Say that tests use another context than the model was loaded with."""
     switches, uses = memory.switches(key), memory.uses.get(key, [])
-    if not switches or len(_keys_of_model(memory, outcome)) > 1:
+    if not (switches and outcome.context_length) or len(_keys_of_model(memory, outcome)) > 1:
         return ""
     # Where the guard has loaded it again there are more than those of the tests.
     reloads = f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}"
@@ -117,10 +117,11 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
             f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
             f"{reloads}. List {outcome.model},num_ctx={context}{later}."
         )
+    # Whoever shares the server may have asked for one of them.
     found = " and ".join(str(one) for one in sorted({one.after for one in switches} | {*used}))
     return (
-        f"{name} was used with num_ctx {found} in turn: {reloads}. Send the same num_ctx in all "
-        "tests; ollama_options has it."
+        f"{name} was loaded with num_ctx {found} in turn: {reloads}. If your tests ask for all of "
+        "them, send the same num_ctx everywhere; ollama_options has it."
     )
 
 
@@ -153,6 +154,6 @@ def _took(number: int, outcome: Outcome) -> str:
 
 def _unlisted(name: str, tests: list[str]) -> str:
     return (
-        f"{clean(name, 100)} is used, and not listed: {first_of(tests)}. List it, or mark the "
-        "tests that need it, to have it loaded before them."
+        f"{clean(name, 100)} was used during {first_of(tests)}, and is not listed. If these tests "
+        "use it, list it or mark them, so that it is loaded before them."
     )

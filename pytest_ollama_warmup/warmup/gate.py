@@ -131,9 +131,9 @@ def held(
 
 
 class Users:
-    """Which processes have a test at work with a model; the kernel frees what a dead one held.
+    """Which processes are inside a test that needs a model; the kernel frees what a dead one held.
 
-    A model here is one by its name: tests may use it with different options.
+    A model is one by its weights: tests may use it under several names, and with several options.
     """
 
     def __init__(self, folder: Path, by: str) -> None:

@@ -53,12 +53,15 @@ class CannotLook(WarmupError):
 
 
 class Ledger:
-    """What is known of one model, in the directory that the processes of a run share."""
+    """What is known of one model, in the directory that the processes of a run share.
 
-    def __init__(self, folder: Path, key: str, limit_s: float, first: Known) -> None:
-        self._first = first
-        self._path, self._limit_s = folder / f"guard-{file_name(key)}.json", limit_s
-        self._what = key
+    *place* is what it shares with other variants of the model: their lock is the same.
+    """
+
+    def __init__(self, folder: Path, place: str, limit_s: float, first: Known) -> None:
+        self._first, self._what, self._limit_s = first, place, limit_s
+        self._path = folder / f"guard-{file_name(first.key)}.json"
+        self._lock = folder / f"place-{file_name(place)}.lock"
 
     def known(self) -> Known:
         """Return what is known by now."""
@@ -73,7 +76,7 @@ class Ledger:
 
     def held(self) -> AbstractContextManager[Beat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
-        return held(self._path.with_suffix(".lock"), self._what, self._limit_s)
+        return held(self._lock, self._what, self._limit_s)
 
 
 def all_known(folder: Path) -> Iterator[Known]:
@@ -196,8 +199,8 @@ class Guard:
         """Keep with which context a model would have to be loaded again, and that it was used."""
         self._lost = False
         ledger = self._ledger(target, outcome)
-        known = self._noted(ledger.known(), target, found, beside)
-        if known != ledger.known():
+        known = ledger.known()
+        if known != self._noted(known, target, found, beside):
             with ledger.held():
                 ledger.write(self._noted(ledger.known(), target, found, beside))
 
@@ -258,12 +261,12 @@ class Guard:
 
         The server's list lacks a model that is being loaded. To load it here too, with the options
         that are known by now, would make the server load it again for that test, and so forth.
-        Nobody enters a test that needs it meanwhile: the caller holds the model's lock.
+        Nobody enters a test that needs it meanwhile: the caller holds the lock of its place.
         """
-        key, until = target.spec.model_key, time.monotonic() + RELOAD_S
+        place, until = _place(target, outcome), time.monotonic() + RELOAD_S
         while True:
             # Asked before the look: a test that has ended since may have brought it.
-            alone = not self.users.others(key)
+            alone = not self.users.others(place)
             if _find(self._loaded(), target, outcome):
                 return None
             if alone:
@@ -282,10 +285,13 @@ class Guard:
         back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
         took = time.monotonic() - begin
         self._lost = False
+        if work.already_loaded:
+            return
         if back is None:
-            # It answers, and is not listed: it shares the runner of one that is.
+            # It answers, and is not listed: it shares the runner of one that is, or the server's
+            # list is of no use.
             names = tuple(sorted(one.name for one in self._loaded()))
-            ledger.write(replace(known, beside=names))
+            ledger.write(replace(known, beside=names, rests="" if names else "unseen"))
             return
         self.log.write("own", begin, tests=[test], keys=[back.name.lower()])
         reload = Reload(test=test, by=self._by, start=start, at=begin, seconds=took)
@@ -297,14 +303,12 @@ class Guard:
 
         While one of them finds out whether a model is gone, nobody begins to use it.
         """
-        keys = {target.spec.model_key for target, _ in wanted}
-        ledgers = {target.key: self._ledger(target, outcome) for target, outcome in wanted}
-        with ExitStack() as held_locks:
-            for _, ledger in sorted(ledgers.items()):
-                held_locks.enter_context(ledger.held())
-            using = held_locks.pop_all()
-            with using:
-                held_locks.enter_context(self.users.using(keys))
+        places = {_place(*one): self._ledger(*one) for one in wanted}
+        with ExitStack() as using:
+            with ExitStack() as doors:
+                for _, ledger in sorted(places.items()):
+                    doors.enter_context(ledger.held())
+                using.enter_context(self.users.using(places))
             yield
 
     def _work(self, target: Target, known: Known, beat: Beat) -> Work:
@@ -327,8 +331,14 @@ class Guard:
                 host=self._client.host.url,
             )
             limit_s = self._terms.load_timeout_s
-            self._ledgers[target.key] = Ledger(self._folder, target.key, limit_s, first)
+            place = _place(target, outcome)
+            self._ledgers[target.key] = Ledger(self._folder, place, limit_s, first)
         return self._ledgers[target.key]
+
+
+def _place(target: Target, outcome: Outcome) -> str:
+    """Return what a model has one of in memory: its weights, else its name."""
+    return outcome.weights or target.spec.model_key
 
 
 def _find(loaded: list[Resident], target: Target, outcome: Outcome) -> Resident | None:

@@ -141,9 +141,10 @@ class Known:
     *warmed* is the context that it was warmed with, *context* the one that it was last seen with
     (0 where nobody tells), *switches* how often that changed. *beside* are the models that are
     listed in its place: they share its runner. *unproven* is ``expires_at`` after it was loaded
-    again, until a test has used it since. *waits* counts the waits for another test
-    that brought nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a
-    load was *unused*, or other tests keep it *busy*. *host* is the URL of its server.
+    again, until a test has used it since. *waits* counts the waits for another test that brought
+    nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a load was
+    *unused*, other tests keep it *busy*, or it is *unseen* although it is loaded. *host* is the URL
+    of its server.
     """
 
     key: str
@@ -155,7 +156,7 @@ class Known:
     reloads: tuple[Reload, ...] = ()
     unproven: str = ""
     waits: int = 0
-    rests: Literal["", "often", "unused", "busy"] = ""
+    rests: Literal["", "often", "unused", "busy", "unseen"] = ""
     host: str = ""
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -35,14 +35,14 @@ def reload(at: float = 2.0, test: str = "u") -> Reload:
     return Reload(test=test, by="main", start=0.0, at=at, seconds=1.5)
 
 
-def memory(*outcomes: Outcome, known: Known | None = None, **usage: object) -> Memory:
+def memory(*outcomes: Outcome, known: Known | None = None, **usage: Any) -> Memory:
     ours = {one.key: one for one in outcomes or (A,)}
     return Memory(
         "", Usage(**{"kept": 3, **usage}), {} if known is None else {known.key: known}, ours
-    )  # type: ignore[arg-type]
+    )
 
 
-def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: object) -> Memory:
+def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: Any) -> Memory:
     known = Known(key="a", model="a:1", reloads=(reload(),))
     return memory(known=known, gone=[gone(cause, *tests, by=by)], **usage)
 
@@ -200,8 +200,8 @@ LISTED = replace(A, options=(("num_ctx", 4096),))
                 uses=[use(context=8192), use(context=4096)],
             ),
             RUN,
-            "a:1 was used with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s. Send the same "
-            "num_ctx in all tests; ollama_options has it.",
+            "a:1 was loaded with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s. If your "
+            "tests ask for all of them, send the same num_ctx everywhere; ollama_options has it.",
         ),
     ],
 )
@@ -232,8 +232,8 @@ def test_variants_are_told_with_what_they_cost() -> None:
 
 
 UNLISTED = (
-    "c:1 is used, and not listed: t and 1 more. List it, or mark the tests that need it, to have "
-    "it loaded before them."
+    "c:1 was used during t and 1 more, and is not listed. If these tests use it, list it or mark "
+    "them, so that it is loaded before them."
 )
 
 

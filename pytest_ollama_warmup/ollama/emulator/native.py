@@ -52,7 +52,9 @@ def _ps(connection: Connection, body: Body) -> None:
         }
         for runner in connection.emulator.scheduler.resident()
     ]
-    connection.send_json({"models": models})
+    if (edited := connection.emulator.edit_ps(models)) is None:
+        raise Refusal(404, "404 page not found")
+    connection.send_json({"models": edited})
 
 
 def _show(connection: Connection, body: Body) -> None:

@@ -18,10 +18,10 @@ from pytest_ollama_warmup.ollama.emulator.scheduler import Load, Scheduler
 from pytest_ollama_warmup.ollama.emulator.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from pytest_ollama_warmup.ollama.emulator.http import Request
+    from pytest_ollama_warmup.ollama.emulator.http import Body, Request
     from pytest_ollama_warmup.ollama.emulator.script import ScriptedModel
 
 
@@ -53,6 +53,8 @@ class Emulator:
         self.canned: tuple[int, str, bytes] | None = None
         self.tells_capabilities = True
         """Whether it says what models can do; servers before v0.6.4 do not."""
+        self.edit_ps: Callable[[list[Body]], list[Body] | None] = lambda models: models
+        """What it makes of its list of loaded models; None is 404, as from a proxy."""
         self._start, self._start_s = start, start_s
         self._started_at = 0.0
         self._thread: threading.Thread | None = None
