@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup.record import Outcome
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 Beat = Callable[[], None]
 _POLL_S = 0.02
@@ -130,6 +133,36 @@ def held(
         lock.release()
 
 
+class Door:
+    """The lock of :func:`held`, for those who only pass: made once, and hardly ever held."""
+
+    def __init__(self, path: Path, what: str, limit_s: float) -> None:
+        self._path, self._what, self._limit_s = path, what, limit_s
+        self._lock: FileLock | None = None
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Hold the lock, after waiting for it where another process does.
+
+        Raises:
+            WaitedTooLong: as :func:`held` does.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            self._lock = FileLock(self._path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            with held(self._path, self._what, self._limit_s):
+                yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
 class Users:
     """Which processes are inside a test that needs a model; the kernel frees what a dead one held.
 
@@ -138,16 +171,19 @@ class Users:
 
     def __init__(self, folder: Path, by: str) -> None:
         self._folder, self._by = folder, by
+        # Made once: each test takes them.
+        self._locks: dict[str, FileLock] = {}
 
     @contextmanager
     def using(self, keys: Iterable[str]) -> Iterator[None]:
         """Be one that uses the models *keys*; without any it may be all."""
         from filelock import FileLock
 
-        locks = [FileLock(self._path(key, self._by)) for key in sorted(set(keys)) or [ANY]]
         with ExitStack() as held_locks:
-            for lock in locks:
-                held_locks.enter_context(lock.acquire(poll_interval=_POLL_S))
+            for key in sorted(set(keys)) or [ANY]:
+                if key not in self._locks:
+                    self._locks[key] = FileLock(self._path(key, self._by))
+                held_locks.enter_context(self._locks[key].acquire(poll_interval=_POLL_S))
             yield
 
     def others(self, key: str) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.warmup.gate import Beat, Users, file_name, held, write_whole
+from pytest_ollama_warmup.warmup.gate import Beat, Door, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.record import Known, Reload
@@ -62,6 +62,7 @@ class Ledger:
         self._first, self._what, self._limit_s = first, place, limit_s
         self._path = folder / f"guard-{file_name(first.key)}.json"
         self._lock = folder / f"place-{file_name(place)}.lock"
+        self._door = Door(self._lock, place, limit_s)
 
     def known(self) -> Known:
         """Return what is known by now."""
@@ -77,6 +78,10 @@ class Ledger:
     def held(self) -> AbstractContextManager[Beat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
         return held(self._lock, self._what, self._limit_s)
+
+    def passing(self) -> AbstractContextManager[None]:
+        """Hold the same lock for a moment, which each test does."""
+        return self._door.passing()
 
 
 def all_known(folder: Path) -> Iterator[Known]:
@@ -307,7 +312,7 @@ class Guard:
         with ExitStack() as using:
             with ExitStack() as doors:
                 for _, ledger in sorted(places.items()):
-                    doors.enter_context(ledger.held())
+                    doors.enter_context(ledger.passing())
                 using.enter_context(self.users.using(places))
             yield
 

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -73,24 +73,23 @@ class LookLog:
     ) -> None:
         """Write down a look that is over now."""
         got = time.monotonic()
-        seen = None if loaded is None else {one.name: _seen(one, got) for one in loaded}
-        look = Look(
-            by=self._by,
-            sent=sent,
-            got=got,
-            when=when,
-            tests=tuple(tests),
-            keys=tuple(keys),
-            loaded=seen,
-            lost=lost,
-        )
+        look = {
+            "by": self._by,
+            "sent": sent,
+            "got": got,
+            "when": when,
+            "tests": [*tests],
+            "keys": [*keys],
+            "loaded": None if loaded is None else {one.name: _seen(one, got) for one in loaded},
+            "lost": lost,
+        }
         with suppress(OSError):
             # One write, so that a process that is killed leaves no half of a line but the last.
-            line = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
-                os.write(line, (json.dumps(asdict(look)) + "\n").encode())
+                os.write(file, (json.dumps(look) + "\n").encode())
             finally:
-                os.close(line)
+                os.close(file)
 
 
 def read_looks(folder: Path) -> list[Look]:
