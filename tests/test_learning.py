@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.ollama.emulator import ScriptedModel
 from tests.conftest import LLAMA, Suite
 
 if TYPE_CHECKING:
@@ -133,3 +134,51 @@ def test_a_cache_that_somebody_has_edited_does_no_harm(learning: Suite) -> None:
     assert ({"passed": 6}, [4096, 8192]) == (learning.run().counts, contexts(learning))
     (folder / "contexts").write_text(f'{{"{learning.ollama.url} llama3.2:1b": "many"}}')
     assert {"passed": 6} == learning.run().counts
+
+
+# What fits
+
+ROTATION = """
+    import json, os, urllib.request
+    import pytest
+
+    @pytest.mark.parametrize("name", ["a:1", "b:1", "c:1"])
+    def test_it(name):
+        body = {"model": name, "prompt": "Hi", "stream": False}
+        request = urllib.request.Request(
+            os.environ["OLLAMA_HOST"] + "/api/generate", json.dumps(body).encode()
+        )
+        urllib.request.urlopen(request, timeout=60).read()
+"""
+
+
+@WORKERS
+def test_what_did_not_fit_is_left_out_until_it_is_seen_to_fit(
+    suite: Suite, workers: list[str]
+) -> None:
+    for name in "abc":
+        suite.ollama.add(ScriptedModel(f"{name}:1", present=True, digest=name * 64, load_s=0.3))
+    suite.ollama.scheduler._max_loaded = 2
+    suite.write({"test_it.py": ROTATION})
+    left_out = "c:1 is not loaded yet: it did not fit beside a:1 and b:1 in the last run"
+
+    def run() -> tuple[bool, str]:
+        for name in "abc":
+            suite.ollama.unload(f"{name}:1")
+        suite.ollama.forget()
+        done = suite.run("--ollama-preload=a:1 b:1 c:1", "-p", "no:randomly", *workers)
+        assert {"passed": 3} == done.counts
+        return left_out in done.ours, done.out
+
+    first, out = run()
+    assert not first
+    assert "a:1 had to make room for c:1" in out
+    assert run()[0]
+    assert 3 == len(suite.ollama.loads)
+    # It has more room from now on, which this run sees and the next one uses.
+    suite.ollama.scheduler._max_loaded = 3
+    assert run()[0]
+    last, out = run()
+    assert not last
+    assert "had to make room" not in out
+    assert 3 == len(suite.ollama.loads)

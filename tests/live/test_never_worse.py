@@ -248,3 +248,60 @@ def test_outcomes_are_the_same_and_loads_no_more(
     assert (without.ret, without.counts) == (learned.ret, learned.counts)
     assert first_loads <= loads + steps.lost
     assert learned_loads <= loads
+
+
+# The cases in which version 0.1.0 loaded what another worker's test was reloading. Which worker
+# does what is decided by its name, so that each is the first one in turn.
+TURNS = """
+    import os, pathlib, time
+    import pytest
+    from tools import *
+
+    FIRST = os.environ["PYTEST_XDIST_WORKER"] == "WHO"
+
+    {mark}
+    # Two for each worker: that is how pytest-xdist begins.
+    @pytest.mark.parametrize("n", range(4))
+    def test_reload(n):
+        if FIRST:
+            ask("a:1", num_ctx=2048)
+            pathlib.Path("asked").touch()
+        else:
+            until("asked")
+
+    @pytest.mark.parametrize("n", range(6))
+    def test_without_model(n): time.sleep(0.1)
+
+    {mark}
+    @pytest.mark.parametrize("n", range(2))
+    def test_again(n):
+        until("asked")
+        ask("a:1", num_ctx=2048)
+
+    {mark}
+    @pytest.mark.parametrize("n", range(2))
+    def test_side_by_side(n): ask("a:1", num_ctx=2048)
+"""
+
+
+@pytest.mark.parametrize("first", ["gw0", "gw1"])
+@pytest.mark.parametrize("kind", ["listed", "marked"])
+def test_a_reload_by_one_worker_is_not_fought_by_the_other(
+    runner: Runner, kind: str, first: str
+) -> None:
+    mark = '@pytest.mark.requires_model("a:1")' if kind == "marked" else ""
+    suite, server = runner.suite, runner.server
+    tests = TURNS.format(mark=mark).replace("WHO", first)
+    suite.write({"tools.py": TOOLS, "test_it.py": tests})
+    listed = [] if kind == "marked" else ["--ollama-preload=a:1"]
+
+    def loads(*args: str) -> int:
+        (suite.pytester.path / "asked").unlink(missing_ok=True)
+        for name in server.loaded():
+            server.unload(name)
+        before = server.loads()
+        assert {"passed": 14} == suite.run("-p", "no:randomly", "-n2", *args).counts
+        time.sleep(0.05)
+        return server.loads() - before
+
+    assert (1, 2, 1) == (loads("--ollama-off"), loads(*listed), loads(*listed))
