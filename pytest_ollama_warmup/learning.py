@@ -60,7 +60,7 @@ def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
     """Keep for the next run what this one has seen at *url*; return the contexts kept, by key.
 
     Of several contexts that is the one of the first use: with any other the first test would have
-    the server load the model anew, which costs a load more than without the plugin.
+    the server reload the model: one load more than without the plugin.
     """
     cache = getattr(config, "cache", None)
     if cache is None:

@@ -238,7 +238,7 @@ class Run:
     def inside(self) -> AbstractContextManager[None]:
         """Return what is held while the test runs before which was just looked.
 
-        Other workers see by it that the test may have the server load its models anew.
+        Other workers see by it that the test may make the server reload its models.
         """
         return nullcontext() if self._wanted is None else self._guarding().inside(self._wanted)
 

@@ -1,4 +1,4 @@
-"""What happened to models in the midst of a run: what it cost, why, and how to avoid it.
+"""What happened to models during a run: what it cost, why, and how to avoid it.
 
 Each sentence says only what was seen, and offers only what can help in this run.
 """

@@ -88,7 +88,7 @@ def waited_lines(record: Record) -> list[str]:
 
 
 def lost_lines(record: Record) -> list[str]:
-    """Say which servers and models could not be had any more in the midst of the run."""
+    """Say which servers and models were lost during the run."""
     return [f"lost before {first_of(tests)}: {error}" for error, tests in record.lost.items()]
 
 

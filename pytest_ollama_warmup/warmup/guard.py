@@ -1,7 +1,7 @@
 """Is a model still warm before the test that needs it? Loads again what is gone.
 
 The guard acts on evidence. To a model that is loaded nothing is sent, whatever options it runs
-with. One that is missing may be in the midst of a reload by another worker's test: it is gone only
+with. A model that is missing may be reloading for another worker's test: it is gone only
 where nobody else is inside a test that needs it. A load that turned out to be of no use is not made
 a second time. So no load takes place that the tests would not have had.
 """
@@ -44,7 +44,7 @@ OFTEN, OFTEN_S = 3, 300.0
 LOOK_EVERY_S = 0.25
 # How long a test of another worker may take to load a model, and how often to look whether it has.
 RELOAD_S, RELOAD_EVERY_S = 2.0, 0.05
-# How many waits for such a test may be in vain: where tests unload a model each would hold up one.
+# How many such waits may change nothing: where tests unload a model, each test would wait.
 WAITS = 2
 
 
@@ -270,7 +270,7 @@ class Guard:
         """
         place, until = _place(target, outcome), time.monotonic() + RELOAD_S
         while True:
-            # Asked before the look: a test that has ended since may have brought it.
+            # Asked before the look: a test that has ended since may have loaded it.
             alone = not self.users.others(place)
             if _find(self._loaded(), target, outcome):
                 return None

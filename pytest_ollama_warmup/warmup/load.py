@@ -116,7 +116,7 @@ def _is_as_needed(work: Work, resident: Resident) -> bool:
     """Whether a model that is loaded is left as it is.
 
     A request for it could do harm only: with other options than those that it runs with, some of
-    which the server does not show, the model would be loaded anew, and again for the tests.
+    which the server does not show, the model would be reloaded, and again for the tests.
     """
     target, options = work.target, _runner_options(work.target)
     wanted, seen = options.pop("num_ctx", 0), resident.context_length
@@ -199,7 +199,7 @@ def _ask_for_lease(work: Work, kind: LoadKind, resident: Resident) -> None:
     work.leased = True
     options = _runner_options(work.target)
     if work.already_loaded and resident.context_length:
-        # Whatever it runs with: without it the server would load the model anew.
+        # Whatever it runs with: without it the server would reload the model.
         options["num_ctx"] = resident.context_length
     work.client.load(
         work.name,

@@ -65,7 +65,7 @@ class Memory:
         return [one for one in found if one.tests]
 
     def comebacks(self, key: str) -> list[tuple[Gone | None, Reload | None]]:
-        """Return how a model was gone each time, and the load that brought it back.
+        """Return how a model was gone each time, and the load that followed.
 
         That is None where it was a test's. A model that did not come back cost nothing.
         """

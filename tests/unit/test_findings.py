@@ -141,8 +141,8 @@ def test_only_a_cure_that_can_work_is_offered(run: Run, kept: int, cure: str) ->
         ("", ""),
     ],
 )
-def test_that_a_model_is_no_longer_loaded_again(rests: str, line: str) -> None:
-    known = Known(key="a", model="a:1", reloads=(reload(),), rests=rests)  # type: ignore[arg-type]
+def test_that_a_model_is_no_longer_loaded_again(rests: Any, line: str) -> None:
+    known = Known(key="a", model="a:1", reloads=(reload(),), rests=rests)
     said = [one for one in findings(memory(known=known), RUN) if "stopped" in one]
     assert ([line] if line else []) == said
 
