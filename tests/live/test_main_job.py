@@ -22,11 +22,12 @@ BOUND_S = 30.0
 CHAT = """
     import json, os, urllib.request, pytest
 
+    # host:port, or a URL where the user has given one.
+    HOST = "http://" + os.environ["OLLAMA_HOST"].removeprefix("http://")
+
     def generate(model, **options):
         body = {"model": model, "prompt": "Say hello.", "stream": False, "options": options}
-        request = urllib.request.Request(
-            os.environ["OLLAMA_HOST"] + "/api/generate", json.dumps(body).encode()
-        )
+        request = urllib.request.Request(HOST + "/api/generate", json.dumps(body).encode())
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["response"]
 

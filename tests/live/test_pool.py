@@ -70,7 +70,7 @@ def test_the_workers_of_one_that_is_down_move(
     three[1].stop()
     # Not known yet when their modules are imported, unless models are listed.
     text = (suite.pytester.path / "test_where.py").read_text("utf-8")
-    suite.write({"test_where.py": text.replace("{AT_IMPORT}", "{ollama_host}")})
+    suite.write({"test_where.py": text.replace("http://{AT_IMPORT}", "{ollama_host}")})
     run = suite.run(
         "-n3",
         hosts(*three),
