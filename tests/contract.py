@@ -5,7 +5,7 @@ real server with tiny models. What is no part of it, as only one of the two can 
 
 - Real: the words of an answer, the numbers of a vector, the text of a load that fails. They come
   from the model and from llama-server; of the emulator's only the shape is asserted.
-- Real: ``size`` and ``size_vram`` in ``/api/ps``. This llama-server claims a GPU that is none.
+- Real: ``size`` and ``size_vram`` in ``/api/ps``. Some builds of llama-server claim a GPU that is none.
 - Emulator: pulls that end with an error line (but for an unknown model), or without a word: the
   registry would have to be broken in just that way.
 - Emulator: 503 (it takes 512 waiting requests), a start that takes long (it takes a GPU that is
@@ -304,6 +304,36 @@ def test_tags_and_ps_tell_of_the_same_model(api: Api) -> None:
     assert ["completion"] == told["capabilities"]
     assert 4096 == loaded["context_length"]
     assert datetime.fromisoformat(loaded["expires_at"]).tzinfo is not None
+
+
+@pytest.mark.parametrize("keep_alive", [300, -1])
+def test_the_end_of_a_lease_moves_when_a_request_is_over_and_not_before(
+    api: Api, keep_alive: int
+) -> None:
+    def expires() -> object:
+        (loaded,) = api.models()
+        return loaded["expires_at"]
+
+    api.load("endless", keep_alive=keep_alive)
+    # The end of a request is noted a little later than its answer comes.
+    time.sleep(0.1)
+    before = expires()
+    assert before == expires()
+    with api.busy():
+        assert before == expires()
+    until(lambda: before != expires())
+
+
+def test_show_tells_the_weights_of_a_model(api: Api) -> None:
+    def weights(name: str) -> str:
+        found = re.search(r"^FROM .*sha256-(\S+)$", api.ask("show", model=name)["modelfile"], re.M)
+        assert found is not None
+        return found[1]
+
+    assert weights("a") != weights("b")
+    api.post("/api/copy", source="a", destination="twin").raise_for_status()
+    assert weights("a") == weights("twin")
+    api.delete("twin").raise_for_status()
 
 
 # --- pulling and deleting
