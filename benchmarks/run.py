@@ -216,7 +216,7 @@ def guard(rounds: int) -> Iterator[Row]:
 
             looks, blind = _in_turn(rounds, [lambda: run(), lambda: run("--ollama-warm=off")])
     a, b = ([_apart(one) for one in side] for side in (looks, blind))
-    yield Row("a look before each test, per test", a, b, extra=0.002)
+    yield Row("looks around each test, per test", a, b, extra=0.002)
 
 
 def order(rounds: int) -> Iterator[Row]:
