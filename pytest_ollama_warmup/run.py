@@ -134,7 +134,7 @@ class Run:
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all processes of the run have recorded, also of other servers."""
-        found = {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
+        found = self._recorded()
         for folder in sorted(self.root.glob("host-*")):
             present, loaded = Gate(folder / _PRESENT, 0.0), Gate(folder, 0.0)
             for one in [*present.outcomes(), *loaded.outcomes()]:
@@ -144,8 +144,11 @@ class Run:
 
     def own_outcomes(self) -> list[Outcome]:
         """Return what all processes of the run have recorded of the models of this server."""
-        found = {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
-        return [one for one in found.values() if one.model]
+        return [one for one in self._recorded().values() if one.model]
+
+    def _recorded(self) -> dict[str, Outcome]:
+        # What was only pulled at first may have been loaded since.
+        return {one.key: one for one in [*self._present.outcomes(), *self.gate.outcomes()]}
 
     def verdict(self, want: Want) -> Verdict | None:
         """Return why a test that wants *want* cannot run; None when all is ready."""

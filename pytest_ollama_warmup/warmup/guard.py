@@ -331,7 +331,6 @@ class Guard:
             first = Known(
                 key=target.key,
                 model=target.spec.title,
-                warmed=outcome.context_length,
                 context=outcome.context_length,
                 host=self._client.host.url,
             )

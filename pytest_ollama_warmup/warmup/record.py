@@ -138,8 +138,8 @@ class Reload:
 class Known:
     """What a run knows of one model since it was warmed; all its processes share it.
 
-    *warmed* is the context that it was warmed with, *context* the one that it was last seen with
-    (0 where nobody tells), *switches* how often that changed. *beside* are the models that are
+    *context* is the one that it was last seen with (0 where nobody tells), at first that of its
+    load, *switches* how often that changed. *beside* are the models that are
     listed in its place: they share its runner. *unproven* is ``expires_at`` after it was loaded
     again, until a test has used it since. *waits* counts the waits for another test that brought
     nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a load was
@@ -149,7 +149,6 @@ class Known:
 
     key: str
     model: str
-    warmed: int = 0
     context: int = 0
     switches: int = 0
     beside: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A model was loaded anew with another context, in one of *tests*."""
+    """A model was reloaded with another context, in one of *tests*."""
 
     model: str
     digest: str
