@@ -91,7 +91,7 @@ class ControllerSide:
         if settings_of(self._config).serve.value:
             from pytest_ollama_warmup.managed import slots_of
 
-            slots = slots_of(number_of_workers(self._config), os.environ)
+            slots = slots_of(self._config, number_of_workers(self._config))
             node.workerinput[WORKER_INPUT]["slots"] = slots
 
     @pytest.hookimpl(optionalhook=True, wrapper=True, tryfirst=True)

@@ -1,4 +1,4 @@
-"""What one run learns for the next: the contexts of its tests, what fits together, and digests.
+"""What one run learns for the next: contexts, what fits together, digests, and what was needed.
 
 It is kept in pytest's cache, which ``--cache-clear`` forgets; where there is none, nothing is
 learned. What tests are given (``ollama_options``) never changes by it.
@@ -6,16 +6,19 @@ learned. What tests are given (``ollama_options``) never changes by it.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import pytest
-
+    from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.memory import Memory
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _CONTEXTS = "ollama-warmup/contexts"
 _DIGESTS = "ollama-warmup/digests"
 _CROWDS = "ollama-warmup/crowds"
+_KINDS = "ollama-warmup/kinds"
+_LAST_RUN = "ollama-warmup/last-run"
 
 
 def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> list[Target]:
@@ -56,6 +61,26 @@ def crowds(config: pytest.Config, url: str) -> list[list[str]]:
     return [one for one in found if _is_texts(one)] if isinstance(found, list) else []
 
 
+def kind_of(config: pytest.Config, url: str, target: Target) -> LoadKind | None:
+    """Return how earlier runs have loaded a model; None for one that runs in the cloud."""
+    known = _read(config, _KINDS).get(f"{_place(config, url)} {target.key}")
+    return None if known == "cloud" else "embed" if known == "embed" else "generate"
+
+
+def last_run(config: pytest.Config) -> list[str]:
+    """Return the models, by key, that tests needed in the last run, if it was one like this."""
+    found = _read(config, _LAST_RUN)
+    models: list[str] = found.get("models", [])
+    return models if found.get("call") == _call(config) and _is_texts(models) else []
+
+
+def remember_run(config: pytest.Config, models: list[str]) -> None:
+    """Keep for the next run which *models* the tests of this one needed, those first in front."""
+    now: dict[str, Any] = {"call": _call(config), "models": models} if models else {}
+    if (cache := getattr(config, "cache", None)) is not None and now != _read(config, _LAST_RUN):
+        cache.set(_LAST_RUN, now)
+
+
 def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
     """Keep for the next run what this one has seen at *url*; return the contexts kept, by key.
 
@@ -65,17 +90,18 @@ def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
     cache = getattr(config, "cache", None)
     if cache is None:
         return {}
-    contexts, digests, place = (
-        _read(config, _CONTEXTS),
-        _read(config, _DIGESTS),
-        _place(config, url),
-    )
-    rooms, kept = _read(config, _CROWDS), dict[str, int]()
-    before = dict(contexts), dict(digests), dict(rooms)
+    names = (_CONTEXTS, _DIGESTS, _CROWDS, _KINDS)
+    before = [_read(config, name) for name in names]
+    contexts, digests, rooms, kinds = now = [dict(one) for one in before]
+    place, kept = _place(config, url), dict[str, int]()
     for outcome in memory.outcomes.values():
         key = f"{place} {outcome.key}"
         if outcome.digest:
             digests[key] = outcome.digest
+        if kind := _kind(config, outcome):
+            kinds[key] = kind
+        else:
+            kinds.pop(key, None)
         uses = [use for use in memory.uses.get(outcome.key, ()) if use.context]
         if not uses or "num_ctx" in dict(outcome.options):
             continue
@@ -88,11 +114,37 @@ def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
     rooms[place] = sorted(sorted(one) for one in found if not any(other < one for other in found))
     if not rooms[place]:
         del rooms[place]
-    if (contexts, digests, rooms) != before:
-        cache.set(_CONTEXTS, contexts)
-        cache.set(_DIGESTS, digests)
-        cache.set(_CROWDS, rooms)
+    for name, old, new in zip(names, before, now, strict=True):
+        if new != old:
+            cache.set(name, new)
     return kept
+
+
+def _kind(config: pytest.Config, outcome: Outcome) -> str:
+    """Return what the next run has to know to load a model; empty for one that makes text."""
+    if not outcome.ready or settings_of(config).warm.value == "off":
+        return ""
+    if not (outcome.step("load") or outcome.left_out):
+        return "cloud"
+    return "" if "completion" in (outcome.capabilities or ("completion",)) else "embed"
+
+
+def cache_of(config: pytest.Config) -> pytest.Cache | None:
+    """Return pytest's cache, also before conftests are imported; None where there is none."""
+    if (found := getattr(config, "cache", None)) is not None:
+        return found  # type: ignore[no-any-return]
+    # Made as pytest does it in pytest_configure, and in no way that it promises to keep.
+    with suppress(Exception):
+        if not config.known_args_namespace.cacheclear:
+            folder = pytest.Cache.cache_dir_from_config(config, _ispytest=True)
+            return pytest.Cache(folder, config, _ispytest=True)
+    return None
+
+
+def _call(config: pytest.Config) -> list[str]:
+    """Return what tells whether two runs select the same tests."""
+    call = config.invocation_params
+    return [str(call.dir), os.environ.get("PYTEST_ADDOPTS", ""), *map(str, call.args)]
 
 
 def _place(config: pytest.Config, url: str) -> str:
@@ -102,7 +154,7 @@ def _place(config: pytest.Config, url: str) -> str:
 
 
 def _read(config: pytest.Config, name: str) -> dict[str, Any]:
-    cache = getattr(config, "cache", None)
+    cache = cache_of(config)
     found = cache.get(name, {}) if cache is not None else {}
     # Somebody may have edited it.
     return found if isinstance(found, dict) else {}

@@ -7,11 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup.learning import cache_of
 from pytest_ollama_warmup.ollama.process import ManagedServer, find_binary, tuned
-from pytest_ollama_warmup.roles import number_of_workers
+from pytest_ollama_warmup.roles import MANAGED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     import pytest
 
@@ -22,33 +23,42 @@ LINES_SHOWN = 5
 
 
 def start_server(
-    config: pytest.Config, settings: Settings, targets: Iterable[Target]
+    config: pytest.Config, settings: Settings, targets: Iterable[Target], workers: int
 ) -> ManagedServer:
     """Start the run's own server, for the models that are wanted by now; it does not answer yet.
+
+    One that is started already is as good. It ends with the run.
 
     Raises:
         BadSetting: the command cannot be read.
         OllamaNotFound: there is no such program.
         PortTaken: somebody else has taken the port since it was chosen.
     """
+    if MANAGED in config.stash:
+        return config.stash[MANAGED]
     command = find_binary(settings.serve_command.value, os.environ)
     wanted = list(targets)
     contexts = {dict(one.spec.options).get("num_ctx") for one in wanted}
     environ = tuned(
         os.environ,
-        workers=number_of_workers(config) or 1,
+        workers=workers or 1,
         models=len(wanted),
         context_length=contexts.pop() if len(contexts) == 1 else None,
         port=int(settings.host.url.rpartition(":")[2]),
     )
     server = ManagedServer(command, environ, _log(config))
     server.start()
+    config.stash[MANAGED] = server
+    config.add_cleanup(server.stop)
     return server
 
 
-def slots_of(workers: int, environ: Mapping[str, str]) -> int:
-    """Return how many requests that server answers at a time."""
-    text = tuned(environ, workers=workers, models=0, context_length=None, port=0)
+def slots_of(config: pytest.Config, workers: int) -> int:
+    """Return how many requests that server answers at a time, or will if it is started later."""
+    if MANAGED in config.stash:
+        text = config.stash[MANAGED].environ
+    else:
+        text = tuned(os.environ, workers=workers, models=0, context_length=None, port=0)
     try:
         return max(1, int(text["OLLAMA_NUM_PARALLEL"].strip().strip("\"'")))
     except ValueError:
@@ -65,9 +75,12 @@ def log_lines(server: ManagedServer) -> list[str]:
 
 def _log(config: pytest.Config) -> Path:
     try:
-        # Where pytest keeps what outlives a run; not there with -p no:cacheprovider.
-        log: Path = config.cache.mkdir("ollama-warmup") / "serve.log"
-        log.unlink(missing_ok=True)
-    except (AttributeError, OSError):
-        return Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-log-")) / "serve.log"
-    return log
+        # Where pytest keeps what outlives a run; not there with -p no:cacheprovider, and about to
+        # be cleared with --cache-clear.
+        if (cache := cache_of(config)) is not None:
+            log = cache.mkdir("ollama-warmup") / "serve.log"
+            log.unlink(missing_ok=True)
+            return log
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-log-")) / "serve.log"

@@ -6,6 +6,7 @@ costs the standard library and pytest only. What talks to a server is imported w
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from pytest_ollama_warmup.fixtures import (
 from pytest_ollama_warmup.marks import MARK_HELP, prepare_items, wants_of
 from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
+    EARLY,
     NEEDED,
     RUN,
     has_outcomes,
@@ -69,11 +71,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
     settings = settings_of(early_config, early_config.known_args_namespace)
+    if settings.off or settings.problem is not None:
+        return
+    outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
     # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
-    if settings.chooses_host and not settings.off and settings.problem is None:
+    if settings.chooses_host:
         set_ollama_host(early_config)
         if settings.serve.value:
             set_environment(early_config, OWN_SERVER, settings.host.url)
+    # A worker, and a run inside a test, find what is listed ready.
+    looking = is_looking(early_config, early_config.known_args_namespace)
+    if settings.lists and not (outer or looking):
+        from pytest_ollama_warmup.early import ask_early
+
+        ask_early(early_config, settings)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -182,6 +193,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         config.stash[RUN].write_notes()
     elif _prepares(config) and has_outcomes(config):
         _controller_of(config).learn()
+    elif EARLY in config.stash:
+        from pytest_ollama_warmup.learning import remember_run
+
+        remember_run(config, [])
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

@@ -17,11 +17,19 @@ from pytest_ollama_warmup.options import from_ini, read_host
 from pytest_ollama_warmup.settings import Settings, Sources
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.run import Run
 
 SETTINGS = pytest.StashKey[Settings]()
 RUN = pytest.StashKey["Run"]()
+# The load that was asked for before conftests were imported, by the key of its model.
+EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
+# The server that was started then.
+MANAGED: pytest.StashKey[ManagedServer] = pytest.StashKey()
 # Set where a selected test needs Ollama: the hooks of each test look no further without it.
 NEEDED = pytest.StashKey[bool]()
 # What OLLAMA_HOST held before the plugin set it.
@@ -33,6 +41,9 @@ PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 _HOST_FILE = "host.json"
 
 _LOOKING = (
+    "help",
+    "version",
+    "markers",
     "collectonly",
     "showfixtures",
     "show_fixtures_per_test",
@@ -75,14 +86,31 @@ def number_of_workers(config: pytest.Config) -> int:
     """Return how many workers pytest-xdist starts; 0 where tests run in this process."""
     if not is_distributing(config):
         return 0
-    texts: list[str] = config.getoption("tx")
-    numbers = (re.match(r"(\d+)\*", text) for text in texts)
+    return _count(config.getoption("tx"))
+
+
+def workers_to_come(options: Any) -> int:
+    """Return what ``number_of_workers`` will say, by the *options* of the command line so far."""
+    number = getattr(options, "numprocesses", None)
+    if number in ("auto", "logical"):
+        # A suite's own hook may find another number later; no more than so many tests run at once.
+        number = os.cpu_count() or 1
+        most: int | None = getattr(options, "maxprocesses", None)
+        return min(number, most) if most else number
+    return number if isinstance(number, int) else _count(getattr(options, "tx", []))
+
+
+def _count(specs: list[str]) -> int:
+    numbers = (re.match(r"(\d+)\*", text) for text in specs)
     return sum(int(found[1]) if found else 1 for found in numbers)
 
 
-def is_looking(config: pytest.Config) -> bool:
-    """Whether the run only shows something; it must never touch the network."""
-    return any(config.getoption(name, False) for name in _LOOKING)
+def is_looking(config: pytest.Config, options: object | None = None) -> bool:
+    """Whether the run only shows something; it must never touch the network.
+
+    *options* is the namespace to read where ``config.option`` is not final yet.
+    """
+    return any(getattr(options or config.option, name, False) for name in _LOOKING)
 
 
 def settings_of(config: pytest.Config, options: object | None = None) -> Settings:

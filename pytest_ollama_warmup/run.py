@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.spec import ModelSpec
@@ -93,6 +94,8 @@ class Run:
         # A leader may wait for the server, and then for a load, without a sign of progress.
         self.gate = Gate(folder, settings.load_timeout.value + settings.wait.value)
         self._present = Gate(folder / _PRESENT, self.gate.limit_s)
+        self.early: Mapping[str, EarlyLoad] = {}
+        """Loads that were asked for before, by the keys of their models."""
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
         self._elsewhere: dict[str, Run] = {}
@@ -408,6 +411,7 @@ class Run:
                 # lease is seen to.
                 loading=self.turns.of(target.key),
                 room=room,
+                early=self.early.get(target.key),
             )
             name = ModelName.parse(target.spec.name)
             # Nobody must take the plugin's own request for a test's.

@@ -169,6 +169,11 @@ class Settings(NamedTuple):
         return self.given_host.given_by in ("option", "configuration")
 
     @property
+    def lists(self) -> bool:
+        """Whether any models are listed, wherever that is."""
+        return bool(self.given_list and self.given_list.specs)
+
+    @property
     def preloads(self) -> bool:
         """Whether the command line or the environment lists models, maybe for an outer run."""
         listed = self.given_list

@@ -17,7 +17,7 @@ import pytest
 from pytest_ollama_warmup import notes
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
-from pytest_ollama_warmup.learning import changed, crowds, learn, with_learned
+from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report import findings
@@ -28,6 +28,7 @@ from pytest_ollama_warmup.report.terminal import (
     waited_lines,
 )
 from pytest_ollama_warmup.roles import (
+    EARLY,
     folder_of,
     number_of_workers,
     set_environment,
@@ -80,6 +81,7 @@ class Controller(Leader):
             settings_of(config), folder_of(config), screen, lambda spec: ask_request(config, spec)
         )
         self._config = config
+        self.early = config.stash.get(EARLY, {})
         self._managed: ManagedServer | None = None
         self._plan = Plan()
         # Whose turn is first where groups take turns; None before that is known.
@@ -132,6 +134,7 @@ class Controller(Leader):
         if variants := variants_of(self._plan):
             write_whole(self.folder / VARIANTS, variants)
         self._collected = True
+        self.record.collected = time.time()
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
         if selected and (self._plan.targets or self._plan.needs):
@@ -164,6 +167,8 @@ class Controller(Leader):
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
         self.write_notes()
+        if self.settings.listed.given_by == "configuration":
+            remember_run(self._config, [*self._plan.targets])
         for url, memory in self._memories().items():
             self._learned |= learn(self._config, memory, url)
 
@@ -332,7 +337,8 @@ class Controller(Leader):
             return super().reach()
         from pytest_ollama_warmup.managed import start_server
 
-        self._managed = start_server(self._config, self.settings, self._plan.targets.values())
+        workers = number_of_workers(self._config)
+        self._managed = start_server(self._config, settings, self._plan.targets.values(), workers)
         self.say_once(f"serving on {self.settings.host.url}, log in {self._managed.log}")
         client, limit_s = self.client(), self.settings.wait.value
         return self._managed.wait_until_ready(client, limit_s, self.on_wait)
@@ -483,7 +489,7 @@ class Controller(Leader):
     @contextmanager
     def _blocking(self) -> Iterator[None]:
         """Count the time in which tests wait, and say what Ctrl-C interrupts."""
-        begin = time.monotonic()
+        begin, since = time.monotonic(), time.time()
         try:
             yield
         except KeyboardInterrupt:
@@ -496,6 +502,7 @@ class Controller(Leader):
             raise
         finally:
             self.record.waited_s += time.monotonic() - begin
+            self.record.busy.append((since, time.time()))
 
     def _say_header(self) -> None:
         if self._header_said:

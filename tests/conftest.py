@@ -28,6 +28,8 @@ pytest.register_assert_rewrite("tests.contract")
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.ollama.emulator.http import Request
+
 LLAMA = ScriptedModel("llama3.2:1b", size=1_300_000, capabilities=("completion",))
 ONE_TEST = {
     "test_chat.py": """
@@ -73,6 +75,12 @@ class Result:
             (i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |waited ", line)), None
         )
         return rest[:end]
+
+
+def is_early(request: Request) -> bool:
+    """Whether a request was sent before conftests were imported: not by httpx, then."""
+    ours = request.headers.get("user-agent") == "pytest-ollama-warmup"
+    return ours and "accept" not in request.headers
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -57,6 +58,20 @@ def test_it(n, ollama_host):
     request = urllib.request.Request(ollama_host + "/api/generate", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert json.load(answer)["done"]
+"""
+
+WAITS_FOR_THE_LOAD = """
+    import json, os, time, urllib.request
+
+    url = "http://" + os.environ.get("OLLAMA_HOST") + "/api/ps"
+    begin = time.monotonic()
+    while True:
+        assert time.monotonic() - begin < 30, "nobody has asked for the load"
+        try:
+            if json.load(urllib.request.urlopen(url))["models"]:
+                break
+        except OSError:
+            time.sleep(0.01)
 """
 
 
@@ -420,3 +435,27 @@ def test_it_is_gone_when_pytest_is_over_and_the_process_is_not(suite: Served) ->
         assert set() == mine
     finally:
         process.communicate("")
+
+
+def test_it_is_started_and_asked_while_conftests_are_imported(suite: Served) -> None:
+    suite.write({"conftest.py": WAITS_FOR_THE_LOAD})
+    run = suite.serve("--ollama-preload=a:1")
+    assert {"passed": 3} == run.counts
+    assert "loaded in" in run.table[0]
+    assert 1 == len(suite.starts)
+
+
+@pytest.mark.parametrize("args", [["-n3"], ["-nauto", "--maxprocesses=3"]], ids=["n3", "auto"])
+def test_one_that_is_started_early_knows_of_the_workers(suite: Served, args: list[str]) -> None:
+    run = suite.serve("--ollama-preload=a:1", *args)
+    assert {"passed": 3} == run.counts
+    slots = str(min(os.cpu_count() or 1, 3)) if "auto" in args[0] else "3"
+    assert [slots] == [one["OLLAMA_NUM_PARALLEL"] for one in suite.starts]
+
+
+def test_one_that_is_started_early_ends_with_a_conftest_that_fails(suite: Served) -> None:
+    suite.write({"conftest.py": WAITS_FOR_THE_LOAD + "    raise RuntimeError\n"})
+    run = suite.serve("--ollama-preload=a:1")
+    assert (4, 1) == (run.ret, len(suite.starts))
+    assert "ollama:" not in run.out
+    until(lambda: not suite.processes)

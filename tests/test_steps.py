@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import ScriptedModel
-from tests.conftest import LLAMA, ONE_TEST, Suite
+from tests.conftest import LLAMA, ONE_TEST, Suite, is_early
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.emulator import Emulator
@@ -27,11 +27,11 @@ MANY_TESTS = {
 
 
 def work_on(ollama: Emulator, model: str = "llama3.2:1b") -> list[str]:
-    """Return the requests that were about *model*, and the look at /api/ps among them."""
+    """Return the client's requests that were about *model*, with the looks at /api/ps."""
     verbs = [
         request.path.removeprefix("/api/")
         for request in ollama.requests
-        if request.model == model or request.path == "/api/ps"
+        if (request.model == model or request.path == "/api/ps") and not is_early(request)
     ]
     # Each test is looked at too, when the last of them is over.
     while verbs[-1:] == ["ps"]:

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -29,14 +29,14 @@ from pytest_ollama_warmup.ollama.answers import (
     parse,
     server_time,
 )
+from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request
 from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
     from pytest_ollama_warmup.ollama.host import Host
-
-LoadKind = Literal["generate", "embed"]
+    from pytest_ollama_warmup.ollama.requests import LoadKind
 
 
 class Client:
@@ -50,15 +50,7 @@ class Client:
         self.host = host
         self._secret = api_key
         secure = host.url.startswith("https:")
-        self._key_state = "none" if not api_key else "withheld"
-        headers = {"User-Agent": "pytest-ollama-warmup"}
-        if not (api_key.isascii() and api_key.isprintable()):
-            # No header can hold it, and the error that says so would show it.
-            self._key_state = "unusable"
-        # A key sent to a plain-http address elsewhere would cross the network in the clear.
-        elif api_key and (secure or host.loopback):
-            self._key_state = "sent"
-            headers["Authorization"] = f"Bearer {api_key}"
+        self._key_state = key_state(host, api_key)
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
         self._sockets_lock = threading.Lock()
@@ -66,7 +58,7 @@ class Client:
         try:
             self._http = httpx.Client(
                 base_url=host.url,
-                headers=headers,
+                headers=headers(host, api_key),
                 # Without TLS there is nothing to verify, and the context costs 40 ms.
                 verify=secure,
                 # httpx would send even loopback addresses to HTTP_PROXY.
@@ -220,22 +212,10 @@ class Client:
         """Make a model resident; with a *prompt*, also have it answer in five tokens.
 
         Nothing is read for up to *limit_s* seconds: a client that gives up aborts the load
-        (v0.33, ``llm/llama_server.go``). ``num_predict`` is never 0, which means without limit.
+        (v0.33, ``llm/llama_server.go``).
         """
-        runner = dict(options)
-        body: dict[str, object] = {"model": name}
-        if kind == "embed":
-            body["input"] = prompt or []
-        else:
-            body |= {"prompt": prompt, "stream": False}
-            if prompt:
-                runner |= {"num_predict": 5, "temperature": 0.1}
-        if runner:
-            body["options"] = runner
-        if keep_alive is not None:
-            # An integer where it is one: 600.0 would do, but reads badly in a server's log.
-            body["keep_alive"] = int(keep_alive) if keep_alive == int(keep_alive) else keep_alive
-        self._post(f"/api/{kind}", body, read_s=limit_s)
+        path, body = load_request(name, kind, prompt=prompt, options=options, keep_alive=keep_alive)
+        self._post(path, body, read_s=limit_s)
 
     def warm_up(
         self,

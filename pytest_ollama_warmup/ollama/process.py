@@ -142,7 +142,7 @@ class ManagedServer:
     """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
-        self._command, self._environ = list(command), dict(environ)
+        self._command, self.environ = list(command), dict(environ)
         self.host = parse_host(environ["OLLAMA_HOST"], OPTION)
         self.log = log
         self._told = 0
@@ -191,7 +191,7 @@ class ManagedServer:
             self._supervisor = subprocess.Popen(
                 # -I: no variable and no file of the user's project can make it another program.
                 [sys.executable, "-I", str(_SUPERVISOR), *self._command],
-                env=self._environ,
+                env=self.environ,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

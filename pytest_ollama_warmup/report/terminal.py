@@ -34,15 +34,22 @@ class Write(Protocol):
         """Write *line*."""
 
 
-def cost(outcome: Outcome) -> str:
-    """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``."""
+def cost(outcome: Outcome, beside_s: float = 0.0) -> str:
+    """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``.
+
+    *beside_s* is how much of the load went by while pytest was busy with itself, in seconds.
+    """
     parts = []
     if (pull := outcome.step("pull")) is not None:
         # A part that is there within 60 ms is not reported by the server, nor is its size.
         of_size = f"{size(pull.size)} " if pull.size else ""
         parts.append(f"pulled {of_size}in {seconds(pull.seconds)}")
     if (load := outcome.step("load")) is not None and not outcome.already_loaded:
-        parts.append(f"loaded in {seconds(load.seconds)}")
+        beside = ""
+        if beside_s >= NOTICEABLE_S:
+            part = f", {seconds(beside_s)} of it" if load.seconds - beside_s >= NOTICEABLE_S else ""
+            beside = f"{part} while pytest started and collected"
+        parts.append(f"loaded in {seconds(load.seconds)}{beside}")
     return ", ".join([*parts, *outcome.notes]) or "present"
 
 
@@ -62,7 +69,9 @@ def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = Fa
         sign = SIGNS[plain][not outcome.ready]
         if outcome.ready:
             of_tests = count(len(tests), "test") if tests else ""
-            rows.append((sign, outcome.title, "ready", cost(outcome), of_tests))
+            load = outcome.step("load")
+            beside_s = record.beside_s(load) if load else 0.0
+            rows.append((sign, outcome.title, "ready", cost(outcome, beside_s), of_tests))
         else:
             of_tests = first_of(tests) if tests else ""
             rows.append((sign, outcome.title, "failed", clean(outcome.brief, BRIEF), of_tests))

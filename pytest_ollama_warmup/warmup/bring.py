@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Stored
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
 
@@ -50,13 +51,16 @@ def bring(
     pulls: threading.Semaphore | None = None,
     loading: AbstractContextManager[object] = _AT_ANY_TIME,
     room: Room | None = None,
+    early: EarlyLoad | None = None,
 ) -> Outcome:
     """Make one model ready, whatever that takes; a failure is an outcome, not an exception.
 
     *pulls* says how many may be pulled at a time; *loading* is held while it is loaded. With *room*
-    a model that does not fit beside others is only pulled.
+    a model that does not fit beside others is only pulled. *early* is the load of it that was asked
+    for before.
     """
     work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1), room=room)
+    work.early = early
     try:
         info = _ensure_present(work)
         stored = _check_pin(work, info)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
 from pytest_ollama_warmup.ollama.answers import ENDLESS_S
+from pytest_ollama_warmup.ollama.early import Asked
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
 from pytest_ollama_warmup.warmup.work import Work, find
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
-    from pytest_ollama_warmup.ollama.client import LoadKind
+    from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.plan import Target
 
 WARM_UP_PROMPT = "Hi"
@@ -62,35 +66,49 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     kind: LoadKind = "generate"
     if info.capabilities is not None and "completion" not in info.capabilities:
         kind = "embed"
-    start, begin = time.time(), time.monotonic()
+    now = Asked(time.time(), time.monotonic())
     loaded = _loaded(work)
     resident = find(loaded or [], spec.model_key)
+    asked = _asked_early(work, resident)
     # Who cannot tell must not unload it.
-    work.found_loaded = resident is not None or loaded is None
-    if resident is not None and _is_as_needed(work, resident):
+    work.found_loaded = asked is None and (resident is not None or loaded is None)
+    is_there = resident is not None and _is_as_needed(work, resident)
+    if not is_there:
+        work.enter("loading")
+    elif asked is None and resident is not None:
         work.already_loaded = True
         work.notes.append("already loaded")
-        work.add_step("load", start, begin)
+        work.add_step("load", now.start, now.begin)
         if work.room is not None:
             work.room.add(work.target, info, loaded or [])
         if _lasts(work, resident):
             return resident
-    else:
-        work.enter("loading")
-    try:
-        with held(
+    with (
+        _load_failures(work, info, now.begin),
+        held(
             shared_lock_path("load", work.client.host.url, spec.model_key),
             f"load of {work.name}",
             terms.load_timeout_s,
-        ):
-            if work.already_loaded and resident is not None:
-                _ask_for_lease(work, kind, resident)
-                return resident
+        ),
+    ):
+        if work.already_loaded and resident is not None:
+            _ask_for_lease(work, kind, resident)
+            return resident
+        if not is_there:
             kind = _load(work, kind, info)
-            work.add_step("load", start, begin)
-            if work.target.learned:
-                work.notes.append(f"num_ctx {work.target.learned}, learned")
-            return _ensure_lease(work, kind, info)
+        since = asked or now
+        work.add_step("load", since.start, since.begin, end=since.end if is_there else None)
+        if work.target.learned:
+            work.notes.append(f"num_ctx {work.target.learned}, learned")
+        return _ensure_lease(work, kind, info)
+
+
+@contextmanager
+def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
+    """Turn what the server says of a load that *begin* began into a LoadFailed."""
+    spec = work.target.spec
+    try:
+        yield
     except ApiError as exc:
         raise LoadFailed(
             spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)
@@ -99,9 +117,16 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         words = f"{exc.cause} while loading, after {seconds(time.monotonic() - begin)}"
         advice = "The server went away; its log says why."
         if exc.cause == "no answer":
-            limit = seconds(terms.load_timeout_s)
+            limit = seconds(work.terms.load_timeout_s)
             advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
         raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
+
+
+def _asked_early(work: Work, resident: Resident | None) -> Asked | None:
+    """Return when the load was asked for before this work, if it is that load that is met here."""
+    asked = work.early.asked if work.early is not None else None
+    # One that is over, and whose model is gone again, was for nothing.
+    return None if asked is not None and asked.end is not None and resident is None else asked
 
 
 def _loaded(work: Work) -> list[Resident] | None:

@@ -173,7 +173,9 @@ class Known:
 class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
-    *server* is the outcome of asking the server; *waited_s* counts seconds before the first test,
+    *server* is the outcome of asking the server; *waited_s* counts seconds before the first test.
+    *busy* are the times of that waiting, and *collected* is when collection was over (0 where it
+    was not), all in seconds since the epoch;
     *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
     the tests whose models were ready, and could not be had any more.
     """
@@ -181,6 +183,8 @@ class Record:
     models: dict[str, Outcome] = field(default_factory=dict)
     tests: dict[str, list[str]] = field(default_factory=dict)
     waited_s: float = 0.0
+    busy: list[tuple[float, float]] = field(default_factory=list)
+    collected: float = 0.0
     waits: dict[str, float] = field(default_factory=dict)
     lost: dict[str, list[str]] = field(default_factory=dict)
     server: Outcome | None = None
@@ -212,6 +216,12 @@ class Record:
                 for outcome in self.models.values()
             ],
         }
+
+    def beside_s(self, step: Step) -> float:
+        """Return how much of a step, in seconds, went by while pytest started and collected."""
+        end = min(step.start + step.seconds, self.collected)
+        waits = (min(end, until) - max(step.start, since) for since, until in self.busy)
+        return max(0.0, end - step.start - sum(max(0.0, wait) for wait in waits))
 
     def add(self, outcome: Outcome, key: str = "") -> None:
         """Keep *outcome*; a model may come twice: it is pulled, and later loaded.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident, Stored
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.warmup.gate import Beat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
@@ -106,6 +107,8 @@ class Work:
     """Whether the lease has to be asked for: known from before, it is asked with the load."""
     kept: str = ""
     """What a refresh found to be so already."""
+    early: EarlyLoad | None = None
+    """The load of the model that was asked for before this work, if any was."""
     room: Room | None = None
     """The server's memory, where it decides what is loaded; None where the load is needed now."""
 
@@ -120,9 +123,14 @@ class Work:
         self.beat()
         self.say(Event(self.target, phase, **more))
 
-    def add_step(self, kind: StepKind, start: float, begin: float, size: int = 0) -> None:
-        """Note a step that began at *start*, by the monotonic clock at *begin*, and is over."""
-        took = time.monotonic() - begin
+    def add_step(
+        self, kind: StepKind, start: float, begin: float, size: int = 0, end: float | None = None
+    ) -> None:
+        """Note a step that began at *start*, by the monotonic clock at *begin*, and is over.
+
+        *end* is when it was over by that clock, None for now.
+        """
+        took = (time.monotonic() if end is None else end) - begin
         self.steps.append(Step(kind=kind, start=start, seconds=took, size=size))
 
     def in_cloud(self, info: ModelInfo) -> bool:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from pytest_ollama_warmup.ollama.client import Client, LoadKind
+    from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.requests import LoadKind
 
 HOST = Host("http://h:1", "--ollama-host")
 CHAT = ModelInfo(("completion", "tools"), "")
