@@ -14,7 +14,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.request import getproxies
 
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.learning import kind_of, last_run, with_learned
@@ -95,7 +94,7 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
         return False
     if not host.url.startswith("http:") or settings.pool:
         return False
-    if not host.loopback and {"http", "all"} & getproxies().keys():
+    if not host.loopback and _has_proxy():
         return False
     # What is pulled in any case is loaded after that; in a child process, nobody knows of it here.
     if settings.pull.value == "always" or settings.overlap.value:
@@ -114,6 +113,13 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
         return True
     texts += _texts(_environment_files(config))
     return not any(_OTHER_HOST.search(_READS_HOST.sub("", text)) for text in texts)
+
+
+def _has_proxy() -> bool:
+    # As httpx finds them; most servers are on this machine, and need not pay for the import.
+    from urllib.request import getproxies
+
+    return bool({"http", "all"} & getproxies().keys())
 
 
 def _first_imports(config: pytest.Config) -> Iterator[Path]:

@@ -61,7 +61,7 @@ def test_tests_that_need_none_run_while_models_come(
     assert [*["other"] * 4, "chat"] == log(suite)
     assert 1 == len(suite.ollama.loads)
     assert any(
-        re.fullmatch(r"✓ llama3.2:1b   ready   loaded in [1-9][\d.]* s   1 test", one)
+        re.fullmatch(r"✓ llama3.2:1b   ready   loaded in [1-9][\d.]* s(, .* collected)?   1 test", one)
         for one in run.table
     ), run.out
     assert "before the first test" not in run.out
@@ -175,7 +175,7 @@ def test_workers_do_not_begin_what_the_controller_does(suite: Suite, server: str
     if server == "late":
         suite.ollama.stop()
         threading.Timer(4.0, suite.ollama.start).start()
-    run = suite.run(OVERLAP, "-n2")
+    run = suite.run(OVERLAP, "-n2", "--ollama-wait=60")
     assert {"passed": 5} == run.counts, run.out
     assert "cannot see whether models are still warm" in run.out
     assert 1 == len(suite.ollama.loads)

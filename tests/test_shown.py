@@ -140,6 +140,25 @@ def test_a_terminal_gets_live_bars_that_leave_no_trace(suite: Suite, workers: li
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
 
 
+def test_a_terminal_that_is_drawn_nothing_on_does_not_pay_for_bars(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(
+        {
+            **ONE_TEST,
+            "conftest.py": """
+            import sys
+
+            def pytest_unconfigure():
+                print("RICH", "rich" in sys.modules)
+            """,
+        }
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "ollama_warmup", LIST]
+    out = in_a_terminal(command, suite.pytester.path, {**os.environ, "TERM": "xterm-256color"})
+    assert "1 passed" in out
+    assert "RICH False" in out
+
+
 def a_pull(completed: int, total: int = 1_300_000_000) -> Event:
     return Event(Target(ModelSpec("llama3.2:1b"), ""), "pulling", completed, total)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.text import clean
 
@@ -22,8 +21,7 @@ _BLOB = re.compile(r"^FROM .*sha256[-:](\w+)\s*$", re.MULTILINE)
 ENDLESS_S = 10 * 365 * 86400
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(NamedTuple):
     """What ``POST /api/show`` says; *capabilities* is None before v0.6.4, which has no field.
 
     *weights* is the digest of the weights, in bare hex, and empty where the server does not say:
@@ -51,8 +49,7 @@ class ModelInfo:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PullProgress:
+class PullProgress(NamedTuple):
     """One line of a pull's stream; *total* and *completed* are bytes of the part *digest*."""
 
     status: str
@@ -71,8 +68,7 @@ class PullProgress:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A model on the server's disk, from ``GET /api/tags``: *digest* in bare hex, *size* in bytes.
 
     The digest is that of the manifest: a copy under another name has the same.
@@ -89,8 +85,7 @@ class Stored:
         return cls(_name(data), digest, _whole(data.get("size")))
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(NamedTuple):
     """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive.
 
     *expires* is ``expires_at`` as the server wrote it. It moves when a request completes, and

@@ -23,6 +23,7 @@ PROGRESS_LINE_EVERY_S = 10.0
 # A template or a licence is no download to speak of.
 WORTH_SAYING = 100_000
 SAY_LOADING_AFTER_S = 2.0
+BARS_AFTER_S = 0.3
 # The whole message stands above; a table that wraps is none.
 BRIEF = 64
 
@@ -148,6 +149,7 @@ class Screen:
         self._width, self._coloured = width, coloured
         self._shown: dict[str, _Shown] = {}
         self._progress: Progress | None = None
+        self._watched_since: float | None = None
 
     def say(self, text: str, *, least: int = 0, **colours: bool) -> None:
         """Write one line, unless pytest is quieter than *least*."""
@@ -171,24 +173,28 @@ class Screen:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Draw bars for what happens meanwhile, where there is a terminal."""
+        """Draw bars for what happens meanwhile and takes a moment, where there is a terminal."""
         if self._live_file is None:
             yield
             return
-        progress = self._progress = _bars(self._live_file, self._width, self._coloured)
+        self._watched_since = self._clock()
         for one in self._shown.values():
             one.task = None
         try:
-            with progress:
-                yield
+            yield
         finally:
-            self._progress = None
+            self._watched_since = None
+            if self._progress is not None:
+                self._progress.stop()
+                self._progress = None
 
     def tick(self, event: Event | None) -> None:
         """Show *event*, or (with None) that time passes."""
         if event is not None:
             self._change(event)
         now = self._clock()
+        if self._progress is None and self._bars_are_due(now):
+            self._begin_bars()
         for one in self._shown.values():
             if now - one.since >= SAY_LOADING_AFTER_S:
                 self._say_what_takes_long(one, now)
@@ -197,6 +203,19 @@ class Screen:
                 self._progress.update(one.task, doing=doing)
         if self._progress is not None:
             self._progress.refresh()
+
+    def _bars_are_due(self, now: float) -> bool:
+        # rich takes 80 ms to import: not for what is over before anybody could read it.
+        since = self._watched_since
+        return since is not None and now - since >= BARS_AFTER_S and bool(self.under_way)
+
+    def _begin_bars(self) -> None:
+        assert self._live_file is not None
+        self._progress = _bars(self._live_file, self._width, self._coloured)
+        self._progress.start()
+        for one in self._shown.values():
+            if one.phase != "done":
+                one.task = self._progress.add_task("", name=one.name, doing=one.doing, total=None)
 
     def _say_what_takes_long(self, one: _Shown, now: float) -> None:
         if one.phase == "loading" and not one.said:

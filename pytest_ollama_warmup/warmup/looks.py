@@ -10,7 +10,6 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ class Seen(NamedTuple):
     ends: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Look(NamedTuple):
     """One look: between *sent* and *got* the server had *loaded* in memory, by name.
 
     Times are in seconds of the monotonic clock, which all processes of a machine share. *loaded* is

@@ -6,7 +6,7 @@ between two looks was used in between. What two looks do not prove is not conclu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class Inside(NamedTuple):
     keys: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """A model was used, in one of *tests*; their models are *keys*. Nobody's, without tests."""
 
     model: str
@@ -44,8 +43,7 @@ class Use:
     keys: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
+class Switch(NamedTuple):
     """A model was reloaded with another context, in one of *tests*."""
 
     model: str
@@ -56,8 +54,7 @@ class Switch:
     keys: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(NamedTuple):
     """A model was no longer there at *at*; *by* are the models that came in the same interval.
 
     *crowd* is what would have been in memory had it stayed.
@@ -122,7 +119,7 @@ class _Reading:
         usage = self._usage
         # What was together at another time did not have to make room: it was unloaded.
         usage.gone = [
-            replace(one, cause="gone") if one.cause == "evicted" and usage.fits(one.crowd) else one
+            one._replace(cause="gone") if one.cause == "evicted" and usage.fits(one.crowd) else one
             for one in sorted([*usage.gone, *self._missing.values()], key=lambda gone: gone.at)
         ]
         return usage

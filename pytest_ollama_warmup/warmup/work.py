@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
@@ -38,8 +38,7 @@ Phase = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
 
     The phase ``server`` is none of the model: it is the server that is waited for. One that is
