@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.ollama.process import detached
 from pytest_ollama_warmup.report.terminal import Screen
+from pytest_ollama_warmup.roles import SYS_PATH
 from pytest_ollama_warmup.warmup.preparation import Preparation
 from pytest_ollama_warmup.warmup.work import Event
 
@@ -64,6 +65,8 @@ class ChildPreparation(Preparation):
             [sys.executable, "-P", "-m", "pytest_ollama_warmup.background", str(self._folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # A program that starts pytest may have put its dependencies on the path by itself.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(SYS_PATH)},
             # We end it; and one that hears Ctrl-C while it starts would say so at length.
             **detached(),
         )

@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, WarmupError
 from pytest_ollama_warmup.leader import waiting
+from pytest_ollama_warmup.ollama.answers import find, resident_as
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
 from pytest_ollama_warmup.preloading import bring_listed
 from pytest_ollama_warmup.report.status import Row, lease, status_lines, unload_lines
-from pytest_ollama_warmup.report.terminal import Screen, can_write_signs, summary_lines
+from pytest_ollama_warmup.report.terminal import (
+    PROGRESS_LINE_EVERY_S,
+    Screen,
+    can_write_signs,
+    summary_lines,
+)
 from pytest_ollama_warmup.warmup.record import SCHEMA, Record
-from pytest_ollama_warmup.warmup.work import find, resident_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -142,12 +147,13 @@ def _asking(settings: Settings) -> Iterator[Client]:
     Raises:
         WarmupError: it does not, or answers with an error; says what and where.
     """
-    host, said = settings.host, False
+    host, said = settings.host, ""
 
     def on_wait(cause: str, waited_s: float) -> None:
         nonlocal said
-        if not said and (text := waiting(settings, cause, waited_s)):
-            said = True
+        text = waiting(settings, cause, waited_s, PROGRESS_LINE_EVERY_S)
+        if text and text != said:
+            said = text
             # stdout may be read by a program.
             print(f"ollama: {text}", file=sys.stderr, flush=True)
 

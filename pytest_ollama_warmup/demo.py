@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 from pytest_ollama_warmup.commands import in_memory_after
 from pytest_ollama_warmup.errors import BadSpec, ServerUnreachable, WarmupError
+from pytest_ollama_warmup.ollama.answers import find
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
@@ -26,7 +27,6 @@ from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.report.status import lease
 from pytest_ollama_warmup.text import seconds, size
 from pytest_ollama_warmup.warmup.spec import FOREVER
-from pytest_ollama_warmup.warmup.work import find
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.settings import Settings

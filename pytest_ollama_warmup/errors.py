@@ -314,12 +314,16 @@ class ModelError(WarmupError):
     origin: str
 
 
+def _meant(name: str) -> str:
+    return f" Did you mean {name}, which is there?" if name else ""
+
+
 class NotPulled(ModelError):
     """The model is not on the server, and nothing allows its download."""
 
-    def __init__(self, model: str, origin: str, cloud: bool = False) -> None:
-        super().__init__(model, origin, cloud)
-        self.model, self.origin, self.cloud = model, origin, cloud
+    def __init__(self, model: str, origin: str, cloud: bool = False, meant: str = "") -> None:
+        super().__init__(model, origin, cloud, meant)
+        self.model, self.origin, self.cloud, self.meant = model, origin, cloud, meant
 
     @property
     def brief(self) -> str:
@@ -334,16 +338,16 @@ class NotPulled(ModelError):
             )
         return (
             f"{self.model} is not pulled ({self.origin}). Run 'ollama pull {self.model}', "
-            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}."
+            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}.{_meant(self.meant)}"
         )
 
 
 class UnknownModel(ModelError):
     """The registry has no model of this name."""
 
-    def __init__(self, model: str, origin: str, words: str) -> None:
-        super().__init__(model, origin, words)
-        self.model, self.origin, self.words = model, origin, words
+    def __init__(self, model: str, origin: str, words: str, meant: str = "") -> None:
+        super().__init__(model, origin, words, meant)
+        self.model, self.origin, self.words, self.meant = model, origin, words, meant
 
     @property
     def brief(self) -> str:
@@ -353,7 +357,7 @@ class UnknownModel(ModelError):
     def __str__(self) -> str:
         return (
             f"{self.model}: the registry has no such model ({self.words}), {self.origin}. "
-            f"Check name and tag{_or_alias(self.model)}."
+            f"Check name and tag{_or_alias(self.model)}.{_meant(self.meant)}"
         )
 
 

@@ -19,7 +19,7 @@ def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]], *, serve
     """Say what tests do, and why; *server* is whether it is that which they lack, and no model."""
     setting = settings.on_missing
     fates: dict[str, tuple[Policy, str]] = {}
-    reason = "CI is set" if setting.value == "auto" else f"from {setting.source}"
+    reason = settings.ci_words if setting.value == "auto" else f"from {setting.source}"
     for need, policy in fates_of_needs:
         own = need.on_missing not in ("", "auto")
         fates[need.test] = (policy, "from the mark" if own else reason)

@@ -37,7 +37,10 @@ def ollama_openai_url(ollama_host: str) -> str:
 
 @pytest.fixture
 def ollama_model(request: pytest.FixtureRequest, ollama_host: str) -> str:
-    """Name of the test's model: the first one of its mark, else the only listed one; warm."""
+    """Name of the test's model: the first one of its mark, else the only listed one; warm.
+
+    It belongs to one test. A session fixture uses ollama_models.default.name.
+    """
     from pytest_ollama_warmup.models import spec_of
 
     return spec_of(request, ollama_host).name
@@ -109,6 +112,12 @@ def _official_library(fixture: str) -> ModuleType:
 
 def _connection(url: str) -> dict[str, Any]:
     from pytest_ollama_warmup.models import host_of
+    from pytest_ollama_warmup.ollama.tls import named_by, trust
 
+    try:
+        verify = trust(url)
+    except OSError as exc:
+        pytest.fail(f"the certificates of {named_by()} cannot be read ({exc})", pytrace=False)
+    # A plain address may lead on to one that is not: there the usual certificates count.
     # Like ours, and unlike by default, it does not send loopback addresses to HTTP_PROXY.
-    return {"trust_env": not host_of(url).loopback}
+    return {"trust_env": not host_of(url).loopback, "verify": verify or True}

@@ -42,12 +42,17 @@ def unload(outcomes: Iterable[Outcome], api_key: str) -> None:
         client.close()
 
 
-def waiting(settings: Settings, cause: str, waited_s: float) -> str:
-    """Say what is waited for; empty before that is worth a word, and when it is over."""
+def waiting(settings: Settings, cause: str, waited_s: float, every_s: float) -> str:
+    """Say what is waited for, another text every *every_s* seconds.
+
+    Empty before that is worth a word, and when it is over.
+    """
     limit_s = settings.wait.value
     if not SAY_WAITING_AFTER_S <= waited_s < limit_s:
         return ""
-    return f"waiting for {settings.host.url} ({cause}), up to {seconds(limit_s)}"
+    so_far_s = waited_s // every_s * every_s
+    told = f"{so_far_s:.0f} s of" if so_far_s else "up to"
+    return f"waiting for {settings.host.url} ({cause}), {told} {seconds(limit_s)}"
 
 
 class Leader(Run):
@@ -148,8 +153,8 @@ class Leader(Run):
             begun.set()
 
     def on_wait(self, cause: str, waited_s: float) -> None:
-        """Say once what is waited for, when that takes longer than a moment."""
-        if text := waiting(self.settings, cause, waited_s):
+        """Say what is waited for, when that takes longer than a moment, and now and then again."""
+        if text := waiting(self.settings, cause, waited_s, self.screen.every_s):
             self.say_waiting(text)
 
     def say_waiting(self, text: str) -> None:

@@ -1,25 +1,35 @@
-"""The mark requires_model: its signature, and what the items of a session want."""
+"""The marks requires_model and requires_ollama_model, and what the items of a session want.
+
+Public suites have a mark ``requires_model`` of their own, for spaCy models, weights or containers:
+the longer name is always ours, the short one where nobody else has it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from pytest_ollama_warmup.errors import BadMark, BadSpec
+from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Want
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 NAME = "requires_model"
-MARK = f"{NAME}(*specs, capabilities=(), options=None, on_missing=None)"
+LONG_NAME = "requires_ollama_model"
+_SIGNATURE = "(*specs, capabilities=(), options=None, on_missing=None)"
+MARK = f"{NAME}{_SIGNATURE}"
 MARK_HELP = (
     f"{MARK}: the test needs these Ollama models, pulled and loaded before it runs; without specs "
     "it needs the listed one. capabilities are what they must be able to do, such as tools; "
     "options are runner options such as num_ctx; on_missing is skip, fail, exit or auto."
+)
+LONG_MARK_HELP = (
+    f"{LONG_NAME}{_SIGNATURE}: the same, for suites that have a mark {NAME} of their own."
 )
 ON_MISSING = ("auto", "exit", "fail", "skip")
 
@@ -41,8 +51,11 @@ def prepare_items(items: Iterable[pytest.Item]) -> None:
     for item in items:
         marked = around.is_marked(item)
         if not marked and may_use(item) and _our_fixtures(item):
-            item.add_marker(getattr(pytest.mark, NAME))
+            item.add_marker(getattr(pytest.mark, LONG_NAME if around.is_taken else NAME))
             marked = True
+        # One name is enough to select or deselect all tests that need a model.
+        elif marked and not around.is_taken and item.get_closest_marker(NAME) is None:
+            item.add_marker(getattr(pytest.mark, NAME))
         if marked and _is_elsewhere(item):
             names: list[str] = item.fixturenames  # type: ignore[attr-defined]
             # Tests that differ in parameters only share this list.
@@ -56,20 +69,29 @@ class _Around:
     def __init__(self) -> None:
         self._parent: object = None
         self._marked = False
+        self._names: tuple[str, ...] | None = None
         self.marks: list[pytest.Mark] = []
         """Those around the item that was asked about last, the closest first."""
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the short name means something else in this suite."""
+        return self._names == (LONG_NAME,)
+
     def is_marked(self, item: pytest.Item) -> bool:
-        """Whether *item* has our mark, by itself or from around it."""
+        """Whether *item* has a mark of ours, by itself or from around it."""
         if item.parent is not self._parent:
+            if self._names is None:
+                self._names = _names_in(item.config)
             self._parent = item.parent
             self.marks = [] if item.parent is None else list(item.parent.iter_markers())
-            self._marked = any(mark.name == NAME for mark in self.marks)
+            self._marked = any(mark.name in self._names for mark in self.marks)
         if self._marked:
             return True
+        names = self._names or ()
         # No any(): this is asked of each test of each suite.
         for mark in item.own_markers:  # noqa: SIM110
-            if mark.name == NAME:
+            if mark.name in names:
                 return True
         return False
 
@@ -123,7 +145,11 @@ def want_of(item: pytest.Item) -> Want | None:
 
 
 def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
-    marks = [mark for mark in all_marks if mark.name == NAME]
+    names = _names_in(item.config)
+    if NAME not in names and _our_fixtures(item):
+        # The test needs a model of ours: whose name its mark tells is no question.
+        names = (NAME, LONG_NAME)
+    marks = [mark for mark in all_marks if mark.name in names]
     if not marks or any(_prevents(mark, item) for mark in all_marks):
         return None
     # Imported here: most tests of most environments have no such mark.
@@ -148,6 +174,7 @@ def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
                     known if known.options or not spec.options else spec,
                     capabilities=_united(known.capabilities, spec.capabilities),
                 )
+    _check_direct(item, specs)
     fixture = (
         "" if specs else next((one for one in _our_fixtures(item) if one in NEEDING_A_NAME), "")
     )
@@ -159,6 +186,27 @@ def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
         capabilities=_united(of_listed),
         elsewhere=_is_elsewhere(item),
     )
+
+
+_NAMES_OF_SUITE = pytest.StashKey[tuple[str, ...]]()
+
+
+def _names_in(config: pytest.Config) -> tuple[str, ...]:
+    """Return which names of marks are ours in this suite."""
+    if _NAMES_OF_SUITE not in config.stash:
+        taken = not settings_of(config).configured and _is_taken(config.getini("markers"))
+        config.stash[_NAMES_OF_SUITE] = (LONG_NAME,) if taken else (NAME, LONG_NAME)
+    return config.stash[_NAMES_OF_SUITE]
+
+
+def _is_taken(lines: Iterable[str]) -> bool:
+    """Whether the suite registers the short name by itself, and says nothing of Ollama."""
+    theirs = [
+        line
+        for line in lines
+        if line != MARK_HELP and line.partition(":")[0].partition("(")[0].strip() == NAME
+    ]
+    return bool(theirs) and not any("ollama" in line.lower() for line in theirs)
 
 
 def _united(*lists: Iterable[str]) -> tuple[str, ...]:
@@ -243,43 +291,102 @@ def _is_elsewhere(item: pytest.Item) -> bool:
     return known[parent]
 
 
+_MODEL_FIXTURE = "ollama_model"
+
+
+def parameter_of(item: pytest.Item) -> ModelSpec | None:
+    """Return the model that *item* gets because its fixture ``ollama_model`` is parametrized.
+
+    However it came to that: by a mark, by ``pytest_generate_tests``, by ``params`` of a fixture of
+    the suite that overrides ours. What is collected tells all of it.
+
+    Raises:
+        BadMark: the parameter is no model's name.
+    """
+    value = _parameters(item).get(_MODEL_FIXTURE, _NONE)
+    if value is _NONE or not any(map(_is_from_us, _definitions(_MODEL_FIXTURE, item))):
+        return None
+    spec = _one_spec(value, item)
+    if spec is None:
+        raise BadMark(f"parametrize: one model is needed, not {value!r}", item.nodeid, MARK)
+    return spec
+
+
 def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:
-    """Return the spec that ``parametrize("ollama_model", [...], indirect=True)`` gives *item*."""
-    params: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-    if "ollama_model" not in params or not _is_indirect("ollama_model", item):
+    try:
+        spec = parameter_of(item)
+    except BadMark:
+        if _is_ours(_MODEL_FIXTURE, item):
+            raise
+        # Theirs may mean anything, and need not ask ours.
         return ()
+    return () if spec is None else (spec,)
+
+
+def _check_direct(item: pytest.Item, specs: Mapping[str, ModelSpec]) -> None:
+    """Refuse a parameter that names a model which nobody prepares: ``indirect`` was forgotten.
+
+    Raises:
+        BadMark: says what to add.
+    """
+    value = _parameters(item).get(_MODEL_FIXTURE, _NONE)
+    if value is _NONE or not any(map(_is_direct, _definitions(_MODEL_FIXTURE, item))):
+        return
+    spec, listed = _one_spec(value, item), settings_of(item.config).listed
+    if spec is None or spec.model_key in specs or listed.given(listed.meant(spec)) is not None:
+        return
+    raise BadMark(
+        f"parametrize({_MODEL_FIXTURE!r}, ...) hands {value!r} to the test, and nothing prepares "
+        "that model: add indirect=True",
+        item.nodeid,
+        MARK,
+    )
+
+
+_NONE = object()
+
+
+def _one_spec(value: object, item: pytest.Item) -> ModelSpec | None:
+    """Return the one model that a parameter names; None where it names none, or several."""
     from pytest_ollama_warmup.warmup.spec import parse_specs
 
-    value = params["ollama_model"]
+    if not isinstance(value, str):
+        return None
     try:
-        specs = parse_specs(value, "ollama_model") if isinstance(value, str) else ()
-        why = "" if len(specs) == 1 else f"one model is needed, not {value!r}"
+        specs = parse_specs(value, _MODEL_FIXTURE)
     except BadSpec as exc:
-        why = str(exc)
-    if why:
-        raise BadMark(f"parametrize: {why}", item.nodeid, MARK)
-    return specs
+        raise BadMark(f"parametrize: {exc}", item.nodeid, MARK) from None
+    return specs[0] if len(specs) == 1 else None
 
 
-def _is_indirect(name: str, item: pytest.Item) -> bool:
-    for mark in item.iter_markers("parametrize"):
-        names = mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
-        if name in (names.replace(",", " ").split() if isinstance(names, str) else names):
-            indirect = mark.args[2] if len(mark.args) > 2 else mark.kwargs.get("indirect", False)
-            return indirect is True or (indirect is not False and name in indirect)
-    return False
+def _parameters(item: pytest.Item) -> Mapping[str, object]:
+    found: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    return found
+
+
+def _definitions(name: str, item: pytest.Item) -> Sequence[pytest.FixtureDef[Any]]:
+    """Return what *name* means to *item*, the last one first asked; a plain argument too."""
+    info = getattr(item, "_fixtureinfo", None)
+    if info is not None and name in info.name2fixturedefs:
+        found: Sequence[pytest.FixtureDef[Any]] = info.name2fixturedefs[name]
+        return found
+    # A name that is only asked for at run time.
+    return item.session._fixturemanager.getfixturedefs(name, item) or ()
+
+
+def _is_direct(definition: pytest.FixtureDef[Any]) -> bool:
+    """Whether a parameter is handed to the test as it is; pytest makes a fixture of it too."""
+    return definition.func.__name__ == "get_direct_param_fixture_func"
+
+
+def _is_from_us(definition: pytest.FixtureDef[Any]) -> bool:
+    return definition.func.__module__ == _FIXTURES_MODULE
 
 
 def _is_ours(name: str, item: pytest.Item) -> bool:
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    if name in params and not _is_indirect(name, item):
-        # A test's own argument: pytest's fixture manager knows nothing of it.
-        return False
-    definitions = item.session._fixturemanager.getfixturedefs(name, item)
-    if not definitions:
-        return False
-    # Public suites have fixtures of these names with other meanings.
-    return definitions[-1].func.__module__ == _FIXTURES_MODULE
+    # Public suites have fixtures, and arguments of tests, of these names with other meanings.
+    definitions = _definitions(name, item)
+    return bool(definitions) and _is_from_us(definitions[-1])
 
 
 def _prevents(mark: pytest.Mark, item: pytest.Item) -> bool:

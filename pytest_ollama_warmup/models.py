@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
-from pytest_ollama_warmup.marks import want_of
+from pytest_ollama_warmup.marks import parameter_of, want_of
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
 from pytest_ollama_warmup.verdict import NOT_READY, enforce, watch
@@ -68,6 +68,21 @@ class Models:
             enforce(verdict, self._session)
         return Model(spec, run.look_up(spec))
 
+    @property
+    def default(self) -> Model:
+        """The only listed model, or the first one, ready for use; for fixtures of a wide scope.
+
+        It skips or fails the test like ``ollama_models[...]``, and fails it where none is listed.
+        """
+        listed = self._run.settings.listed
+        if not listed.all:
+            pytest.fail(
+                "ollama_models.default is the first listed model, and none is listed. Run with "
+                '--ollama-preload MODEL, or use ollama_models["MODEL"].',
+                pytrace=False,
+            )
+        return self[str(listed.all[0])]
+
     def __contains__(self, key: str) -> bool:
         """Whether *key* names a listed model; asks no server."""
         listed = self._run.settings.listed
@@ -94,18 +109,24 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
     """Return the spec of the first model of the test that asks; it is ready on the server *url*."""
     listed = settings_of(request.config).listed
     fixture = request.fixturename or "ollama_model"
-    want = want_of(request.node)
+    problem, parameter = "", None
+    try:
+        want, parameter = want_of(request.node), parameter_of(request.node)
+    except BadMark as exc:
+        problem = str(exc)
+    if problem:
+        # Not in the except: pytest would show the message twice.
+        pytest.fail(problem, pytrace=False)
     # By request.getfixturevalue() a test can ask without having been seen to at collection.
     seen = want is not None and bool(resolve(replace(want, fixture=""), listed))
     if want is None or not want.specs:
-        want = Want(test=request.node.nodeid, fixture=fixture)
-    problem = ""
+        specs = () if parameter is None else (parameter,)
+        want = Want(test=request.node.nodeid, fixture=fixture, specs=specs)
     try:
         spec = resolve(want, listed)[0]
     except NoModelNamed as exc:
         problem = str(exc)
     if problem:
-        # Not in the except: pytest would show the message twice.
         pytest.fail(problem, pytrace=False)
     if not seen:
         Models(request.session, url)[str(spec)]

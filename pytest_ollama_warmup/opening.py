@@ -22,7 +22,7 @@ def header(config: pytest.Config) -> str:
     settings = settings_of(config)
     listed, on_missing = settings.listed, settings.on_missing
     if on_missing.value == "auto":
-        what = "fail (CI is set)" if settings.ci else "skip (CI not set)"
+        what = f"{'fail' if settings.ci else 'skip'} ({settings.ci_words})"
         if listed.given_by == "option" and listed.specs:
             what += ", but listed ones end the run"
     else:
@@ -35,6 +35,12 @@ def hints(config: pytest.Config) -> Iterator[str]:
     settings = settings_of(config)
     for host in again(settings.hosts):
         yield f"{host.url} is given more than once (from {host.source}): it is one host."
+    for host in settings.hosts:
+        if host.dropped:
+            yield (
+                f"{host.dropped} at the end of the address (from {host.source}) is a path of the "
+                f"API: {host.url} is used."
+            )
     models = os.environ.get("OLLAMA_MODELS", "")
     if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
         yield (

@@ -150,7 +150,7 @@ OPTIONS = (
         "pull",
         "what",
         "What may be downloaded: auto (models listed on the command line or in the environment, "
-        "and any wanted model when CI is set), missing (any wanted model), always (refresh "
+        "and any wanted model in CI), missing (any wanted model), always (refresh "
         "present ones too) or never. Default: auto.",
         read=_choice("auto", "missing", "always", "never"),
         default="auto",
@@ -160,12 +160,22 @@ OPTIONS = (
         "on_missing",
         "what",
         "What a model that cannot be made ready does: exit (end the run), fail or skip the tests "
-        "that need it, or auto (exit when listed on the command line, else fail when CI is set "
+        "that need it, or auto (exit when listed on the command line, else fail in CI "
         "and skip elsewhere). Default: auto.",
         read=_choice("auto", "exit", "fail", "skip"),
         default="auto",
         metavar="WHAT",
         pytest_only=True,
+    ),
+    Option(
+        "ci",
+        "what",
+        "Whether this is a run in CI, where missing models fail and wanted ones are downloaded: "
+        "yes, no, or auto (if CI is set, or a variable of Jenkins, Azure Pipelines, TeamCity or "
+        "AWS CodeBuild). Default: auto.",
+        read=_choice("auto", "yes", "no"),
+        default="auto",
+        metavar="WHAT",
     ),
     Option(
         "off",
@@ -291,7 +301,7 @@ OPTIONS = (
         "wait",
         "server",
         "How long the server may take to answer. Default: 60 outside pytest, when models are "
-        "listed on the command line, for a server of the run's own, and when CI is set; else 2.",
+        "listed on the command line, for a server of the run's own, and in CI; else 2.",
         read=_number(0),
         metavar="SECONDS",
         ini_type="float",

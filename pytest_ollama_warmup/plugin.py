@@ -22,7 +22,7 @@ from pytest_ollama_warmup.fixtures import (
     ollama_openai_url,
     ollama_options,
 )
-from pytest_ollama_warmup.marks import MARK_HELP, prepare_items, wants_of
+from pytest_ollama_warmup.marks import LONG_MARK_HELP, MARK_HELP, prepare_items, wants_of
 from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
     EARLY,
@@ -32,6 +32,8 @@ from pytest_ollama_warmup.roles import (
     is_distributing,
     is_looking,
     is_worker,
+    note_address,
+    read_address_again,
     set_environment,
     set_ollama_host,
     settings_of,
@@ -71,12 +73,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
     settings = settings_of(early_config, early_config.known_args_namespace)
+    note_address(early_config)
     if settings.off or settings.problem is not None:
         return
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
     # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
     if settings.chooses_host:
         set_ollama_host(early_config)
+        note_address(early_config)
         if settings.serve.value:
             set_environment(early_config, OWN_SERVER, settings.host.url)
     # A worker, and a run inside a test, find what is listed ready.
@@ -95,8 +99,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark, and what the process's role in xdist asks for."""
+    """Register the marks, and what the process's role in xdist asks for."""
     config.addinivalue_line("markers", MARK_HELP)
+    config.addinivalue_line("markers", LONG_MARK_HELP)
     if settings_of(config).off:
         return
     if is_worker(config):
@@ -128,6 +133,7 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
     """Step 1: bring the models listed on the command line or in the environment."""
     if not settings_of(session.config).off:
         note_host_hooks(session.config)
+        read_address_again(session.config)
     if _prepares(session.config) and settings_of(session.config).up_front:
         _controller_of(session.config).session_start()
     return (yield)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -12,8 +10,8 @@ from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.options import OPTIONS
 from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.settings import Settings, Sources
-from pytest_ollama_warmup.warmup.gate import remove
 from pytest_ollama_warmup.warmup.plan import make_plan
+from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.record import Record
@@ -66,7 +64,7 @@ def bring_listed(settings: Settings, screen: Screen) -> Record:
     Ctrl-C says what it interrupts, makes the server end that, and goes on as KeyboardInterrupt.
     """
     targets = make_plan(settings.listed, (), up_front=True).targets
-    folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
+    folder = make_run_folder()
     leader = Leader(settings, folder, screen)
     try:
         leader.begin(targets.values())

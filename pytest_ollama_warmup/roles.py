@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import pytest
 from pytest_ollama_warmup.errors import BadSetting
 from pytest_ollama_warmup.options import from_ini, read_host
 from pytest_ollama_warmup.settings import Settings, Sources
+from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,13 +32,20 @@ EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 MANAGED: pytest.StashKey[ManagedServer] = pytest.StashKey()
 # Set where a selected test needs Ollama: the hooks of each test look no further without it.
 NEEDED = pytest.StashKey[bool]()
+# What OLLAMA_HOST held before conftests were imported, after the plugin has set it.
+_AT_START: pytest.StashKey[str | None] = pytest.StashKey()
 # What OLLAMA_HOST held before the plugin set it.
 _OLLAMA_HOST = pytest.StashKey["str | None"]()
 _FOLDER = pytest.StashKey[Path]()
 WORKER_INPUT = "ollama_warmup"
+SET_LATE = "OLLAMA_HOST, set by conftest.py or a plugin"
 # In the environment of a worker: the server that the run chose for it, see ``Place``.
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 _HOST_FILE = "host.json"
+
+# Where modules are found when the run begins: before pytest adds the directories of tests, which
+# must not stand in for a module.
+SYS_PATH = tuple(one for one in sys.path if one and Path(one) != Path.cwd())
 
 _LOOKING = (
     "help",
@@ -158,6 +165,40 @@ def set_ollama_host(config: pytest.Config) -> None:
         set_environment(config, "OLLAMA_HOST", value)
 
 
+def note_address(config: pytest.Config) -> None:
+    """Remember OLLAMA_HOST, so that it is seen when a conftest or a plugin sets it later."""
+    config.stash[_AT_START] = os.environ.get("OLLAMA_HOST")
+
+
+def read_address_again(config: pytest.Config) -> None:
+    """Take over an OLLAMA_HOST that was set since: by load_dotenv() in a conftest, by pytest-env.
+
+    What is given closer to the run goes before it, as ever: the command line, a server of its own.
+    """
+    settings, now = settings_of(config), os.environ.get("OLLAMA_HOST")
+    if _AT_START not in config.stash or now == config.stash[_AT_START]:
+        return
+    if settings.given_host.given_by == "option" or settings.serve.value or settings.served:
+        return
+    if settings.number is None and (now or "").strip():
+        config.stash[SETTINGS] = settings.at_address(str(now), SET_LATE)
+
+
+def address_differs(config: pytest.Config) -> str:
+    """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
+    from pytest_ollama_warmup.ollama.host import names
+    from pytest_ollama_warmup.text import clean
+
+    now, host = os.environ.get("OLLAMA_HOST"), settings_of(config).host
+    if now == config.stash.get(_AT_START, now) or names(now, host):
+        return ""
+    return (
+        f"OLLAMA_HOST is {clean(now or 'not set')!r} in this test, and models are prepared at "
+        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
+        "fixture ollama_host of its own"
+    )
+
+
 def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str | None:
     """Return the value that OLLAMA_HOST needs for *host*; None if *now* names that already.
 
@@ -179,8 +220,8 @@ def folder_of(config: pytest.Config) -> Path:
     if _FOLDER not in config.stash:
         given = _given_folder(config)
         if given is None or not given.is_dir():
-            folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-run-"))
-            config.add_cleanup(lambda: _remove(folder))
+            folder = make_run_folder()
+            config.add_cleanup(lambda: remove(folder))
         else:
             folder = given
         config.stash[_FOLDER] = folder
@@ -194,14 +235,6 @@ def is_alone(config: pytest.Config) -> bool:
 
 def _given_folder(config: pytest.Config) -> Path | None:
     return Path(worker_input(config)[WORKER_INPUT]["folder"]) if is_worker(config) else None
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        from pytest_ollama_warmup.warmup.gate import remove
-
-        remove(folder)
 
 
 def has_outcomes(config: pytest.Config) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from pytest_ollama_warmup.errors import BadSetting, BadSpec, Conflict
+from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec, Conflict
 from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host, read_hosts
+from pytest_ollama_warmup.text import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.work import Terms
 
 T = TypeVar("T")
+# GitHub, GitLab and most others set the first; Jenkins, Azure Pipelines, TeamCity, AWS CodeBuild.
+CI_VARIABLES = (
+    "CI",
+    "BUILD_NUMBER",
+    "TF_BUILD",
+    "TEAMCITY_VERSION",
+    "CODEBUILD_BUILD_ID",
+    "JENKINS_URL",
+)
 # A run inside a test of this run finds this in its environment.
 OUTER_RUN = "PYTEST_OLLAMA_WARMUP_RUN"
 # The workers of a run with a server of its own find its address here; so do runs in its tests.
@@ -92,7 +103,9 @@ class Settings(NamedTuple):
     stall: Setting[float]
     load_timeout: Setting[float]
     ci: bool
-    api_key: str
+    ci_source: str
+    """What decides about *ci*: a variable, or the option; empty where nothing is set."""
+    api_key: Secret
     inner: bool
     served: bool
     """Whether a run around this one, or the controller of this worker, has started its server."""
@@ -128,6 +141,22 @@ class Settings(NamedTuple):
         """Return these settings with another server, which the suite itself names."""
         return self._replace(given_host=Setting(host, host.source, "configuration"), hosts=())
 
+    def at_address(self, text: str, source: str) -> Settings:
+        """Return these settings with the server that OLLAMA_HOST names by now.
+
+        A value that cannot be used waits in *problem*, as any of the environment.
+        """
+        try:
+            host = read_host(text, source)
+        except BadSetting as exc:
+            return self._replace(problem=exc)
+        own = isinstance(self.problem, BadHost)
+        return self._replace(
+            given_host=Setting(host, source, "environment"),
+            hosts=(host,),
+            problem=None if own else self.problem,
+        )
+
     def moved(self, url: str) -> Settings:
         """Return these settings with another one of several servers."""
         host = next((one for one in self.hosts if one.url == url), None)
@@ -156,6 +185,13 @@ class Settings(NamedTuple):
         )
 
     @property
+    def ci_words(self) -> str:
+        """Why this counts as a run in CI, or why not."""
+        if self.ci_source in CI_VARIABLES:
+            return f"{self.ci_source} is set"
+        return f"from {self.ci_source}" if self.ci_source else "CI not set"
+
+    @property
     def title(self) -> str:
         """Where the server is and what is listed, each with its source."""
         listed = self.listed
@@ -172,6 +208,12 @@ class Settings(NamedTuple):
     def lists(self) -> bool:
         """Whether any models are listed, wherever that is."""
         return bool(self.given_list and self.given_list.specs)
+
+    @property
+    def configured(self) -> bool:
+        """Whether anything is said to this plugin: a list, an alias, an option, a key of a file."""
+        given = [one.given_by for one in self if isinstance(one, Setting)]
+        return self.given_list is not None or not {"option", "configuration"}.isdisjoint(given)
 
     @property
     def preloads(self) -> bool:
@@ -208,8 +250,8 @@ class Settings(NamedTuple):
             others = {k: v for k, v in sources.environ.items() if k != "OLLAMA_HOST"}
             sources = sources._replace(environ=others)
         read, environ = _Reader(sources), sources.environ
-        off, ci = bool(read.setting("off").value), is_set(environ.get("CI"))
-        read.lenient = off
+        off = read.lenient = bool(read.setting("off").value)
+        ci, ci_source = _in_ci(read.setting("ci"), environ)
         listed, problem = read.listed(), read.problem
         hosts, serve = read.hosts(), read.setting("serve")
         if serve.value and not off:
@@ -244,7 +286,8 @@ class Settings(NamedTuple):
             stall=read.setting("stall"),
             load_timeout=read.setting("load_timeout"),
             ci=ci,
-            api_key=environ.get("OLLAMA_API_KEY", "").strip(),
+            ci_source=ci_source,
+            api_key=Secret(environ.get("OLLAMA_API_KEY", "").strip()),
             inner=OUTER_RUN in environ,
             served=OWN_SERVER in environ,
         )
@@ -271,6 +314,17 @@ def _served(
         url = f"http://127.0.0.1:{free_port()}"
     host = read_host(url, serve.source)
     return serve, Setting((host,), serve.source, serve.given_by)
+
+
+def _in_ci(given: Setting[str], environ: Mapping[str, str]) -> tuple[bool, str]:
+    """Return whether this is a run in CI, and who says so."""
+    if given.value != "auto":
+        return given.value == "yes", given.source
+    if is_set(environ.get("CI")):
+        return True, "CI"
+    # The numbers and addresses of the others are no switches.
+    found = next((name for name in CI_VARIABLES[1:] if environ.get(name, "").strip()), "")
+    return bool(found), found
 
 
 def is_set(value: str | None) -> bool:
@@ -322,6 +376,8 @@ class _Reader:
         raw, source, given_by = given
         try:
             texts = _texts(raw, source)
+            if given_by == "environment":
+                texts = _from_variable(texts[0], source)
             if given_by == "configuration":
                 # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
                 texts = [" ".join(texts)]
@@ -379,6 +435,19 @@ class _Reader:
             if ini is not None and not (option.ini_type == "string" and not str(ini).strip()):
                 found.append((ini, source, "configuration"))
         return found
+
+
+def _from_variable(text: str, source: str) -> list[str]:
+    """Return the specs in a variable: without quotes that an env file has left, or a JSON list."""
+    text = text.strip()
+    if text[:1] == text[-1:] and text[:1] in ("'", '"'):
+        text = text[1:-1]
+    if not text.startswith("["):
+        return [text]
+    try:
+        return _texts(json.loads(text), source)
+    except ValueError:
+        raise BadSetting(text, source, NEEDED_TYPES["args"]) from None
 
 
 def _texts(raw: Any, source: str) -> list[str]:

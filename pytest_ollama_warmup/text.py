@@ -12,6 +12,15 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\ud
 _USERINFO = r"(?<=://)[^/\s]+@"
 
 
+class Secret(str):
+    """A text that no traceback shows: pytest's ``--showlocals`` writes what ``repr`` says."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 def clean(text: object, limit: int = 500) -> str:
     """Return *text* from outside on one line, without control characters, URL passwords or excess.
 

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from pytest_ollama_warmup.errors import WarmupError
-from pytest_ollama_warmup.marks import want_of
-from pytest_ollama_warmup.roles import NEEDED, OllamaWarmupWarning, is_worker, run_of, settings_of
+from pytest_ollama_warmup.marks import ELSEWHERE_FIXTURE, want_of
+from pytest_ollama_warmup.roles import (
+    NEEDED,
+    OllamaWarmupWarning,
+    address_differs,
+    is_worker,
+    run_of,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,6 +32,7 @@ NOT_READY = pytest.StashKey["Verdict"]()
 _FOUND = pytest.StashKey["Verdict | None"]()
 _UNSEEN = pytest.StashKey[str]()
 _WARNED = pytest.StashKey[bool]()
+_MOVED = pytest.StashKey[bool]()
 
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
@@ -144,6 +152,17 @@ class _Watch:
             result = yield
             run_of(item.config).look_after(item.nodeid)
             return result
+
+    # After set-up: a fixture may have changed the address, and takes it back at its end.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
+            return
+        if _MOVED not in item.config.stash and (text := address_differs(item.config)):
+            with suppress(Exception):
+                if want_of(item) is not None:
+                    item.config.stash[_MOVED] = True
+                    item.warn(OllamaWarmupWarning(text))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

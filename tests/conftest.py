@@ -18,6 +18,7 @@ import pytest
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
+from pytest_ollama_warmup.settings import CI_VARIABLES
 
 # Timing never decides a test: on a busy machine an example takes as long as it takes.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -162,7 +163,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the machine's own Ollama, CI or proxies reaches a test."""
     for name in list(os.environ):
         if name.startswith(("OLLAMA_", "PYTEST_OLLAMA_", "PYTEST_XDIST_")) or name in (
-            "CI",
+            *CI_VARIABLES,
             "PYTEST_ADDOPTS",
             "HTTP_PROXY",
             "HTTPS_PROXY",

@@ -456,3 +456,30 @@ def test_off_leaves_hook_and_fixture_alone(suite: Suite, other: Emulator) -> Non
     suite.write({"conftest.py": a_hook(other.url) + a_fixture(other.url), **ONE_TEST})
     assert {"passed": 1} == suite.run("--ollama-off", LIST).counts
     assert ([], [], []) == (calls(suite), other.requests, suite.ollama.requests)
+
+
+@pytest.mark.parametrize("path", ["/v1", "/api/generate"])
+def test_a_path_of_the_api_in_the_address_is_left_out_and_said(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    monkeypatch.setenv("OLLAMA_HOST", suite.ollama.url + path)
+    suite.write(
+        {
+            "test_it.py": f"""
+                import os
+                import pytest
+
+                @pytest.mark.requires_model("llama3.2:1b")
+                def test_it(ollama_host, ollama_openai_url):
+                    assert {suite.ollama.url!r} == ollama_host
+                    assert ollama_host + "/v1" == ollama_openai_url
+                    # Others read it as it is.
+                    assert {suite.ollama.url + path!r} == os.environ["OLLAMA_HOST"]
+            """
+        }
+    )
+    run = suite.run()
+    assert {"passed": 1} == run.counts
+    told = f"{path} at the end of the address (from OLLAMA_HOST) is a path of the API: {suite.ollama.url} is used."
+    assert 1 == run.ours.count(told)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from tests.conftest import is_early
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.emulator import Emulator
@@ -321,7 +322,7 @@ def test_an_embedding_model_is_loaded_by_embedding(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(): pass\n"})
     assert {"passed": 1} == suite.run("--ollama-preload=embed:1", "--ollama-warm=prompt").counts
     assert ["Hi"] == [one.body["input"] for one in suite.ollama.calls("embed") if one.body["input"]]
-    assert [] == suite.ollama.calls("generate")
+    assert [] == [one for one in suite.ollama.calls("generate") if not is_early(one)]
 
 
 def test_doctests_and_plain_items_pass_through(suite: Suite) -> None:
@@ -348,3 +349,166 @@ def test_the_mark_explains_itself(suite: Suite) -> None:
         "@pytest.mark.requires_model(*specs, capabilities=(), options=None, on_missing=None): "
         in suite.run("--markers").out
     )
+
+
+GENERATED = """
+    def pytest_addoption(parser):
+        parser.addoption("--models", default="a:1,b:1")
+
+    def pytest_generate_tests(metafunc):
+        if "ollama_model" in metafunc.fixturenames:
+            names = metafunc.config.getoption("--models").split(",")
+            metafunc.parametrize("ollama_model", names, indirect=True)
+"""
+GETS_ITS_OWN = """
+    def test_it(ollama_model, request):
+        assert ollama_model == request.node.callspec.params["ollama_model"]
+"""
+BOTH_WAYS = pytest.mark.parametrize("args", [[], ["--ollama-preload=a:1"]], ids=["", "listed"])
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+def test_a_parameter_that_a_hook_generates_is_the_model(
+    suite: Suite, args: list[str], workers: list[str]
+) -> None:
+    suite.write({"conftest.py": GENERATED, "test_it.py": GETS_ITS_OWN})
+    run = suite.run(*args, *workers)
+    assert ({"passed": 2}, ["a:1", "b:1"]) == (run.counts, loads(suite))
+
+
+@BOTH_WAYS
+def test_so_is_that_of_a_plugin_and_of_a_wrapped_mark(suite: Suite, args: list[str]) -> None:
+    suite.write(
+        {
+            "more.py": """
+                import pytest
+
+                def pytest_generate_tests(metafunc):
+                    if "ollama_model" in metafunc.fixturenames:
+                        models = [pytest.param("b:1", id="second"), pytest.param("c:1")]
+                        metafunc.parametrize(["ollama_model"], models, indirect=["ollama_model"])
+            """,
+            "test_it.py": GETS_ITS_OWN,
+        }
+    )
+    assert {"passed": 2} == suite.run("-p", "more", *args).counts
+
+
+@BOTH_WAYS
+def test_a_fixture_that_overrides_ours_hands_on_its_parameter(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+                import pytest
+
+                @pytest.fixture(params=["b:1", "c:1"])
+                def ollama_model(request, ollama_model):
+                    return ollama_model
+            """,
+            "test_it.py": GETS_ITS_OWN,
+        }
+    )
+    run = suite.run(*args)
+    assert {"passed": 2} == run.counts
+    assert {"b:1", "c:1"} <= set(loads(suite))
+
+
+@BOTH_WAYS
+def test_a_parameter_that_names_no_model_is_an_error_and_no_guess(
+    suite: Suite, args: list[str]
+) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+                import pytest
+
+                @pytest.fixture(params=[1, {"size": "small"}])
+                def ollama_model(request, ollama_model):
+                    return ollama_model
+            """,
+            "test_it.py": "def test_it(ollama_model): pass\n",
+        }
+    )
+    run = suite.run(*args)
+    assert {"error": 2} == run.counts
+    assert "one model is needed, not 1" in run.out
+
+
+def test_an_overriding_fixture_that_asks_nothing_of_us_may_have_any_parameter(
+    suite: Suite,
+) -> None:
+    suite.write(
+        {
+            "conftest.py": """
+                import pytest
+
+                @pytest.fixture(params=[1, {"size": "small"}])
+                def ollama_model(request):
+                    return request.param
+            """,
+            "test_it.py": "def test_it(ollama_model): assert ollama_model\n",
+        }
+    )
+    assert {"passed": 2} == suite.run("--ollama-preload=a:1").counts
+
+
+FORGOTTEN = """
+    import pytest
+
+    @pytest.mark.requires_model
+    @pytest.mark.parametrize("ollama_model", ["a:1", "b:1"])
+    def test_it(ollama_model): assert ollama_model
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+def test_a_forgotten_indirect_is_an_error_with_that_advice(
+    suite: Suite, workers: list[str]
+) -> None:
+    suite.write({"test_it.py": FORGOTTEN})
+    run = suite.run("--ollama-preload=a:1", *workers)
+    assert 4 == run.ret
+    assert "hands 'b:1' to the test, and nothing prepares that model: add indirect=True" in run.err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        FORGOTTEN.replace("requires_model", "requires_model('a:1', 'b:1')"),
+        # Nothing says that it is a matter of ours.
+        FORGOTTEN.replace("@pytest.mark.requires_model\n    ", ""),
+        FORGOTTEN.replace('["a:1", "b:1"]', "[1, 2]"),
+    ],
+    ids=["marked", "not ours", "no names"],
+)
+def test_a_plain_parameter_that_is_prepared_or_not_ours_is_none(suite: Suite, source: str) -> None:
+    suite.write({"test_it.py": source})
+    assert {"passed": 2} == suite.run("--ollama-preload=a:1").counts
+
+
+def test_the_default_of_the_models_is_the_first_listed_one(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                @pytest.fixture(scope="session")
+                def client(ollama_models):
+                    return ollama_models.default.name, ollama_models.default.options
+
+                def test_it(client):
+                    assert ("b:1", {"num_ctx": 512}) == client
+            """
+        }
+    )
+    assert {"passed": 1} == suite.run("--ollama-preload=b:1,num_ctx=512 a:1").counts
+    run = suite.run()
+    assert {"error": 1} == run.counts
+    assert "ollama_models.default is the first listed model, and none is listed" in run.out
+
+
+def test_the_help_of_ollama_model_names_what_session_fixtures_use(suite: Suite) -> None:
+    assert "ollama_models.default.name" in suite.run("--fixtures", "-v").out

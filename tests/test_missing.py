@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
+import respx
 
+from pytest_ollama_warmup.ollama.answers import UNKNOWN
 from pytest_ollama_warmup.ollama.emulator import ScriptedModel
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_ollama_warmup.ollama.client import Client
 
 ABSENT = ScriptedModel("phi9", in_registry=False)
 PROCESSES = pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
@@ -555,3 +559,43 @@ def test_bad_variables_of_the_network_are_named(
     assert {"skipped": 1} == run.counts
     assert message in run.out
     assert "Traceback" not in run.out + run.err
+
+
+@PROCESSES
+def test_a_name_with_a_providers_prefix_gets_a_hint(suite: Suite, args: list[str]) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write({"test_it.py": ONE_TEST["test_chat.py"].replace('"llama', '"ollama/llama')})
+    run = suite.run(*args)
+    assert {"skipped": 1} == run.counts
+    assert "with --ollama-pull=missing" in run.out
+    assert ". Did you mean llama3.2:1b, which is there?" in run.out
+
+
+def test_so_does_a_name_that_the_registry_does_not_know(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    run = suite.run("--ollama-preload=llama3.2:1c")
+    assert 2 == run.ret
+    assert "Did you mean llama3.2:1b, which is there?" in run.out + run.err
+
+
+@pytest.mark.parametrize(
+    "show", [(404, "404 page not found"), (405, "no"), (404, '{"detail": "Not Found"}')]
+)
+def test_a_server_without_api_show_is_known_by_what_it_lists(
+    client: Client, monkeypatch: pytest.MonkeyPatch, show: tuple[int, str]
+) -> None:
+    listed = {"models": [{"name": "m:latest", "digest": "ab" * 32, "size": 5}]}
+    with respx.mock(base_url=client.host.url) as server:
+        server.post("/api/show").respond(show[0], text=show[1])
+        server.get("/api/tags").respond(json=listed)
+        assert client.show("m") is UNKNOWN
+        assert None is client.show("other")
+
+
+@pytest.mark.parametrize(
+    "words", ["model 'm' not found", 'model "m" not found, try pulling it first']
+)
+def test_ollamas_own_words_need_no_second_question(client: Client, words: str) -> None:
+    with respx.mock(base_url=client.host.url) as server:
+        server.post("/api/show").respond(404, json={"error": words})
+        assert None is client.show("m")

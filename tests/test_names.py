@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.ollama.names import ModelName, is_cloud, meant_by
 
 FULL = "registry.ollama.ai/library/llama3.2:latest"
 FIRST = "abcxyzABCXYZ0189_"
@@ -196,3 +196,31 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert name == ModelName.parse(name.short)
+
+
+THERE = ["llama3.2:1b", "nomic-embed-text:latest", "qwen3:0.6b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ollama/llama3.2:1b", "llama3.2:1b"),
+        ("ollama_chat/llama3.2:1b", "llama3.2:1b"),
+        ("ollama:qwen3:0.6b", "qwen3:0.6b"),
+        ("openai/nomic-embed-text", "nomic-embed-text:latest"),
+        ("ollama://llama3.2:1b", "llama3.2:1b"),
+        ("OLLAMA/LLAMA3.2:1B", "llama3.2:1b"),
+        ("llama3.2-1b", "llama3.2:1b"),
+        ("lama3.2:1b", "llama3.2:1b"),
+        ("nomic-embed-txt:latest", "nomic-embed-text:latest"),
+        ("mistral", ""),
+        ("ollama/mistral", ""),
+        ("ollama/", ""),
+    ],
+)
+def test_what_a_slip_was_meant_for_is_found(name: str, meant: str) -> None:
+    assert meant == meant_by(name, THERE)
+
+
+def test_names_that_no_server_should_have_do_no_harm() -> None:
+    assert "" == meant_by("a:b", ["", "/:/", "é"])

@@ -307,3 +307,66 @@ def test_help_shows_every_option_in_its_group(suite: Suite) -> None:
         assert f"  {option.ini} (" in run.out
     for title in ("which models, and what if", "when and how models", "the server"):
         assert f"Ollama: {title}" in run.out
+
+
+@pytest.mark.parametrize(
+    ("variables", "args", "words"),
+    [
+        ({"BUILD_NUMBER": "7"}, [], "fail (BUILD_NUMBER is set)"),
+        ({"TF_BUILD": "True"}, [], "fail (TF_BUILD is set)"),
+        ({"TEAMCITY_VERSION": "2026.1"}, [], "fail (TEAMCITY_VERSION is set)"),
+        ({"CODEBUILD_BUILD_ID": "p:1"}, [], "fail (CODEBUILD_BUILD_ID is set)"),
+        ({"JENKINS_URL": "http://j"}, [], "fail (JENKINS_URL is set)"),
+        ({"CI": "1", "BUILD_NUMBER": "7"}, [], "fail (CI is set)"),
+        ({"CI": "false", "BUILD_NUMBER": ""}, [], "skip (CI not set)"),
+        ({}, ["--ollama-ci=yes"], "fail (from --ollama-ci)"),
+        ({}, ["-o", "ollama_ci=yes"], "fail (from -o ollama_ci)"),
+        ({"CI": "1"}, ["--ollama-ci=no"], "skip (from --ollama-ci)"),
+    ],
+)
+def test_what_counts_as_ci_decides_and_is_named(
+    suite: Suite,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    args: list[str],
+    words: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    suite.write({"test_it.py": ONE_TEST["test_chat.py"].replace("llama3.2:1b", "nix:1")})
+    run = suite.run("--ollama-pull=never", *args)
+    assert {"failed" if words.startswith("fail") else "skipped": 1} == run.counts
+    assert run.ours[0].endswith(f"missing models: {words}")
+    if words.startswith("fail"):
+        assert words.removeprefix("fail ") in run.ours[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ('"a:1 b:1"', ["a:1", "b:1"]),
+        ("'a:1,num_ctx=512'", ["a:1"]),
+        ('["a:1", "b:1"]', ["a:1", "b:1"]),
+        ("'[\"a:1,num_ctx=512\"]'", ["a:1"]),
+        ("[]", []),
+    ],
+)
+def test_the_variable_may_be_as_an_env_file_or_json_leaves_it(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, value: str, names: list[str]
+) -> None:
+    present(suite, "a:1", "b:1")
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", value)
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    assert {"passed": 1} == suite.run().counts
+    assert names == sorted(name for name, _ in suite.ollama.loads)
+
+
+@pytest.mark.parametrize("value", ['["a:1"', "[5]", '[["a:1"]]'])
+def test_a_list_in_the_variable_that_is_none_is_named(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", value)
+    suite.write(ONE_TEST)
+    run = suite.run()
+    assert 4 == run.ret
+    assert "is not a valid OLLAMA_PRELOAD_MODELS. A list of texts is needed" in run.err

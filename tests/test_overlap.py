@@ -61,7 +61,9 @@ def test_tests_that_need_none_run_while_models_come(
     assert [*["other"] * 4, "chat"] == log(suite)
     assert 1 == len(suite.ollama.loads)
     assert any(
-        re.fullmatch(r"✓ llama3.2:1b   ready   loaded in [1-9][\d.]* s(, .* collected)?   1 test", one)
+        re.fullmatch(
+            r"✓ llama3.2:1b   ready   loaded in [1-9][\d.]* s(, .* collected)?   1 test", one
+        )
         for one in run.table
     ), run.out
     assert "before the first test" not in run.out

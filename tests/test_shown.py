@@ -24,6 +24,8 @@ from tests.conftest import LLAMA, ONE_TEST, Suite
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_ollama_warmup.warmup.work import Phase
+
 LIST = "--ollama-preload=llama3.2:1b"
 TIMES = re.compile(r"\d+(\.\d+)? m?s")
 
@@ -194,7 +196,7 @@ def test_a_model_that_could_not_be_refreshed_is_warned_of_however_quiet(verbosit
 
 def test_a_load_that_takes_a_while_is_said_once() -> None:
     lines: list[str] = []
-    times = iter([0.0, 0.0, 1.0, 2.0, 3.0, 60.0])
+    times = iter([0.0, 0.0, 1.0, 2.0, 3.0, 9.0])
     screen = Screen(lambda line, **colours: lines.append(line), clock=lambda: next(times))
     screen.tick(Event(Target(ModelSpec("llama3.2:1b"), ""), "loading"))
     for _ in range(4):
@@ -240,3 +242,30 @@ def test_a_limit_below_the_servers_own_is_warned_about(suite: Suite) -> None:
     suite.write(ONE_TEST)
     run = suite.run("-o", "ollama_load_timeout=30")
     assert "ollama_load_timeout is 30 s, shorter than the 5 min after which the server" in run.out
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ("loading", "loading"),
+        ("waiting", "waits: another run is pulling it"),
+        ("busy", "waits: the server's queue is full"),
+    ],
+)
+@pytest.mark.parametrize(("verbosity", "every"), [(0, 10), (-1, 60), (-2, 0)])
+def test_what_takes_minutes_gives_a_sign_of_life(
+    phase: Phase, words: str, verbosity: int, every: int
+) -> None:
+    lines: list[str] = []
+    now = 1000.0
+    screen = Screen(
+        lambda line, **colours: lines.append(line), verbosity=verbosity, clock=lambda: now
+    )
+    screen.tick(Event(Target(ModelSpec("m"), ""), phase))
+    lines.clear()
+    for _ in range(600):
+        now += 0.5
+        screen.tick(None)
+    told = [line for line in lines if line.endswith(" s")]
+    assert (300 // every if every else 0) == pytest.approx(len(told), abs=1)
+    assert all(re.fullmatch(rf"ollama: m {words}, \d+ s", line) for line in told)

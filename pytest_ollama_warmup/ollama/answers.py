@@ -6,8 +6,9 @@ import json
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     Json = Mapping[str, Any]
 
-
+T = TypeVar("T", "Resident", "Stored")
 _BLOB = re.compile(r"^FROM .*sha256[-:](\w+)\s*$", re.MULTILINE)
 # What the server makes of a lease for ever (-1) is a time in centuries.
 ENDLESS_S = 10 * 365 * 86400
@@ -47,6 +48,10 @@ class ModelInfo(NamedTuple):
             blob[1] if blob else "",
             clean(data.get("parameters") or "", 2000),
         )
+
+
+UNKNOWN = ModelInfo(None, "")
+"""Of a model that is there, on a server that tells no more."""
 
 
 class PullProgress(NamedTuple):
@@ -126,9 +131,41 @@ def server_time(date: str | None) -> datetime:
     With another machine's clock a lease would be off by the difference.
     """
     try:
-        return parsedate_to_datetime(date or "")
-    except ValueError:
+        found = parsedate_to_datetime(date or "")
+    # A year beyond all bounds is an OverflowError.
+    except (ValueError, OverflowError, TypeError, IndexError):
         return datetime.now(UTC)
+    # "-0000" is a time without a place.
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def is_missing_model(words: str) -> bool:
+    """Whether an error of status 404 says that a model is not there, and not that a path is not.
+
+    Ollama's own words are ``model 'm' not found`` (v0.6.5 and v0.33).
+    """
+    return "model" in words.lower() and "not found" in words.lower()
+
+
+def find(models: list[T], model_key: str) -> T | None:
+    """Return the one of *models* that a name means."""
+    for one in models:
+        try:
+            if ModelName.parse(one.name).key == model_key:
+                return one
+        except ValueError:
+            continue
+    return None
+
+
+def resident_as(resident: list[Resident], model_key: str, digest: str) -> Resident | None:
+    """Return what is in memory of a model, also where the server lists it under another name."""
+    return find(resident, model_key) or same(resident, digest)
+
+
+def same(models: list[T], digest: str) -> T | None:
+    """Return the one of *models* with this digest, also under another name."""
+    return next((one for one in models if digest and one.digest == digest), None)
 
 
 def _name(data: Json) -> str:
@@ -136,7 +173,10 @@ def _name(data: Json) -> str:
 
 
 def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    # What does not fit into the server's own type is none of its numbers.
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return value if 0 <= value < 1 << 63 else 0
 
 
 def _seconds_until(text: object, now: datetime) -> float | None:

@@ -22,15 +22,20 @@ from pytest_ollama_warmup.errors import (
     TlsFailed,
 )
 from pytest_ollama_warmup.ollama.answers import (
+    UNKNOWN,
     ModelInfo,
     PullProgress,
     Resident,
     Stored,
+    find,
+    is_missing_model,
     parse,
     server_time,
 )
+from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.ollama.tls import named_by, trust
+from pytest_ollama_warmup.text import Secret, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -48,8 +53,7 @@ class Client:
 
     def __init__(self, host: Host, api_key: str = "") -> None:
         self.host = host
-        self._secret = api_key
-        secure = host.url.startswith("https:")
+        self._secret = api_key = Secret(api_key)
         self._key_state = key_state(host, api_key)
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
@@ -59,8 +63,7 @@ class Client:
             self._http = httpx.Client(
                 base_url=host.url,
                 headers=headers(host, api_key),
-                # Without TLS there is nothing to verify, and the context costs 40 ms.
-                verify=secure,
+                verify=trust(host.url),
                 # httpx would send even loopback addresses to HTTP_PROXY.
                 trust_env=not host.loopback,
                 timeout=httpx.Timeout(5.0, pool=None),
@@ -68,7 +71,7 @@ class Client:
             )
         except OSError as exc:
             words = clean(exc.strerror or exc, 200)
-            cause = f"the certificates of SSL_CERT_FILE cannot be read ({words})"
+            cause = f"the certificates of {named_by()} cannot be read ({words})"
             raise TlsFailed(host.url, host.source, cause) from exc
         # A SOCKS proxy without its library, a proxy address that is none.
         except (ImportError, ValueError, httpx.InvalidURL) as exc:
@@ -156,13 +159,20 @@ class Client:
         )
 
     def show(self, name: str, *, limit_s: float = 60.0) -> ModelInfo | None:
-        """Return what the server knows of a model; None when it does not have it."""
+        """Return what the server knows of a model; None when it does not have it.
+
+        A server or proxy without this path says 404 too. What ``/api/tags`` lists is there then,
+        and nothing more is known of it.
+        """
         try:
             data = self._post("/api/show", {"model": name}, read_s=limit_s)
         except ApiError as exc:
-            if exc.status == 404:
+            if exc.status == 404 and is_missing_model(exc.words):
                 return None
-            raise
+            if exc.status not in (404, 405, 501):
+                raise
+            found = find(self.stored(limit_s=limit_s), ModelName.parse(name).key)
+            return None if found is None else UNKNOWN
         return ModelInfo.read(data)
 
     def pull(

@@ -20,6 +20,10 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 # Python raises UnicodeError, no OSError, for a name with an empty or a long label. Digits alone are
 # an address with a mistake in it, or a port.
 _HOST_NAME = re.compile(rf"(?![0-9.]+\Z){_LABEL}(?:\.{_LABEL})*\.?")
+_API_PATH = re.compile(
+    r"/v1(/(chat/completions|completions|embeddings|models))?/*$"
+    r"|/api(/(generate|chat|embed|embeddings|tags|ps|show|pull|version))?/*$"
+)
 _PATH = re.compile(r"[A-Za-z0-9._~!$&()*+;=:%/-]*")
 
 
@@ -30,6 +34,8 @@ class Host:
     url: str
     source: str
     note: str = ""
+    dropped: str = ""
+    """What stood at the end of the address, and is a path of the API: ``/v1``."""
 
     @property
     def name(self) -> str:
@@ -86,10 +92,13 @@ def parse_host(text: str, source: str) -> Host:
         raise BadHost(shown, source, "a query, or a character that no path has, after the host")
     bracketed = f"[{name}]" if ":" in name else name
     path = f"/{path.rstrip('/')}" if path.strip("/") else ""
+    # The right server with a wrong path: what clients of other APIs are given.
+    dropped = found[0] if (found := _API_PATH.search(path)) else ""
+    path = path.removesuffix(dropped)
     note = ""
     if parted and scheme == "http" and port is None:
         note = "http:// without a port means port 80"
-    return Host(f"{scheme}://{bracketed}:{port or default_port}{path}", source, note)
+    return Host(f"{scheme}://{bracketed}:{port or default_port}{path}", source, note, dropped)
 
 
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:

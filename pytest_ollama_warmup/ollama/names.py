@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -81,6 +86,26 @@ class ModelName:
 
     def __str__(self) -> str:
         return self.short
+
+
+# What client libraries write in front of a model's name: LiteLLM, LangChain and others.
+_PROVIDER = re.compile(r"(?:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)", re.IGNORECASE)
+
+
+def meant_by(name: str, there: Sequence[str]) -> str:
+    """Return the one of the names *there* that *name* may have been meant for; empty for none."""
+    bare = name[found.end() :] if (found := _PROVIDER.match(name)) else name
+    keys = {}
+    for one in there:
+        with suppress(ValueError):
+            keys[ModelName.parse(one).key] = one
+    with suppress(ValueError):
+        if bare != name and (key := ModelName.parse(bare).key) in keys:
+            return keys[key]
+    # Imported here: a slip is rare, and this costs each run.
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(bare, there, n=1, cutoff=0.75)), "")
 
 
 def is_cloud(text: str) -> bool:

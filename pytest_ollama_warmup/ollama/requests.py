@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pytest_ollama_warmup.text import Secret
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -57,5 +59,5 @@ def headers(host: Host, api_key: str) -> dict[str, str]:
     """Return the headers of each request to *host*."""
     found = {"User-Agent": "pytest-ollama-warmup"}
     if key_state(host, api_key) == "sent":
-        found["Authorization"] = f"Bearer {api_key}"
+        found["Authorization"] = Secret(f"Bearer {api_key}")
     return found

@@ -19,13 +19,24 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.record import Outcome, Record
     from pytest_ollama_warmup.warmup.work import Event
 
+# CI services end a job that prints nothing for some minutes, so also a quiet run says something.
 PROGRESS_LINE_EVERY_S = 10.0
+QUIET_LINE_EVERY_S = 60.0
 # A template or a licence is no download to speak of.
 WORTH_SAYING = 100_000
 SAY_LOADING_AFTER_S = 2.0
 BARS_AFTER_S = 0.3
 # The whole message stands above; a table that wraps is none.
 BRIEF = 64
+
+
+# Phases that may last for minutes without a word from the server.
+_LONG = {
+    "loading": "loading",
+    "waiting": "waits: another run is pulling it",
+    "busy": "waits: the server's queue is full",
+    "checking": "checking",
+}
 
 
 class Write(Protocol):
@@ -167,6 +178,11 @@ class Screen:
             )
 
     @property
+    def every_s(self) -> float:
+        """How often what goes on is said again, in seconds."""
+        return PROGRESS_LINE_EVERY_S if self._verbosity >= 0 else QUIET_LINE_EVERY_S
+
+    @property
     def under_way(self) -> list[str]:
         """What is being done to each model now: ``llama3.2:1b pulling``."""
         return [f"{one.name} {one.phase}" for one in self._shown.values() if one.phase != "done"]
@@ -222,6 +238,10 @@ class Screen:
             one.said = now
             if self._progress is None:
                 self.say(f"{one.name} loading")
+        elif one.phase in _LONG and self._progress is None and now - one.said >= self.every_s:
+            one.said = now
+            if (took_s := now - one.since) >= self.every_s:
+                self.say(f"{one.name} {_LONG[one.phase]}, {took_s:.0f} s", least=-1)
         elif one.phase == "pulling" and not one.announced:
             one.announced = True
             self.say(f"{one.name} pulling, the registry has not answered yet", least=-1)

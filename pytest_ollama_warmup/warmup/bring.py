@@ -15,17 +15,19 @@ from pytest_ollama_warmup.errors import (
     NotPulled,
     OtherDigest,
     PullFailed,
+    ServerError,
     ServerUnreachable,
     UnknownModel,
     WarmupError,
 )
-from pytest_ollama_warmup.ollama.names import is_cloud
+from pytest_ollama_warmup.ollama.answers import UNKNOWN, find
+from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
 from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.warmup.gate import Beat, held, shared_lock_path
 from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded, reason_to_leave_out
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome
-from pytest_ollama_warmup.warmup.work import Event, Say, Terms, Work, failed, find
+from pytest_ollama_warmup.warmup.work import Event, Say, Terms, Work, failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +65,8 @@ def bring(
     work.early = early
     try:
         info = _ensure_present(work)
+        if info is UNKNOWN:
+            work.notes.append("details unknown")
         stored = _check_pin(work, info)
         if stored is not None:
             # A part that is there within 60 ms is not told in a pull, nor is its size.
@@ -110,7 +114,7 @@ def _ensure_present(work: Work) -> ModelInfo:
     if info is not None and (work.terms.pull != "always" or not work.terms.may_pull(target)):
         return info
     if not work.terms.may_pull(target):
-        raise NotPulled(name, target.origin)
+        raise NotPulled(name, target.origin, meant=_meant(work))
     with _turn_to_pull(work) as beat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
@@ -137,6 +141,8 @@ def _ensure_present(work: Work) -> ModelInfo:
         try:
             pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
         except (UnknownModel, PullFailed) as exc:
+            if info is None and isinstance(exc, UnknownModel):
+                raise UnknownModel(exc.model, exc.origin, exc.words, _meant(work)) from exc
             if info is None:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
@@ -156,6 +162,14 @@ def _ensure_present(work: Work) -> ModelInfo:
     if info is None:
         raise PullFailed(name, target.origin, "pulled, but the server does not show it", RUN_AGAIN)
     return info
+
+
+def _meant(work: Work) -> str:
+    """Return the model on the server's disk that was meant, if the name looks like a slip."""
+    try:
+        return meant_by(work.name, [one.name for one in work.client.stored()])
+    except (ApiError, ServerError):
+        return ""
 
 
 @contextmanager

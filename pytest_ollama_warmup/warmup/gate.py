@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.run_directory import is_private
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 Beat = Callable[[], None]
+# Where Linux keeps what belongs to a user, as long as one of its sessions lasts.
+_RUNTIME = "/run/user"
 _POLL_S = 0.02
-_TRIES = 50
 # What a test uses that does not say which models it needs.
 ANY = "any"
 
@@ -80,16 +83,6 @@ class Gate:
 def file_name(key: str) -> str:
     """Return a name for *key*, which holds slashes and colons: no file system takes all of them."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def remove(folder: Path) -> None:
-    """Remove the directory of a run that is over, and all in it."""
-    for _ in range(_TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
-        # A thread whose work was cut writes down how that ended.
-        time.sleep(_POLL_S)
 
 
 def write_whole(path: Path, data: object) -> None:
@@ -246,23 +239,33 @@ def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) ->
     if host.loopback:
         # One run says localhost and the other 127.0.0.1.
         url = re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
-    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    folder = Path(tempfile.gettempdir()) / f"pytest-ollama-warmup-{owner}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    if not _private(folder):
-        # Somebody else made it: what lies there cannot be trusted, so lock for this run only.
-        folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
-    return folder / f"{work}-{file_name(f'{url} {model_key}')}.lock"
+    return _user_folder() / f"{work}-{file_name(f'{url} {model_key}')}.lock"
 
 
-def _private(folder: Path) -> bool:
-    # Not what a symbolic link leads to.
-    info = folder.lstat()
-    if not hasattr(os, "getuid"):
-        return stat.S_ISDIR(info.st_mode)
-    others_may = info.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not others_may
+@lru_cache(maxsize=1)
+def _user_folder() -> Path:
+    """Return the directory of this user that all runs on this machine share, also as root.
+
+    Not below TMPDIR, which two runs may each have their own of. By the user's number, not by
+    XDG_RUNTIME_DIR, which is set for one run and not for the other.
+    """
+    places = []
+    if hasattr(os, "getuid"):
+        places.append(Path(_RUNTIME, str(os.getuid())))
+    with suppress(RuntimeError):
+        places.append(Path.home() / ".cache")
+    for place in places:
+        folder = place / "pytest-ollama-warmup-locks"
+        try:
+            folder.mkdir(mode=0o700, parents=place.name == ".cache", exist_ok=True)
+        except OSError:
+            continue
+        if is_private(folder) and os.access(folder, os.W_OK):
+            return folder
+    # Somebody else's, or none: what lies there cannot be trusted, so lock for this process only.
+    folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _modified(path: Path) -> float:

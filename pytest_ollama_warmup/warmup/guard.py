@@ -16,13 +16,13 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
-from pytest_ollama_warmup.ollama.answers import ModelInfo
+from pytest_ollama_warmup.ollama.answers import ModelInfo, resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import Beat, Door, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.record import Known, Reload
-from pytest_ollama_warmup.warmup.work import Work, resident_as
+from pytest_ollama_warmup.warmup.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

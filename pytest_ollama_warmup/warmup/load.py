@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
-from pytest_ollama_warmup.ollama.answers import ENDLESS_S
+from pytest_ollama_warmup.ollama.answers import ENDLESS_S, find
 from pytest_ollama_warmup.ollama.early import Asked
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
 from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
-from pytest_ollama_warmup.warmup.work import Work, find
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.work import Work
 
 WARM_UP_PROMPT = "Hi"
 # How long a model that was found in memory must stay there by itself: until the tests use it.

@@ -10,9 +10,9 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_ollama_warmup.ollama.answers import resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import write_whole
-from pytest_ollama_warmup.warmup.work import resident_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import WarmupError
-from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
 
 if TYPE_CHECKING:
     import threading
 
-    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident, Stored
+    from pytest_ollama_warmup.ollama.answers import ModelInfo
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.warmup.gate import Beat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
 
-T = TypeVar("T", "Resident", "Stored")
 Phase = Literal[
     "server",
     "dropped",
@@ -150,24 +149,3 @@ def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()
         options=target.spec.options,
         pin=target.spec.digest,
     )
-
-
-def find(models: list[T], model_key: str) -> T | None:
-    """Return the one of *models* that a name means."""
-    for one in models:
-        try:
-            if ModelName.parse(one.name).key == model_key:
-                return one
-        except ValueError:
-            continue
-    return None
-
-
-def resident_as(resident: list[Resident], model_key: str, digest: str) -> Resident | None:
-    """Return what is in memory of a model, also where the server lists it under another name."""
-    return find(resident, model_key) or same(resident, digest)
-
-
-def same(models: list[T], digest: str) -> T | None:
-    """Return the one of *models* with this digest, also under another name."""
-    return next((one for one in models if digest and one.digest == digest), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -22,6 +23,7 @@ from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.warmup import gate as gate_module
 from pytest_ollama_warmup.warmup.gate import Beat, Gate, held, shared_lock_path
 from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.run_directory import make_run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -336,9 +338,14 @@ def test_a_waiters_attempts_are_no_progress_and_beats_are(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # A machine may have a /run/user for us, or not.
+    monkeypatch.setattr(gate_module, "_RUNTIME", str(tmp_path / "none"))
+    gate_module._user_folder.cache_clear()
+    yield tmp_path
+    gate_module._user_folder.cache_clear()
 
 
 def mode_of(folder: Path) -> int:
@@ -347,7 +354,7 @@ def mode_of(folder: Path) -> int:
 
 def test_the_lock_of_a_pull_is_the_users_own(temporary: Path) -> None:
     path = shared_lock_path("pull", "http://h:1", "lib/m:latest")
-    assert temporary / f"pytest-ollama-warmup-{os.getuid()}" == path.parent
+    assert temporary / ".cache" / "pytest-ollama-warmup-locks" == path.parent
     assert 0o700 == mode_of(path.parent)
 
 
@@ -390,7 +397,8 @@ def _open_to_all(place: Path, elsewhere: Path) -> None:
 def test_a_place_that_others_may_have_made_is_not_used(
     temporary: Path, trap: Callable[[Path, Path], None]
 ) -> None:
-    place, elsewhere = temporary / f"pytest-ollama-warmup-{os.getuid()}", temporary / "elsewhere"
+    place, elsewhere = temporary / ".cache" / "pytest-ollama-warmup-locks", temporary / "elsewhere"
+    place.parent.mkdir()
     trap(place, elsewhere)
     path = shared_lock_path("pull", "http://h:1", "m")
     assert path.parent.is_dir()
@@ -405,9 +413,9 @@ def test_a_folder_of_another_user_is_not_used(
     place = shared_lock_path("pull", "http://h:1", "m").parent
     uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
-    place.rename(temporary / f"pytest-ollama-warmup-{uid + 1}")
+    gate_module._user_folder.cache_clear()
     path = shared_lock_path("pull", "http://h:1", "m")
-    assert f"pytest-ollama-warmup-{uid + 1}" != path.parent.name
+    assert place != path.parent
     assert 0o700 == mode_of(path.parent)
 
 
@@ -428,3 +436,54 @@ def test_any_key_makes_a_safe_file_name(tmp_path: Path, temporary: Path, key: st
 def test_keys_that_differ_have_records_that_differ(tmp_path: Path) -> None:
     Gate(tmp_path, 60).once("a", lambda beat: outcome("x", "a"))
     assert None is Gate(tmp_path, 60).peek("A")
+
+
+def test_two_runs_with_a_tmpdir_each_have_one_lock(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for name in ("one", "two"):
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
+        gate_module._user_folder.cache_clear()
+        paths.append(shared_lock_path("pull", "http://h:1", "m"))
+    assert paths[0] == paths[1]
+
+
+def test_a_place_that_cannot_be_used_leaves_nothing_behind(temporary: Path) -> None:
+    program = """
+import os, sys, tempfile
+from pytest_ollama_warmup.warmup.gate import shared_lock_path
+places = {shared_lock_path("pull", "http://h:1", name).parent for name in "abc"}
+print(*places)
+"""
+    (temporary / ".cache").touch()
+    environ = {**os.environ, "HOME": str(temporary), "TMPDIR": str(temporary)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+    (place,) = done.stdout.split()
+    assert temporary == Path(place).parent
+    assert not Path(place).exists()
+
+
+def abandon(folder: Path, pid: int) -> Path:
+    path = folder.with_name(re.sub(r"run-\d+", f"run-{pid}", folder.name))
+    path.mkdir(mode=0o700)
+    (path / "outcome").touch()
+    return path
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next(temporary: Path) -> None:
+    first = make_run_folder()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, others = abandon(first, ended.pid), abandon(first, os.getppid())
+    elsewhere = left.with_name(left.name.replace("pid", "other"))
+    elsewhere.mkdir(mode=0o700)
+    open_to_all = left.with_name(left.name + "x")
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    make_run_folder()
+    assert not left.exists()
+    # That of a run that goes on, of processes that are counted elsewhere, of nobody in particular.
+    assert all(one.exists() for one in (first, others, elsewhere, open_to_all))

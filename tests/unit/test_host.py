@@ -314,3 +314,25 @@ def test_one_host_by_two_names_is_one(
 def test_a_comma_has_hosts_on_both_sides(text: str) -> None:
     with pytest.raises(BadHost, match="a comma with no host before or after it"):
         parse_hosts(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "dropped"),
+    [
+        ("h:1/v1", "http://h:1", "/v1"),
+        ("http://h:1/v1/", "http://h:1", "/v1"),
+        ("http://h:1/api", "http://h:1", "/api"),
+        ("http://h:1/api/generate", "http://h:1", "/api/generate"),
+        ("https://h/gateway/v1", "https://h:443/gateway", "/v1"),
+        ("https://h/gateway/api/tags", "https://h:443/gateway", "/api/tags"),
+        ("http://h:1/v1/chat/completions", "http://h:1", "/v1/chat/completions"),
+        # What only looks like one.
+        ("http://h:1/v10", "http://h:1/v10", ""),
+        ("http://h:1/myapi", "http://h:1/myapi", ""),
+        ("http://h:1/api/other", "http://h:1/api/other", ""),
+    ],
+)
+def test_a_path_of_the_api_is_no_part_of_the_address(text: str, url: str, dropped: str) -> None:
+    host = parse_host(text, "test")
+    assert (url, dropped) == (host.url, host.dropped)
+    assert names(text, host)

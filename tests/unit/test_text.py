@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.text import clean, count, seconds, size, wanted_by
+from pytest_ollama_warmup.text import Secret, clean, count, seconds, size, wanted_by
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,11 @@ def test_the_first_test_is_named_and_the_others_counted() -> None:
     assert "wanted by a.py::test_b" == wanted_by(["a.py::test_b"])
     assert "wanted by a.py::test_b and 2 more" == wanted_by(["a.py::test_b", "x", "y"])
     assert "wanted by a.py::test_b[ ]" == wanted_by(["a.py::test_b[\x1b[31m\n]"])
+
+
+def test_a_secret_is_a_text_that_nothing_shows() -> None:
+    secret = Secret("sk-1")
+    assert "sk-1" == secret == f"{secret}"
+    assert ("'***'", "{'key': '***'}") == (repr(secret), repr({"key": secret}))
+    assert secret == pickle.loads(pickle.dumps(secret))
+    assert "'***'" == repr(pickle.loads(pickle.dumps(secret)))
