@@ -7,6 +7,7 @@ the longer name is always ours, the short one where nobody else has it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -394,18 +395,26 @@ def _prevents(mark: pytest.Mark, item: pytest.Item) -> bool:
     if mark.name == "skip":
         return True
     if mark.name == "skipif":
-        return _holds(mark)
+        return _holds(mark, item)
     if mark.name != "xfail" or mark.kwargs.get("run", True) is not False:
         return False
-    return _holds(mark, without=True) and not item.config.getoption("runxfail", False)
+    return _holds(mark, item, without=True) and not item.config.getoption("runxfail", False)
 
 
-def _holds(mark: pytest.Mark, *, without: bool = False) -> bool:
-    """Whether a condition of *mark* is true; *without* is the answer where it has none.
-
-    A text is evaluated by pytest in the test's module, at set-up; it is not guessed here.
-    """
+def _holds(mark: pytest.Mark, item: pytest.Item, *, without: bool = False) -> bool:
+    """Whether a condition of *mark* is true; *without* is the answer where it has none."""
     conditions = [*mark.args, *([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])]
     if not conditions:
         return without
-    return any(not isinstance(one, str) and bool(one) for one in conditions)
+    return any(_is_true(one, mark, item) for one in conditions)
+
+
+def _is_true(condition: object, mark: pytest.Mark, item: pytest.Item) -> bool:
+    if not isinstance(condition, str):
+        return bool(condition)
+    # A text is evaluated by pytest itself, at set-up; where that fails, it is pytest that says so.
+    with suppress(Exception, pytest.fail.Exception):
+        from _pytest.skipping import evaluate_condition
+
+        return evaluate_condition(item, mark, condition)[0]
+    return False

@@ -211,9 +211,13 @@ class Settings(NamedTuple):
 
     @property
     def configured(self) -> bool:
-        """Whether anything is said to this plugin: a list, an alias, an option, a key of a file."""
-        given = [one.given_by for one in self if isinstance(one, Setting)]
-        return self.given_list is not None or not {"option", "configuration"}.isdisjoint(given)
+        """Whether the suite or the user speaks of models, of a server, or by a key of a file.
+
+        What only says how, such as ``--ollama-wait`` for all jobs of CI, is no word about a suite.
+        """
+        keys = any(one.given_by == "configuration" for one in self if isinstance(one, Setting))
+        server = "option" in (self.given_host.given_by, self.serve.given_by)
+        return self.given_list is not None or server or keys
 
     @property
     def preloads(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Verdict, Want
 
 _HERE = str(Path(__file__).parent)
+# As pytest says that a session fixture asks for one that belongs to a test.
+_SCOPE = re.compile(r"ScopeMismatch: .*function scoped fixture ollama_(model|options)\b")
 
 
 NOT_READY = pytest.StashKey["Verdict"]()
@@ -176,6 +179,8 @@ class _Watch:
 def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
     verdict = item.stash.get(NOT_READY, None)
+    if report.failed and _SCOPE.search(str(report.longrepr)):
+        report.sections.append(("ollama", "A fixture of a wide scope uses ollama_models.default."))
     if report.skipped and isinstance(report.longrepr, tuple):
         path, _, reason = report.longrepr
         if path.startswith(_HERE):

@@ -512,3 +512,50 @@ def test_the_default_of_the_models_is_the_first_listed_one(suite: Suite) -> None
 
 def test_the_help_of_ollama_model_names_what_session_fixtures_use(suite: Suite) -> None:
     assert "ollama_models.default.name" in suite.run("--fixtures", "-v").out
+
+
+@pytest.mark.parametrize(
+    ("condition", "counts", "asked"),
+    [
+        ("'sys.platform != \"none\"'", {"skipped": 1}, False),
+        ("'HERE == 1'", {"skipped": 1}, False),
+        ("'HERE == 2'", {"passed": 1}, True),
+        ("'config.getoption(\"verbose\") < 9'", {"skipped": 1}, False),
+        ("'nonsense('", {"error": 1}, True),
+    ],
+)
+def test_a_condition_in_a_text_is_read_as_pytest_reads_it(
+    suite: Suite, condition: str, counts: dict[str, int], asked: bool
+) -> None:
+    source = f"""
+        import pytest
+        HERE = 1
+
+        @pytest.mark.skipif({condition}, reason="not here")
+        @pytest.mark.requires_model("a:1")
+        def test_it(): pass
+    """
+    suite.write({"test_it.py": source})
+    run = suite.run()
+    assert (counts, asked) == (run.counts, bool(suite.ollama.requests))
+
+
+@pytest.mark.parametrize("fixture", ["ollama_model", "ollama_options"])
+def test_a_session_fixture_that_asks_for_a_tests_own_is_told_what_to_use(
+    suite: Suite, fixture: str
+) -> None:
+    suite.write(
+        {
+            "test_it.py": f"""
+                import pytest
+
+                @pytest.fixture(scope="session")
+                def mine({fixture}): pass
+
+                def test_it(mine): pass
+            """
+        }
+    )
+    run = suite.run("--ollama-preload=a:1")
+    assert {"error": 1} == run.counts
+    assert "A fixture of a wide scope uses ollama_models.default." in run.out

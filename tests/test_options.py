@@ -335,7 +335,7 @@ def test_what_counts_as_ci_decides_and_is_named(
         monkeypatch.setenv(name, value)
     suite.write({"test_it.py": ONE_TEST["test_chat.py"].replace("llama3.2:1b", "nix:1")})
     run = suite.run("--ollama-pull=never", *args)
-    assert {"failed" if words.startswith("fail") else "skipped": 1} == run.counts
+    assert {"error" if words.startswith("fail") else "skipped": 1} == run.counts
     assert run.ours[0].endswith(f"missing models: {words}")
     if words.startswith("fail"):
         assert words.removeprefix("fail ") in run.ours[1]

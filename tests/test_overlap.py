@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -386,3 +388,34 @@ def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None
             suite.ollama.unload(f"{name}:1")
         assert {"passed": 2} == suite.run(*how).counts
         assert ["c:1", "a:1", "b:1"] == [one.model for one in suite.ollama.loads]
+
+
+def test_the_child_finds_modules_where_pytest_does(suite: Suite) -> None:
+    suite.write(
+        {
+            "deps/sitecustomize.py": """
+                import os, sys
+                from pathlib import Path
+
+                Path(__file__).with_name(f"seen-{os.getpid()}").write_text(" ".join(sys.orig_argv))
+            """,
+            # As Bazel's py_test and a PEX put dependencies on the path.
+            "start.py": """
+                import sys
+                sys.path.insert(0, sys.argv[1])
+                import pytest
+                sys.exit(pytest.main(["-p", "ollama_warmup", *sys.argv[2:]]))
+            """,
+        }
+    )
+    deps = suite.pytester.path / "deps"
+    done = subprocess.run(
+        [sys.executable, "start.py", str(deps), OVERLAP],
+        cwd=suite.pytester.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "5 passed" in done.stdout, done.stdout + done.stderr
+    seen = [path.read_text("utf-8") for path in deps.glob("seen-*")]
+    assert any("pytest_ollama_warmup.background" in one for one in seen)

@@ -167,7 +167,7 @@ def _ensure_present(work: Work) -> ModelInfo:
 def _meant(work: Work) -> str:
     """Return the model on the server's disk that was meant, if the name looks like a slip."""
     try:
-        return meant_by(work.name, [one.name for one in work.client.stored()])
+        return meant_by(work.name, [one.name for one in work.client.stored(limit_s=_limit_s(work))])
     except (ApiError, ServerError):
         return ""
 
