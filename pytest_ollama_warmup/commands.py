@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import ApiError, WarmupError
 from pytest_ollama_warmup.leader import waiting
 from pytest_ollama_warmup.ollama.answers import find, resident_as
@@ -223,11 +223,11 @@ def _full(spec: ModelSpec) -> str:
 
 def in_memory_after(client: Client, names: set[str], limit_s: float) -> set[str]:
     """Wait until none of *names* is in memory; return those that still are after *limit_s*."""
-    end = time.monotonic() + limit_s
+    end = clock.monotonic() + limit_s
     while left := names & {one.name for one in client.resident()}:
-        if time.monotonic() > end:
+        if clock.monotonic() > end:
             break
-        time.sleep(0.05)
+        clock.sleep(0.05)
     return left
 
 

@@ -19,6 +19,7 @@ from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.learning import kind_of, last_run, with_learned
 from pytest_ollama_warmup.ollama.early import EarlyLoad
 from pytest_ollama_warmup.ollama.names import is_cloud
+from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers, load_request
 from pytest_ollama_warmup.roles import EARLY, MANAGED, workers_to_come
 from pytest_ollama_warmup.warmup.plan import make_plan
@@ -94,7 +95,7 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
         return False
     if not host.url.startswith("http:") or settings.pool:
         return False
-    if not host.loopback and _has_proxy():
+    if proxy_for(host):
         return False
     # What is pulled in any case is loaded after that; in a child process, nobody knows of it here.
     if settings.pull.value == "always" or settings.overlap.value:
@@ -113,13 +114,6 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
         return True
     texts += _texts(_environment_files(config))
     return not any(_OTHER_HOST.search(_READS_HOST.sub("", text)) for text in texts)
-
-
-def _has_proxy() -> bool:
-    # As httpx finds them; most servers are on this machine, and need not pay for the import.
-    from urllib.request import getproxies
-
-    return bool({"http", "all"} & getproxies().keys())
 
 
 def _first_imports(config: pytest.Config) -> Iterator[Path]:

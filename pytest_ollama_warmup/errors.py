@@ -11,6 +11,7 @@ WarmupError
 ├── ServerError           nothing can be had from this server
 │   ├── ServerUnreachable
 │   ├── NotOllama
+│   ├── ProxyAnswered
 │   ├── AccessDenied
 │   ├── TlsFailed
 │   ├── Aborted
@@ -24,6 +25,7 @@ WarmupError
 │   ├── PullFailed
 │   └── LoadFailed
 ├── ApiError              one answer that is an error; the caller says what it means
+│   └── GatewayAnswered
 └── WaitedTooLong         another process holds the work and shows no progress
 
 Parameters are positional and all go to ``super().__init__``, so that each can be pickled.
@@ -156,6 +158,11 @@ class ServerError(WarmupError):
     source: str
 
 
+def _no_proxy(url: str) -> str:
+    name = url.split("://", 1)[1].split("/", 1)[0].rpartition(":")[0]
+    return f"If the server needs no proxy, add {name} to NO_PROXY."
+
+
 class ServerUnreachable(ServerError):
     """Nothing answered within the time allowed."""
 
@@ -177,7 +184,9 @@ class ServerUnreachable(ServerError):
             advice = "It has ended; its log, named at the end of the run, says why."
         elif "ollama_host" in self.source:
             advice = f"Start it, or mend {self.source}."
-        if "proxy" in self.cause:
+        if "from the proxy of" in self.cause:
+            advice = _no_proxy(self.url)
+        elif "proxy" in self.cause:
             advice = "Mend it, or name the host in NO_PROXY."
         return f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. {advice}"
 
@@ -199,6 +208,25 @@ class NotOllama(ServerError):
         return (
             f"{self.url} (from {self.source}) answers, but is not Ollama "
             f"(GET /api/version: {self.seen}). Another service?{note}"
+        )
+
+
+class ProxyAnswered(ServerError):
+    """A proxy answers in place of the server: *variable* names it."""
+
+    def __init__(self, url: str, source: str, status: int, variable: str) -> None:
+        super().__init__(url, source, status, variable)
+        self.url, self.source, self.status, self.variable = url, source, status, variable
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return f"a proxy answers: HTTP {self.status}"
+
+    def __str__(self) -> str:
+        return (
+            f"the proxy of {self.variable} answers in place of {self.url} (from {self.source}): "
+            f"HTTP {self.status}. {_no_proxy(self.url)}"
         )
 
 
@@ -456,6 +484,15 @@ class ApiError(WarmupError):
 
     def __str__(self) -> str:
         return f"{self.request}: HTTP {self.status}: {self.words}"
+
+
+class GatewayAnswered(ApiError):
+    """Somebody between us and the server has given up on a request, and says so by itself."""
+
+    def __init__(self, request: str, status: int) -> None:
+        super().__init__(request, status, f"HTTP {status} from a gateway before the server")
+        # What it is made of again, after a trip through pickle.
+        self.args = (request, status)
 
 
 class WaitedTooLong(WarmupError):

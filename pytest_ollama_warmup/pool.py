@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.leader import Leader
 from pytest_ollama_warmup.text import clean, seconds
 from pytest_ollama_warmup.warmup.plan import SERVER
@@ -87,12 +87,12 @@ def meet(
 
     *source* is who gave their addresses.
     """
-    begin = time.monotonic()
+    begin = clock.monotonic()
     found = ask(list(sites.values()), say, all_of_them=all_of_them)
     outcomes = [found[url] for url in sites if url in found]
     down = [one for one in outcomes if not one.ready]
     if len(down) == len(sites):
-        down = _none_answers(down, source, time.monotonic() - begin)
+        down = _none_answers(down, source, clock.monotonic() - begin)
     for outcome in [*down, *outcomes]:
         sites[outcome.host].record_server(outcome)
     return down

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup import notes
+from pytest_ollama_warmup import clock, notes
 from pytest_ollama_warmup.errors import (
     LoadFailed,
     NoModelNamed,
@@ -211,11 +210,11 @@ class Run:
         if self.settings.reorders and (self.root / ENDING).exists():
             # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
             return Verdict("skip", "not run any more: the run has ended early")
-        begin = time.monotonic()
+        begin = clock.monotonic()
         if self.settings.group_by_model.value:
             self._make_room({target.key for target in targets})
         verdict = self._verdict(want, targets)
-        if (waited_s := time.monotonic() - begin) >= NOTICEABLE_S:
+        if (waited_s := clock.monotonic() - begin) >= NOTICEABLE_S:
             self._waits[want.test] = waited_s
         if verdict is not None:
             return verdict
@@ -392,7 +391,7 @@ class Run:
             client, terms, before = self.client(), self.settings.terms, None
             version = server.notes[0] if server.notes else ""
             terms = replace(terms, warm=resolve_warm(terms.warm, version))
-            log, sent = LookLog(self.folder, self.by), time.monotonic()
+            log, sent = LookLog(self.folder, self.by), clock.monotonic()
             if not target.loads:
                 terms = replace(terms, warm="off")
             elif (before := self._present.peek(target.key)) is not None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup import notes
+from pytest_ollama_warmup import clock, notes
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
@@ -134,7 +133,7 @@ class Controller(Leader):
         if variants := variants_of(self._plan):
             write_whole(self.folder / VARIANTS, variants)
         self._collected = True
-        self.record.collected = time.time()
+        self.record.collected = clock.time()
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
         if selected and (self._plan.targets or self._plan.needs):
@@ -489,7 +488,7 @@ class Controller(Leader):
     @contextmanager
     def _blocking(self) -> Iterator[None]:
         """Count the time in which tests wait, and say what Ctrl-C interrupts."""
-        begin, since = time.monotonic(), time.time()
+        begin, since = clock.monotonic(), clock.time()
         try:
             yield
         except KeyboardInterrupt:
@@ -501,8 +500,8 @@ class Controller(Leader):
             self.close()
             raise
         finally:
-            self.record.waited_s += time.monotonic() - begin
-            self.record.busy.append((since, time.time()))
+            self.record.waited_s += clock.monotonic() - begin
+            self.record.busy.append((since, clock.time()))
 
     def _say_header(self) -> None:
         if self._header_said:

@@ -6,17 +6,19 @@ import re
 import socket
 import ssl
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     Aborted,
     AccessDenied,
     ApiError,
+    GatewayAnswered,
     NotOllama,
+    ProxyAnswered,
     ServerError,
     ServerUnreachable,
     TlsFailed,
@@ -33,6 +35,7 @@ from pytest_ollama_warmup.ollama.answers import (
     server_time,
 )
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request
 from pytest_ollama_warmup.ollama.tls import named_by, trust
 from pytest_ollama_warmup.text import Secret, clean
@@ -105,8 +108,8 @@ class Client:
         limit_s: float,
         on_wait: Callable[[str, float], None] = lambda cause, waited_s: None,
         *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        clock: Callable[[], float] = clock.monotonic,
+        sleep: Callable[[float], object] = clock.sleep,
     ) -> str:
         """Wait until ``GET /api/version`` answers, for at most *limit_s* seconds; return it.
 
@@ -140,6 +143,7 @@ class Client:
                 "/api/version", timeout=timeout_s, extensions=self._extensions()
             )
         kind = response.headers.get("content-type", "").partition(";")[0]
+        self._refuse_proxy(response)
         if response.status_code in (401, 403):
             raise self._denied(response.status_code, self._words(response.content))
         if response.status_code >= 500:
@@ -157,6 +161,21 @@ class Client:
             f'{seen} "{excerpt}"' if excerpt else seen,
             self.host.note,
         )
+
+    def _refuse_proxy(self, response: httpx.Response) -> None:
+        """Tell apart what a proxy says by itself, which is no JSON.
+
+        Raises:
+            ServerUnreachable: it reaches nothing, as yet.
+            ProxyAnswered: waiting would not help.
+        """
+        status = response.status_code
+        if status == 200 or parse(response.content) is not None:
+            return
+        if proxy := proxy_for(self.host):
+            if status in (502, 503, 504):
+                raise self._unreachable(f"HTTP {status} from the proxy of {proxy}")
+            raise ProxyAnswered(self.host.url, self.host.source, status, proxy)
 
     def show(self, name: str, *, limit_s: float = 60.0) -> ModelInfo | None:
         """Return what the server knows of a model; None when it does not have it.
@@ -292,6 +311,7 @@ class Client:
     def _data(self, path: str, response: httpx.Response) -> dict[str, Any]:
         data = parse(response.content)
         if response.status_code != 200 or not isinstance(data, dict) or "error" in data:
+            self._refuse_proxy(response)
             raise self._error(path, response.status_code, response.content)
         return data
 
@@ -299,14 +319,18 @@ class Client:
         words = self._words(content)
         if status in (401, 403):
             return self._denied(status, words)
+        if status in (502, 503, 504) and not isinstance(parse(content), dict):
+            # A page of somebody between us and the server is none of the server's words.
+            return GatewayAnswered(path, status)
         return ApiError(path, status, words or f"HTTP {status} without a word")
 
     def _words(self, content: bytes) -> str:
         data = parse(content)
-        text = (
-            data.get("error", data) if isinstance(data, dict) else content.decode(errors="replace")
-        )
-        return self._clean(text)
+        if isinstance(data, dict):
+            return self._clean(data.get("error", data))
+        text = content.decode(errors="replace")
+        # Somebody between us and the server says it: none of its words.
+        return "a web page" if text.lstrip().startswith("<") else self._clean(text)
 
     def _clean(self, text: object, limit: int = 500) -> str:
         # Some gateways echo the key that they refuse. It is hidden before the text is cut, which

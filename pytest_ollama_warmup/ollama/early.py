@@ -9,11 +9,11 @@ import http.client
 import json
 import socket
 import threading
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.ollama.names import ModelName
 
 if TYPE_CHECKING:
@@ -91,21 +91,21 @@ class EarlyLoad:
             if self._is_loaded():
                 return
             path, body = self._request
-            asked = self.asked = Asked(time.time(), time.monotonic())
+            asked = self.asked = Asked(clock.time(), clock.monotonic())
             self._exchange("POST", path, json.dumps(body), self._limit_s)
-            self.asked = asked._replace(end=time.monotonic())
+            self.asked = asked._replace(end=clock.monotonic())
         # Also what is no OSError: a name that no encoding takes, an answer that is no HTTP.
         except Exception:
             self.asked = None
 
     def _is_loaded(self) -> bool:
-        deadline = time.monotonic() + self._starts_s
+        deadline = clock.monotonic() + self._starts_s
         while True:
             try:
                 models = json.loads(self._exchange("GET", "/api/ps", None, _ANSWER_S))["models"]
                 return any(_key(one["name"]) == self.model_key for one in models)
             except OSError:
-                if self._closed.wait(_PAUSE_S) or time.monotonic() >= deadline:
+                if self._closed.wait(_PAUSE_S) or clock.monotonic() >= deadline:
                     raise
 
     def _exchange(self, method: str, path: str, body: str | None, limit_s: float) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.report.table import SIGNS, columns
 from pytest_ollama_warmup.text import clean, count, first_of, seconds, size
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
@@ -153,7 +153,7 @@ class Screen:
         live: TextIO | None = None,
         width: int = 80,
         coloured: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock.monotonic,
     ) -> None:
         self._write, self._verbosity, self._clock = write, verbosity, clock
         self._live_file = live if verbosity >= -1 else None

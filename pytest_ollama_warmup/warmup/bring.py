@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
@@ -119,7 +119,7 @@ def _ensure_present(work: Work) -> ModelInfo:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
         work.enter("pulling")
-        start, begin = time.time(), time.monotonic()
+        start, begin = clock.time(), clock.monotonic()
         free: dict[str, int | None] = {}
 
         def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
@@ -221,14 +221,14 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
 
 
 def _show(work: Work) -> ModelInfo | None:
-    begin = time.monotonic()
+    begin = clock.monotonic()
     try:
         return work.client.show(work.name, limit_s=_limit_s(work))
     except ServerUnreachable as exc:
         host, cause = work.client.host, exc.cause
         if cause == "no answer":
             cause = "no answer to POST /api/show"
-        raise ServerUnreachable(host.url, host.source, cause, time.monotonic() - begin) from exc
+        raise ServerUnreachable(host.url, host.source, cause, clock.monotonic() - begin) from exc
     except AccessDenied as exc:
         if not is_cloud(work.name):
             raise

@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.warmup.record import Outcome
@@ -108,15 +108,15 @@ def held(
 
     # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
     pulse = path.with_suffix(".beat")
-    lock, since, patience_s = FileLock(path), time.time(), 0.0
+    lock, since, patience_s = FileLock(path), clock.time(), 0.0
     while True:
         try:
-            lock.acquire(timeout=patience_s, poll_interval=0.02)
+            _acquire(lock, patience_s)
             break
         except Timeout:
             patience_s = 0.5
             on_wait()
-            quiet_s = time.time() - max(since, _modified(pulse))
+            quiet_s = clock.time() - max(since, _modified(pulse))
             if quiet_s > limit_s:
                 raise WaitedTooLong(what, quiet_s) from None
     try:
@@ -124,6 +124,25 @@ def held(
         yield pulse.touch
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, patience_s: float) -> None:
+    """Acquire *lock* within *patience_s* seconds, also where a test has frozen filelock's clock.
+
+    Raises:
+        Timeout: another process has it.
+    """
+    from filelock import Timeout
+
+    until = clock.monotonic() + patience_s
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            return
+        except Timeout:
+            if clock.monotonic() >= until:
+                raise
+        clock.sleep(_POLL_S)
 
 
 class Door:
@@ -145,7 +164,7 @@ class Door:
         if self._lock is None:
             self._lock = FileLock(self._path)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(blocking=False)
         except Timeout:
             with held(self._path, self._what, self._limit_s):
                 yield
@@ -187,7 +206,7 @@ class Users:
             for path in self._folder.glob(self._path(one, "*").name):
                 if path != self._path(one, self._by):
                     try:
-                        FileLock(path).acquire(timeout=0).lock.release()
+                        FileLock(path).acquire(blocking=False).lock.release()
                     except Timeout:
                         return True
         return False
@@ -217,10 +236,10 @@ class Slots:
             while True:
                 for slot in slots:
                     with suppress(Timeout):
-                        slot.acquire(timeout=0)
+                        slot.acquire(blocking=False)
                         break
                 else:
-                    time.sleep(_POLL_S)
+                    clock.sleep(_POLL_S)
                     continue
                 break
         try:

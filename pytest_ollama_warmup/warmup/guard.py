@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import ModelInfo, resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
@@ -127,7 +127,7 @@ class Guard:
             LoadFailed: a model is gone and does not load again.
             CannotLook: what answers cannot be asked.
         """
-        sent, loaded = time.monotonic(), None
+        sent, loaded = clock.monotonic(), None
         try:
             loaded = self._loaded()
             for target, outcome in wanted:
@@ -138,7 +138,7 @@ class Guard:
                     self.log.write("between", sent, loaded=loaded)
                     self._note_displaced(loaded, target)
                     self._bring_back(target, outcome, loaded, test, may_load)
-                    sent, loaded = time.monotonic(), self._loaded()
+                    sent, loaded = clock.monotonic(), self._loaded()
         finally:
             # Also where that failed: the test begins now.
             keys = [target.key for target, _ in wanted]
@@ -146,7 +146,7 @@ class Guard:
 
     def after(self, wanted: Wanted, test: str, beside: Contexts) -> None:
         """See what *test* used. Whatever keeps us from looking is no matter of the test."""
-        sent, keys = time.monotonic(), [target.key for target, _ in wanted]
+        sent, keys = clock.monotonic(), [target.key for target, _ in wanted]
         loaded, lost = self._try_to_look()
         self.log.write("after", sent, tests=[test], keys=keys, loaded=loaded, lost=lost)
         self._names = {one.name for one in loaded or ()}
@@ -163,12 +163,12 @@ class Guard:
         self._tests += [test] if test else []
         # Once it cannot be asked it is left alone: nobody has said that the server is needed, and
         # one that hangs would hold up each test.
-        if self._lost or (time.monotonic() < self._next_look and not last):
+        if self._lost or (clock.monotonic() < self._next_look and not last):
             return
-        sent = time.monotonic()
+        sent = clock.monotonic()
         loaded, self._lost = self._try_to_look()
         self._lost = self._lost or loaded is None
-        self._next_look = time.monotonic() + LOOK_EVERY_S
+        self._next_look = clock.monotonic() + LOOK_EVERY_S
         tests, self._tests = self._tests, []
         self.log.write("between", sent, tests=tests[:2], keys=keys, loaded=loaded)
 
@@ -178,7 +178,7 @@ class Guard:
                 return self._client.resident()
             except ServerUnreachable:
                 self._names = set()
-                self.log.write("own", time.monotonic(), lost=True)
+                self.log.write("own", clock.monotonic(), lost=True)
                 waited_before, self._lost = self._lost, True
                 if waited_before:
                     # One test has waited for it; the next ones must not, each.
@@ -243,7 +243,7 @@ class Guard:
             if known.unproven:
                 # It is gone again, and nobody has used it meanwhile.
                 known = replace(known, rests="unused")
-            elif known.reloads_since(time.monotonic() - OFTEN_S) >= OFTEN:
+            elif known.reloads_since(clock.monotonic() - OFTEN_S) >= OFTEN:
                 known = replace(known, rests="often")
             elif not gone:
                 waits = known.waits + 1
@@ -268,7 +268,7 @@ class Guard:
         that are known by now, would make the server load it again for that test, and so forth.
         Nobody enters a test that needs it meanwhile: the caller holds the lock of its place.
         """
-        place, until = _place(target, outcome), time.monotonic() + RELOAD_S
+        place, until = _place(target, outcome), clock.monotonic() + RELOAD_S
         while True:
             # Asked before the look: a test that has ended since may have loaded it.
             alone = not self.users.others(place)
@@ -276,19 +276,19 @@ class Guard:
                 return None
             if alone:
                 return True
-            if time.monotonic() >= until:
+            if clock.monotonic() >= until:
                 return False
             beat()
-            time.sleep(RELOAD_EVERY_S)
+            clock.sleep(RELOAD_EVERY_S)
 
     def _reload(
         self, target: Target, outcome: Outcome, ledger: Ledger, beat: Beat, test: str
     ) -> None:
-        known, begin, start = ledger.known(), time.monotonic(), time.time()
+        known, begin, start = ledger.known(), clock.monotonic(), clock.time()
         work = self._work(replace(target, learned=outcome.learned), known, beat)
         work.leased = outcome.leased
         back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
-        took = time.monotonic() - begin
+        took = clock.monotonic() - begin
         self._lost = False
         if work.already_loaded:
             return

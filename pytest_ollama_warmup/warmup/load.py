@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.errors import ApiError, LoadFailed, ServerError, ServerUnreachable
+from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.errors import (
+    ApiError,
+    GatewayAnswered,
+    LoadFailed,
+    ServerError,
+    ServerUnreachable,
+)
 from pytest_ollama_warmup.ollama.answers import ENDLESS_S, find
 from pytest_ollama_warmup.ollama.early import Asked
 from pytest_ollama_warmup.text import seconds
@@ -66,7 +72,7 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     kind: LoadKind = "generate"
     if info.capabilities is not None and "completion" not in info.capabilities:
         kind = "embed"
-    now = Asked(time.time(), time.monotonic())
+    now = Asked(clock.time(), clock.monotonic())
     loaded = _loaded(work)
     resident = find(loaded or [], spec.model_key)
     asked = _asked_early(work, resident)
@@ -114,7 +120,7 @@ def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
             spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)
         ) from exc
     except ServerUnreachable as exc:
-        words = f"{exc.cause} while loading, after {seconds(time.monotonic() - begin)}"
+        words = f"{exc.cause} while loading, after {seconds(clock.monotonic() - begin)}"
         advice = "The server went away; its log says why."
         if exc.cause == "no answer":
             limit = seconds(work.terms.load_timeout_s)
@@ -166,9 +172,10 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
     """Load until the server has room in its queue; returns the endpoint that took it."""
     prompt = WARM_UP_PROMPT if work.terms.warm == "prompt" else ""
     options = {**_learned(work.target), **dict(work.target.spec.options)}
-    deadline, pause = time.monotonic() + work.terms.load_timeout_s, 0.25
+    deadline, pause = clock.monotonic() + work.terms.load_timeout_s, 0.25
+    tried_again = False
     while True:
-        left = deadline - time.monotonic()
+        left = deadline - clock.monotonic()
         try:
             if work.target.request is None:
                 work.client.load(
@@ -185,10 +192,17 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
                     work.name, work.target.request, options=options, limit_s=max(left, 1.0)
                 )
             return kind
+        except GatewayAnswered:
+            # The load may be over, or go on, although nobody waits for it any more.
+            if find(_loaded(work) or [], work.target.spec.model_key) is not None:
+                return kind
+            if tried_again:
+                raise
+            tried_again = True
         except ApiError as exc:
             if exc.status == 503 and left > pause:
                 work.enter("busy")
-                time.sleep(pause)
+                clock.sleep(pause)
                 pause = min(5.0, pause * 2)
             # Servers before v0.6.4 do not tell capabilities.
             elif kind == "generate" and info.capabilities is None and _not_for_text(exc):
@@ -272,6 +286,11 @@ def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> 
         return f"Try a smaller tag or num_ctx; resident now: {_others(work)}."
     if any(sign in text for sign in _DAMAGED):
         return f"Its weights look damaged: {cure}"
+    if isinstance(exc, GatewayAnswered):
+        return (
+            "Raise the time limit of the gateway (proxy_read_timeout in nginx) above what a load "
+            "takes, or connect to the server itself with --ollama-host."
+        )
     if exc.status == 503:
         limit = seconds(work.terms.load_timeout_s)
         return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pytest_ollama_warmup import clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,7 +71,7 @@ class LookLog:
         lost: bool = False,
     ) -> None:
         """Write down a look that is over now."""
-        got = time.monotonic()
+        got = clock.monotonic()
         look = {
             "by": self._by,
             "sent": sent,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import ApiError, PullFailed, ServerUnreachable, UnknownModel
 from pytest_ollama_warmup.text import count, seconds, size
 
@@ -122,7 +122,7 @@ def pull(
             why += f" at {progress}"
         again = f" ({fruitless + 1} of {RESUMPTIONS})" if fruitless else ""
         on_resume(f"{why}, resuming{again}")
-        time.sleep(PAUSE_S if stalled else PAUSE_S * 2**fruitless)
+        clock.sleep(PAUSE_S if stalled else PAUSE_S * 2**fruitless)
         _wait_for_server(client, spec, origin, terms, why)
 
 
@@ -134,13 +134,13 @@ def _read(
     Raises:
         _Stalled, ApiError, ServerUnreachable: as their names say.
     """
-    status, moved_at = "", time.monotonic()
+    status, moved_at = "", clock.monotonic()
     # Of this stream alone: a server that was killed begins again from less than it had.
     marks: dict[str, int] = {}
     lines = client.pull(spec.name, insecure=spec.insecure, silence_s=terms.load_timeout_s)
     with closing(lines):
         for line in lines:
-            now, moved, status = time.monotonic(), line.status != status, line.status
+            now, moved, status = clock.monotonic(), line.status != status, line.status
             if digest := line.digest:
                 # A part that is there already gives one line, complete.
                 progress.fresh = progress.fresh or line.completed < line.total

@@ -7,9 +7,10 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
+
+from pytest_ollama_warmup import clock
 
 _POLL_S = 0.02
 _TRIES = 50
@@ -59,7 +60,7 @@ def remove(folder: Path) -> None:
         if not folder.exists():
             break
         # A thread whose work was cut writes down how that ended.
-        time.sleep(_POLL_S)
+        clock.sleep(_POLL_S)
 
 
 def is_private(folder: Path) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
@@ -128,7 +128,7 @@ class Work:
 
         *end* is when it was over by that clock, None for now.
         """
-        took = (time.monotonic() if end is None else end) - begin
+        took = (clock.monotonic() if end is None else end) - begin
         self.steps.append(Step(kind=kind, start=start, seconds=took, size=size))
 
     def in_cloud(self, info: ModelInfo) -> bool:

@@ -163,7 +163,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     for module in (bring_module, load_module, pull_module, work_module):
-        monkeypatch.setattr(module, "time", made)
+        monkeypatch.setattr(module, "clock", made)
     return made
 
 

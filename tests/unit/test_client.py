@@ -436,7 +436,12 @@ def test_a_model_that_is_not_there_is_none(client: Client, server: respx.MockRou
     [
         (httpx.Response(500, json={"error": "invalid file magic"}), 500, "invalid file magic"),
         (httpx.Response(400, json={"error": "invalid model name"}), 400, "invalid model name"),
-        (httpx.Response(502, html="<p>Bad Gateway"), 502, "<p>Bad Gateway"),
+        (
+            httpx.Response(502, html="<p>Bad Gateway"),
+            502,
+            "HTTP 502 from a gateway before the server",
+        ),
+        (httpx.Response(500, html="<p>Oops"), 500, "a web page"),
         (httpx.Response(500), 500, "HTTP 500 without a word"),
         (httpx.Response(200, text="no json"), 200, "no json"),
         (httpx.Response(200, json=[1]), 200, "[1]"),

@@ -226,15 +226,20 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = time.time()
+        self._passed = 0.0
 
     def time(self) -> float:
         return self.now
+
+    def monotonic(self) -> float:
+        self._passed += 1.0
+        return self._passed
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(gate_module, "time", made)
+    monkeypatch.setattr(gate_module, "clock", made)
     return made
 
 

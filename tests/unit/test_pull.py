@@ -101,7 +101,7 @@ def told() -> list[str]:
 def pulled(
     monkeypatch: pytest.MonkeyPatch, server: Server, told: list[str] | None = None, **terms: float
 ) -> Pulled:
-    monkeypatch.setattr(pull_module, "time", server)
+    monkeypatch.setattr(pull_module, "clock", server)
     return pull(
         cast("Client", server),
         ModelSpec("m"),

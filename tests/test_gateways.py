@@ -1,0 +1,122 @@
+"""What stands between us and the server, and answers by itself: proxies and gateways."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import LLAMA, ONE_TEST, Suite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = b"<html><title>Web Gateway</title></html>"
+LIST = "--ollama-preload=llama3.2:1b"
+
+
+@contextmanager
+def gateway(port: int, *, status: int, times: int, path: str = "") -> Iterator[str]:
+    """Pass requests on to *port*, but answer the first *times* for *path* with a page of its own.
+
+    The server hears of those too, from a client that is gone soon: as of one that has a limit.
+    """
+    left = [times]
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if path in self.path and left[0]:
+                left[0] -= 1
+                self.answer(status, "text/html", PAGE)
+                return
+            behind = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            behind.request(self.command, self.path, sent, {"Content-Type": "application/json"})
+            got = behind.getresponse()
+            self.answer(got.status, got.getheader("Content-Type", ""), got.read())
+            behind.close()
+
+        do_POST = do_GET
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_gateway_that_cuts_a_load_once_is_asked_again(suite: Suite, status: int) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=status, times=1, path="/api/generate") as url:
+        # By the mark alone: what is asked for early meets the gateway first.
+        run = suite.run(f"--ollama-host={url}")
+    assert ({"passed": 1}, 1) == (run.counts, len(suite.ollama.loads))
+
+
+def test_one_that_always_does_is_named_and_its_page_is_not_shown(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=504, times=99, path="/api/generate") as url:
+        run = suite.run(f"--ollama-host={url}")
+    assert {"skipped": 1} == run.counts
+    assert "HTTP 504 from a gateway before the server" in run.out
+    assert "Raise the time limit of the gateway (proxy_read_timeout in nginx)" in run.out
+    assert "Web Gateway" not in run.out
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (503, "HTTP 503 from the proxy of VARIABLE for 0.3 s."),
+        (
+            403,
+            "the proxy of VARIABLE answers in place of http://ollama:11434 (from --ollama-host): HTTP 403.",
+        ),
+        (
+            407,
+            "the proxy of VARIABLE answers in place of http://ollama:11434 (from --ollama-host): HTTP 407.",
+        ),
+    ],
+)
+def test_a_proxy_that_answers_by_itself_is_named_with_its_variable(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, variable: str, status: int, words: str
+) -> None:
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=status, times=999) as url:
+        monkeypatch.setenv(variable, url)
+        run = suite.run("--ollama-host=http://ollama:11434", "--ollama-wait=0.3")
+    assert {"skipped": 1} == run.counts
+    assert words.replace("VARIABLE", variable) in run.out
+    assert "If the server needs no proxy, add ollama to NO_PROXY." in run.out
+    assert "Web Gateway" not in run.out
+
+
+def test_an_answer_of_ollama_that_a_proxy_passes_on_is_ollamas(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.ollama.answer_all_with(403, "application/json", b'{"error": "not for you"}')
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=0, times=0) as url:
+        monkeypatch.setenv("HTTP_PROXY", url)
+        run = suite.run("--ollama-host=http://ollama:11434", "--ollama-wait=0")
+    assert 'refuses access (HTTP 403 "not for you")' in run.out
+    assert "the proxy of" not in run.out
