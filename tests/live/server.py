@@ -49,7 +49,7 @@ class RealServer:
         self._ollama = ollama
         self._env = env or {}
         self._home = tempfile.TemporaryDirectory(prefix="ollama-")
-        self._log = Path(self._home.name) / "serve.log"
+        self.log = Path(self._home.name) / "serve.log"
         self.models = models or Path(self._home.name) / "models"
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +84,7 @@ class RealServer:
 
     def log_text(self) -> str:
         """Return what the server wrote since the context was entered."""
-        return self._log.read_text("utf-8", "replace") if self._log.exists() else ""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
     def processes(self) -> list[int]:
         """Return the ids of the server and its llama-servers, as far as they run."""
@@ -182,7 +182,7 @@ class RealServer:
             "OLLAMA_NO_CLOUD": "1",
             **self._env,
         }
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._ollama), "serve"],
                 env=env,
