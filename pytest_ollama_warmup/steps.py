@@ -17,6 +17,7 @@ from pytest_ollama_warmup import clock, notes
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
+from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report import findings
@@ -43,6 +44,7 @@ from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
 from pytest_ollama_warmup.text import at, count, seconds, wanted_by
 from pytest_ollama_warmup.warmup.gate import Gate, write_whole
 from pytest_ollama_warmup.warmup.guard import all_known
+from pytest_ollama_warmup.warmup.in_use import InUse
 from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
@@ -58,7 +60,7 @@ from pytest_ollama_warmup.warmup.plan import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
@@ -92,6 +94,8 @@ class Controller(Leader):
         self._learned: dict[str, int] = {}
         # Servers of several that do not answer, while others do.
         self._down: list[Outcome] = []
+        # Not in a child or a run inside a test, which uses what this run has loaded.
+        self._in_use: InUse | None = None
         # Told to runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
 
@@ -101,9 +105,28 @@ class Controller(Leader):
         if self._managed is not None:
             # With all that is loaded.
             self._managed.stop()
-        elif self.settings.at_end.value == "unload":
-            loaded = [one for one in self.outcomes().values() if one.step("load") is not None]
-            unload([one for one in loaded if not one.found_loaded], self.settings.api_key)
+        elif self._in_use is not None:
+            with self._in_use.leaving():
+                unload(self._to_unload(self._in_use), self.settings.api_key)
+            self._in_use = None
+
+    def _to_unload(self, in_use: InUse) -> list[Outcome]:
+        """Return what this run unloads: what it has loaded, or was left to it, and nobody uses."""
+        found = []
+        for one in self.outcomes().values():
+            if one.step("load") is None:
+                continue
+            key = ModelName.parse(one.model).key
+            # Of what this run has loaded anew, an older wish is out of date.
+            asked = in_use.was_asked(one.host, key) and one.found_loaded
+            if not asked and (one.found_loaded or self.settings.at_end.value != "unload"):
+                continue
+            if in_use.others(one.host, key):
+                in_use.ask_to_unload(one.host, key)
+                self.say_once(f"{one.model} stays loaded: another run uses it, and unloads it")
+            else:
+                found.append(one)
+        return found
 
     def session_start(self) -> None:
         """Step 1: pull what is listed and missing, then load it beside what pytest does next."""
@@ -238,8 +261,18 @@ class Controller(Leader):
         for there in self._everywhere():
             there.room.learn(crowds(self._config, there.settings.host.url))
         new = [one for one in map(self._now, self._planned()) if self._is_new(one)]
+        self._note_use(new)
         self.begin(with_learned(self._config, self.settings.host.url, new))
         self._record_failed_server()
+
+    def _note_use(self, targets: Iterable[Target]) -> None:
+        """Let other runs see what this one uses; a server of its own has no other users."""
+        if self.settings.serve.value or self.settings.inner:
+            return
+        self._in_use = self._in_use or InUse()
+        for target in targets:
+            url = target.host or self.settings.host.url
+            self._in_use.add(url, target.spec.model_key)
 
     def _record_failed_server(self) -> None:
         """Where no model was to come, it is the server that is shown to be missing."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import textwrap
 from dataclasses import replace
 
 import pytest
@@ -111,3 +113,102 @@ def test_a_server_that_is_gone_by_then_is_no_error(suite: Suite) -> None:
     (suite.pytester.path / "went").touch()
     code, out = end(process)
     assert (0, True) == (code, "1 passed" in out)
+
+
+WAITS = """
+    import time
+    from pathlib import Path
+    import pytest
+
+    @pytest.mark.requires_model("llama3.2:1b")
+    def test_waits():
+        Path("began").touch()
+        begin = time.monotonic()
+        while not Path("go").exists():
+            assert time.monotonic() - begin < 60
+            time.sleep(0.02)
+"""
+
+
+class Beside:
+    """Another run of the same user on the same server, inside a test that needs the model."""
+
+    def __init__(self, suite: Suite, *args: str) -> None:
+        self.folder = suite.pytester.path / "beside"
+        suite.write({"beside/test_waits.py": WAITS})
+        command = [*suite.command(*args), "-p", "no:cacheprovider", "test_waits.py"]
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        until(lambda: (self.folder / "began").exists())
+
+    def end(self) -> str:
+        (self.folder / "go").touch()
+        return self.process.communicate(timeout=60)[0]
+
+
+@WORKERS
+@pytest.mark.parametrize("spelling", ["127.0.0.1", "localhost"])
+def test_what_another_run_uses_stays_and_the_last_one_unloads_it(
+    suite: Suite, workers: list[str], spelling: str
+) -> None:
+    suite.ollama.add(THERE)
+    suite.write(ONE_TEST)
+    host = suite.ollama.url.replace("127.0.0.1", spelling)
+    first = Beside(suite, UNLOAD, f"--ollama-host={host}", *workers)
+    second = suite.run(UNLOAD, *workers, "test_chat.py")
+    # It was found loaded.
+    assert ({"passed": 1}, ["llama3.2:1b"]) == (second.counts, resident(suite))
+    assert "1 passed" in first.end()
+    assert [] == resident(suite)
+
+
+@WORKERS
+def test_the_run_that_has_loaded_it_leaves_it_to_the_one_that_goes_on(
+    suite: Suite, workers: list[str]
+) -> None:
+    suite.ollama.add(THERE)
+    suite.write({**ONE_TEST, "conftest.py": STARTS_ANOTHER})
+    run = suite.run(UNLOAD, *workers, "test_chat.py")
+    assert {"passed": 1} == run.counts
+    assert "llama3.2:1b stays loaded: another run uses it, and unloads it" in run.out
+    assert ["llama3.2:1b"] == resident(suite)
+    (suite.pytester.path / "beside" / "go").touch()
+    until(lambda: not resident(suite))
+
+
+# Begins when the model is loaded, and goes on when this run is over.
+STARTS_ANOTHER = f"""
+    import os, subprocess, sys, time
+    from pathlib import Path
+    import pytest
+
+    @pytest.fixture(scope="session", autouse=True)
+    def another():
+        folder = Path("beside")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        (folder / "test_waits.py").write_text({textwrap.dedent(WAITS)!r})
+        environ = {{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}}
+        command = [sys.executable, "-m", "pytest", "-p", "ollama_warmup", "-p", "no:cacheprovider"]
+        subprocess.Popen(command, cwd=folder, env=environ | {{"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}},
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begin = time.monotonic()
+        while not (folder / "began").exists():
+            assert time.monotonic() - begin < 60
+            time.sleep(0.02)
+"""
+
+
+def test_a_run_that_was_killed_keeps_nothing(suite: Suite) -> None:
+    suite.ollama.add(THERE)
+    suite.write(ONE_TEST)
+    beside = Beside(suite)
+    suite.ollama.unload(LLAMA.name)
+    beside.process.kill()
+    beside.process.communicate(timeout=60)
+    run = suite.run(UNLOAD, "test_chat.py")
+    assert "stays loaded" not in run.out
+    assert [] == resident(suite)

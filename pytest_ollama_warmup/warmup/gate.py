@@ -176,13 +176,15 @@ class Door:
 
 
 class Users:
-    """Which processes are inside a test that needs a model; the kernel frees what a dead one held.
+    """Which processes use a model now; the kernel frees what a dead one held.
+
+    With *sweeps* what such a one has left in the directory is removed when it is met.
 
     A model is one by its weights: tests may use it under several names, and with several options.
     """
 
-    def __init__(self, folder: Path, by: str) -> None:
-        self._folder, self._by = folder, by
+    def __init__(self, folder: Path, by: str, *, sweeps: bool = False) -> None:
+        self._folder, self._by, self._sweeps = folder, by, sweeps
         # Made once: each test takes them.
         self._locks: dict[str, FileLock] = {}
 
@@ -209,7 +211,15 @@ class Users:
                         FileLock(path).acquire(blocking=False).lock.release()
                     except Timeout:
                         return True
+                    if self._sweeps:
+                        path.unlink(missing_ok=True)
         return False
+
+    def clear(self) -> None:
+        """Remove from the directory what this process has put there."""
+        for path in self._folder.glob(f"using-*-{self._by}.lock"):
+            path.unlink(missing_ok=True)
+        self._locks.clear()
 
     def _path(self, key: str, by: str) -> Path:
         return self._folder / f"using-{file_name(key)}-{by}.lock"
@@ -254,15 +264,18 @@ def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) ->
     A second puller that leaves early can crash a v0.33 server. And one that waits for a runner to
     go, since it wants other options, hangs when a request for a lease keeps that runner.
     """
-    host = Host(url, "")
-    if host.loopback:
-        # One run says localhost and the other 127.0.0.1.
-        url = re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
-    return _user_folder() / f"{work}-{file_name(f'{url} {model_key}')}.lock"
+    return user_folder() / f"{work}-{file_name(f'{one_url(url)} {model_key}')}.lock"
+
+
+def one_url(url: str) -> str:
+    """Return *url* as it compares: one run says localhost, and the other 127.0.0.1."""
+    if not Host(url, "").loopback:
+        return url
+    return re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
 
 
 @lru_cache(maxsize=1)
-def _user_folder() -> Path:
+def user_folder() -> Path:
     """Return the directory of this user that all runs on this machine share, also as root.
 
     Not below TMPDIR, which two runs may each have their own of. By the user's number, not by

@@ -348,9 +348,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("HOME", str(tmp_path))
     # A machine may have a /run/user for us, or not.
     monkeypatch.setattr(gate_module, "_RUNTIME", str(tmp_path / "none"))
-    gate_module._user_folder.cache_clear()
+    gate_module.user_folder.cache_clear()
     yield tmp_path
-    gate_module._user_folder.cache_clear()
+    gate_module.user_folder.cache_clear()
 
 
 def mode_of(folder: Path) -> int:
@@ -418,7 +418,7 @@ def test_a_folder_of_another_user_is_not_used(
     place = shared_lock_path("pull", "http://h:1", "m").parent
     uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
-    gate_module._user_folder.cache_clear()
+    gate_module.user_folder.cache_clear()
     path = shared_lock_path("pull", "http://h:1", "m")
     assert place != path.parent
     assert 0o700 == mode_of(path.parent)
@@ -449,7 +449,7 @@ def test_two_runs_with_a_tmpdir_each_have_one_lock(
     paths = []
     for name in ("one", "two"):
         monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
-        gate_module._user_folder.cache_clear()
+        gate_module.user_folder.cache_clear()
         paths.append(shared_lock_path("pull", "http://h:1", "m"))
     assert paths[0] == paths[1]
 
