@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.leader import Leader
@@ -23,7 +24,6 @@ from pytest_ollama_warmup.warmup.work import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.plan import Target
@@ -66,7 +66,7 @@ class ChildPreparation(Preparation):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # A program that starts pytest may have put its dependencies on the path by itself.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(SYS_PATH)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_module_path())},
             # We end it; and one that hears Ctrl-C while it starts would say so at length.
             **detached(),
         )
@@ -101,6 +101,11 @@ class ChildPreparation(Preparation):
         self._events.put(Event(again[0], "server", why=f"{why}: each comes when a test needs it"))
         for target in again:
             self._events.put(Event(target, "dropped"))
+
+
+def _module_path() -> list[str]:
+    # Without the directory of the tests, which "python -m pytest" puts there.
+    return [one for one in SYS_PATH if one and Path(one) != Path.cwd()]
 
 
 def _exit_code(child: subprocess.Popen[bytes]) -> str:

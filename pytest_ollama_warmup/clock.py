@@ -2,7 +2,7 @@
 
 freezegun replaces the functions of ``time`` in all modules that hold them, and time-machine
 patches them in place; both leave ``clock_gettime`` of the monotonic clock alone (tried on
-freezegun 1.5 and time-machine 3.2). With a frozen clock no wait would end.
+freezegun 1.5 and time-machine 3.6). With a frozen clock no wait would end.
 """
 
 from __future__ import annotations

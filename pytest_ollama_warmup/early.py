@@ -25,7 +25,7 @@ from pytest_ollama_warmup.roles import EARLY, MANAGED, workers_to_come
 from pytest_ollama_warmup.warmup.plan import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pytest
 
@@ -42,20 +42,20 @@ _READS_HOST = re.compile(r"""(?:environ\.get|getenv)\(\s*["']OLLAMA_HOST["']""")
 
 def ask_early(config: pytest.Config, settings: Settings) -> None:
     """Ask for the load of the model that the run loads first, if that can do no harm."""
+    targets = make_plan(settings.listed, (), up_front=True).targets
     if settings.serve.value and settings.up_front:
-        _start_server(config, settings)
-    target = _first(config, settings)
+        _start_server(config, settings, targets.values())
+    target = _first(config, settings, targets)
     if target is None or not _is_sure(config, settings):
         return
     spec, host = target.spec, settings.host
     kind = kind_of(config, host.url, target)
     if kind is None:
         return
-    options = {**({"num_ctx": target.learned} if target.learned else {}), **dict(spec.options)}
     early = EarlyLoad(
         host,
         spec.name,
-        load_request(spec.name, kind, options=options),
+        load_request(spec.name, kind, options=target.options),
         headers(host, settings.api_key),
         limit_s=settings.load_timeout.value,
         starts_s=settings.wait.value if settings.serve.value else 0.0,
@@ -65,18 +65,18 @@ def ask_early(config: pytest.Config, settings: Settings) -> None:
     early.start()
 
 
-def _start_server(config: pytest.Config, settings: Settings) -> None:
+def _start_server(config: pytest.Config, settings: Settings, targets: Iterable[Target]) -> None:
     from pytest_ollama_warmup.managed import start_server
 
-    targets = make_plan(settings.listed, (), up_front=True).targets.values()
     # Step 1 tries again, and can say what is wrong.
     with suppress(WarmupError, OSError):
         start_server(config, settings, targets, workers_to_come(config.known_args_namespace))
 
 
-def _first(config: pytest.Config, settings: Settings) -> Target | None:
-    """Return the model that the run is sure to load first; None where it is not sure."""
-    targets = make_plan(settings.listed, (), up_front=True).targets
+def _first(
+    config: pytest.Config, settings: Settings, targets: Mapping[str, Target]
+) -> Target | None:
+    """Return the one of *targets* that the run is sure to load first; None where it is not sure."""
     first = next(iter(targets), "")
     if not settings.up_front:
         # What a configuration file lists is loaded if tests need it: as in the same run before.
@@ -93,9 +93,7 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
     host = settings.host
     if settings.serve.value and MANAGED not in config.stash:
         return False
-    if not host.url.startswith("http:") or settings.pool:
-        return False
-    if proxy_for(host):
+    if not host.url.startswith("http:") or settings.pool or proxy_for(host):
         return False
     # What is pulled in any case is loaded after that; in a child process, nobody knows of it here.
     if settings.pull.value == "always" or settings.overlap.value:
@@ -121,8 +119,8 @@ def _first_imports(config: pytest.Config) -> Iterator[Path]:
     here, options = config.invocation_params.dir, config.known_args_namespace
     arguments = [here / _path(one) for one in options.file_or_dir]
     if not arguments:
-        # As pytest reads them: an absolute pattern, which pathlib refuses, is none to glob.
         patterns = [str(config.rootpath / one) for one in config.getini("testpaths")]
+        # pathlib refuses an absolute pattern, which a rootpath makes of each.
         arguments = [Path(one) for pattern in patterns for one in glob.glob(pattern)]  # noqa: PTH207
     for argument in arguments or [here]:
         folder = argument if argument.is_dir() else argument.parent

@@ -51,8 +51,8 @@ def waiting(settings: Settings, cause: str, waited_s: float, every_s: float) -> 
     if not SAY_WAITING_AFTER_S <= waited_s < limit_s:
         return ""
     so_far_s = waited_s // every_s * every_s
-    told = f"{so_far_s:.0f} s of" if so_far_s else "up to"
-    return f"waiting for {settings.host.url} ({cause}), {told} {seconds(limit_s)}"
+    so_far = f"{so_far_s:.0f} s of" if so_far_s else "up to"
+    return f"waiting for {settings.host.url} ({cause}), {so_far} {seconds(limit_s)}"
 
 
 class Leader(Run):

@@ -131,8 +131,9 @@ def _kind(config: pytest.Config, outcome: Outcome) -> str:
 
 def cache_of(config: pytest.Config) -> pytest.Cache | None:
     """Return pytest's cache, also before conftests are imported; None where there is none."""
-    if (found := getattr(config, "cache", None)) is not None:
-        return found  # type: ignore[no-any-return]
+    found: pytest.Cache | None = getattr(config, "cache", None)
+    if found is not None:
+        return found
     # Made as pytest does it in pytest_configure, and in no way that it promises to keep.
     with suppress(Exception):
         if not config.known_args_namespace.cacheclear:

@@ -73,19 +73,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
     settings = settings_of(early_config, early_config.known_args_namespace)
-    note_address(early_config)
-    if settings.off or settings.problem is not None:
-        return
-    outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
+    usable = not settings.off and settings.problem is None
     # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
-    if settings.chooses_host:
+    if usable and settings.chooses_host:
         set_ollama_host(early_config)
-        note_address(early_config)
         if settings.serve.value:
             set_environment(early_config, OWN_SERVER, settings.host.url)
+    note_address(early_config)
     # A worker, and a run inside a test, find what is listed ready.
+    outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
     looking = is_looking(early_config, early_config.known_args_namespace)
-    if settings.lists and not (outer or looking):
+    if usable and settings.lists and not (outer or looking):
         from pytest_ollama_warmup.early import ask_early
 
         ask_early(early_config, settings)

@@ -43,9 +43,8 @@ SET_LATE = "OLLAMA_HOST, set by conftest.py or a plugin"
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 _HOST_FILE = "host.json"
 
-# Where modules are found when the run begins: before pytest adds the directories of tests, which
-# must not stand in for a module.
-SYS_PATH = tuple(one for one in sys.path if one and Path(one) != Path.cwd())
+# Where modules are found when the run begins, before pytest adds the directories of tests.
+SYS_PATH = tuple(sys.path)
 
 _LOOKING = (
     "help",
@@ -186,11 +185,15 @@ def read_address_again(config: pytest.Config) -> None:
 
 def address_differs(config: pytest.Config) -> str:
     """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
+    now = os.environ.get("OLLAMA_HOST")
+    # Asked in each test: nothing is read or imported where nothing has changed.
+    if now == config.stash.get(_AT_START, now):
+        return ""
     from pytest_ollama_warmup.ollama.host import names
     from pytest_ollama_warmup.text import clean
 
-    now, host = os.environ.get("OLLAMA_HOST"), settings_of(config).host
-    if now == config.stash.get(_AT_START, now) or names(now, host):
+    host = settings_of(config).host
+    if names(now, host):
         return ""
     return (
         f"OLLAMA_HOST is {clean(now or 'not set')!r} in this test, and models are prepared at "

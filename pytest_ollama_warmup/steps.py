@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_ollama_warmup import clock, notes
+from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
@@ -106,7 +107,8 @@ class Controller(Leader):
             # With all that is loaded.
             self._managed.stop()
         elif self._in_use is not None:
-            with self._in_use.leaving():
+            # Where no lock can be had, models are left to their keep-alive.
+            with suppress(WarmupError, OSError), self._in_use.leaving():
                 unload(self._to_unload(self._in_use), self.settings.api_key)
             self._in_use = None
 
@@ -117,7 +119,7 @@ class Controller(Leader):
             if one.step("load") is None:
                 continue
             key = ModelName.parse(one.model).key
-            # Of what this run has loaded anew, an older wish is out of date.
+            # A note from before this run loaded it is out of date.
             asked = in_use.was_asked(one.host, key) and one.found_loaded
             if not asked and (one.found_loaded or self.settings.at_end.value != "unload"):
                 continue

@@ -56,38 +56,24 @@ def test_it_is_selected_by_as_the_suite_means_it(theirs: Suite) -> None:
 
 
 @WORKERS
-def test_the_long_name_is_ours_there(theirs: Suite, workers: list[str]) -> None:
+# The short name too: the test gets one of our fixtures.
+@pytest.mark.parametrize("name", ["requires_ollama_model", "requires_model"])
+def test_a_test_there_is_ours_by_the_long_name_or_by_a_fixture(
+    theirs: Suite, workers: list[str], name: str
+) -> None:
     theirs.ollama.add(replace(LLAMA, present=True))
     theirs.write(
         {
-            "test_chat.py": """
+            "test_chat.py": f"""
                 import pytest
 
-                @pytest.mark.requires_ollama_model("llama3.2:1b")
+                @pytest.mark.{name}("llama3.2:1b")
                 def test_chat(ollama_model):
                     assert "llama3.2:1b" == ollama_model
             """
         }
     )
     run = theirs.run("--strict-markers", *workers)
-    assert ({"passed": 5}, 1) == (run.counts, len(theirs.ollama.loads))
-    assert {"passed": 1} == theirs.run("-m", "requires_ollama_model").counts
-
-
-def test_a_test_that_uses_our_fixtures_there_is_ours(theirs: Suite) -> None:
-    theirs.ollama.add(replace(LLAMA, present=True))
-    theirs.write(
-        {
-            "test_chat.py": """
-                import pytest
-
-                @pytest.mark.requires_model("llama3.2:1b")
-                def test_chat(ollama_model):
-                    assert "llama3.2:1b" == ollama_model
-            """
-        }
-    )
-    run = theirs.run()
     assert ({"passed": 5}, 1) == (run.counts, len(theirs.ollama.loads))
     # What gets one of our fixtures is selected by the name that is ours.
     assert {"passed": 1} == theirs.run("-m", "requires_ollama_model").counts

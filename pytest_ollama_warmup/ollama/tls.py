@@ -25,10 +25,10 @@ def trust(url: str, environ: Mapping[str, str] = os.environ) -> ssl.SSLContext |
     Raises:
         OSError: what the variable names cannot be read.
     """
-    variable = named_by(environ)
     if not url.startswith("https:"):
         # Without TLS there is nothing to verify, and the context costs 40 ms.
         return False
+    variable = named_by(environ)
     if not variable:
         return True
     path = Path(environ[variable])

@@ -171,7 +171,7 @@ def _lasts(work: Work, resident: Resident) -> bool:
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
     """Load until the server has room in its queue; returns the endpoint that took it."""
     prompt = WARM_UP_PROMPT if work.terms.warm == "prompt" else ""
-    options = {**_learned(work.target), **dict(work.target.spec.options)}
+    options = work.target.options
     deadline, pause = clock.monotonic() + work.terms.load_timeout_s, 0.25
     tried_again = False
     while True:
@@ -260,11 +260,7 @@ def _runner_options(target: Target) -> dict[str, Any]:
     own = (target.request or {}).get("options")
     asked = own if isinstance(own, dict) else {}
     of_request = {key: asked[key] for key in RUNNER_KEYS if key in asked}
-    return {**_learned(target), **dict(target.spec.options), **of_request}
-
-
-def _learned(target: Target) -> dict[str, Any]:
-    return {"num_ctx": target.learned} if target.learned else {}
+    return {**target.options, **of_request}
 
 
 def _not_for_text(exc: ApiError) -> bool:

@@ -170,6 +170,12 @@ class Target:
         return self.spec.key
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options to load it with: those of the spec, and the context of earlier runs."""
+        learned = {"num_ctx": self.learned} if self.learned else {}
+        return {**learned, **dict(self.spec.options)}
+
+    @property
     def id(self) -> str:
         """The same, told apart from those on other servers of the run."""
         return at(self.key, self.host)
