@@ -183,7 +183,7 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
         rows.append(
             replace(
                 row,
-                model=replace(spec, name=_full(spec)).title,
+                model=spec._replace(name=_full(spec)).title,
                 wanted=str(spec),
                 wanted_context=dict(spec.options).get("num_ctx"),
             )

@@ -32,7 +32,7 @@ from pytest_ollama_warmup.roles import (
 )
 from pytest_ollama_warmup.settings import Place, Setting
 from pytest_ollama_warmup.suite_hooks import host_hook_files, refuse_late_host_hooks
-from pytest_ollama_warmup.verdict import watch, watch_unmarked
+from pytest_ollama_warmup.verdict import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -157,6 +157,8 @@ class WorkerSide:
         with suppress(Exception):
             found = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
             if found.get("wants") == [] and settings_of(config).preloads:
+                from pytest_ollama_warmup.glance import watch_unmarked
+
                 watch_unmarked(config)
             if found.get("wants") != []:
                 watch(config)
@@ -173,6 +175,8 @@ class WorkerSide:
 
 def _prepare_alone(config: pytest.Config, worker: str) -> None:
     """Bring what is listed, which the controller has brought elsewhere; the rest, tests bring."""
+    from pytest_ollama_warmup.glance import WATCHED
+    from pytest_ollama_warmup.run import is_watched
     from pytest_ollama_warmup.warmup.plan import make_plan
 
     run = run_of(config)
@@ -185,6 +189,8 @@ def _prepare_alone(config: pytest.Config, worker: str) -> None:
         for target in make_plan(run.settings.listed, (), up_front=True).targets.values():
             if not (outcome := run.outcome(target)).ready:
                 warn(config, f"{worker}: {outcome.error}")
+            elif is_watched(outcome):
+                (folder_of(config) / WATCHED).touch()
 
 
 class _BeforeFirstTest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,15 +35,14 @@ def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> 
     That is *url* where a target does not say.
     """
     contexts = _read(config, _CONTEXTS)
-    return [
-        target
-        if "num_ctx" in dict(target.spec.options)
-        else replace(
-            target,
-            learned=_context(contexts.get(f"{_place(config, target.host or url)} {target.key}")),
-        )
-        for target in targets
-    ]
+
+    def learned(target: Target) -> Target:
+        if "num_ctx" in dict(target.spec.options):
+            return target
+        place = _place(config, target.host or url)
+        return target._replace(learned=_context(contexts.get(f"{place} {target.key}")))
+
+    return [learned(target) for target in targets]
 
 
 def changed(config: pytest.Config, outcome: Outcome) -> str:

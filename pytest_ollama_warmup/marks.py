@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -171,8 +170,8 @@ def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
             # The closest mark comes first and wins; one further out may add to it.
             known = specs.setdefault(spec.model_key, spec)
             if known is not spec:
-                specs[spec.model_key] = replace(
-                    known if known.options or not spec.options else spec,
+                first = known if known.options or not spec.options else spec
+                specs[spec.model_key] = first._replace(
                     capabilities=_united(known.capabilities, spec.capabilities),
                 )
     _check_direct(item, specs)
@@ -265,7 +264,7 @@ def _requires_model(
         )
     able = tuple(wanted)
     return _Read(
-        tuple(replace(spec, capabilities=_united(able)) for spec in read), able, on_missing or ""
+        tuple(spec._replace(capabilities=_united(able)) for spec in read), able, on_missing or ""
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -118,7 +117,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
         # Not in the except: pytest would show the message twice.
         pytest.fail(problem, pytrace=False)
     # By request.getfixturevalue() a test can ask without having been seen to at collection.
-    seen = want is not None and bool(resolve(replace(want, fixture=""), listed))
+    seen = want is not None and bool(resolve(want._replace(fixture=""), listed))
     if want is None or not want.specs:
         specs = () if parameter is None else (parameter,)
         want = Want(test=request.node.nodeid, fixture=fixture, specs=specs)

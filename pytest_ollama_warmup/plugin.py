@@ -170,8 +170,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
             watch(config)
             refuse_late_host_hooks(config, host_hook_files(config))
-        elif settings_of(config).preloads:
-            from pytest_ollama_warmup.verdict import watch_unmarked
+        elif settings_of(config).up_front:
+            from pytest_ollama_warmup.glance import watch_unmarked
 
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup import clock
@@ -115,7 +114,7 @@ def _none_answers(found: Collection[Outcome], source: str, waited_s: float) -> l
         f"no Ollama at any of {len(found)} hosts (from {source}): {each}; gave up after "
         f"{seconds(waited_s)}. Start one with 'ollama serve', or set --ollama-host."
     )
-    return [replace(one, error=error) for one in found]
+    return [one._replace(error=error) for one in found]
 
 
 def share_out(hosts: Sequence[str], workers: int, answering: Collection[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from pytest_ollama_warmup.warmup.plan import (
     Verdict,
     Want,
     decide,
-    make_plan,
     resolve,
     target_of,
 )
@@ -62,7 +60,7 @@ _PRESENT = "present"
 def elsewhere(outcome: Outcome) -> Outcome:
     """Return *outcome* so that a table tells it from those of the run's other servers."""
     there = f"at {outcome.host}"
-    return replace(outcome, notes=(there, *outcome.notes), brief=f"{there}: {outcome.brief}")
+    return outcome._replace(notes=(there, *outcome.notes), brief=f"{there}: {outcome.brief}")
 
 
 def folder_at(root: Path, url: str) -> Path:
@@ -102,7 +100,6 @@ class Run:
         self.room = Room(folder, self.gate)
         self._guard: Guard | None = None
         self._wanted: list[tuple[Target, Outcome]] | None = None
-        self._listed: tuple[str, ...] | None = None
         self._waits: dict[str, float] = {}
         self._lost: dict[str, list[str]] = {}
         self._turn: set[str] = set()
@@ -178,23 +175,8 @@ class Run:
 
     def write_notes(self) -> None:
         """Leave to the leader of the run what waited in this process, and what was lost."""
-        if self._listed:
-            self.glance(last=True)
         notes.write(self.folder, self.by, "waits", self._waits)
         notes.write(self.folder, self.by, "lost", self._lost)
-
-    def glance(self, test: str = "", *, last: bool = False) -> None:
-        """Look at the server's memory where no test says what it needs; *test* has just run.
-
-        Never raises: no test has asked for it.
-        """
-        with suppress(Exception):
-            if self._listed is None:
-                plan = make_plan(self.settings.listed, (), up_front=True)
-                known = {key: self.gate.peek(key) for key in plan.targets}
-                self._listed = tuple(key for key, one in known.items() if _is_watched(one))
-            if self._listed:
-                self._guarding().between(self._listed, test, last=last)
 
     def verdict_now(self, want: Want) -> Verdict | None:
         """Return the same just before the test, and see that what is ready is still warm.
@@ -220,7 +202,7 @@ class Run:
             return verdict
         found = [(target, self.outcome(target)) for target in targets]
         # What runs elsewhere, or is not to be warmed, cannot be found cold.
-        wanted = [one for one in found if _is_watched(one[1])]
+        wanted = [one for one in found if is_watched(one[1])]
         if (wanted or not found) and self.settings.warm.value != "off":
             self._look_before(wanted, want.test)
         return None
@@ -353,7 +335,7 @@ class Run:
         """Return *target* with the suite's own warm-up request, where it has one."""
         if self.settings.warm.value not in ("auto", "prompt"):
             return target
-        return replace(target, request=self._ask_request(target.spec))
+        return target._replace(request=self._ask_request(target.spec))
 
     def bring(
         self,
@@ -390,17 +372,17 @@ class Run:
 
             client, terms, before = self.client(), self.settings.terms, None
             version = server.notes[0] if server.notes else ""
-            terms = replace(terms, warm=resolve_warm(terms.warm, version))
+            terms = terms._replace(warm=resolve_warm(terms.warm, version))
             log, sent = LookLog(self.folder, self.by), clock.monotonic()
             if not target.loads:
-                terms = replace(terms, warm="off")
+                terms = terms._replace(warm="off")
             elif (before := self._present.peek(target.key)) is not None:
                 if not before.ready:
                     return before
-                terms = replace(terms, pull="never")
+                terms = terms._replace(pull="never")
             found = bring(
                 client,
-                target if before is None else replace(target, learned=before.learned),
+                target if before is None else target._replace(learned=before.learned),
                 terms,
                 by=self.by,
                 say=heard,
@@ -415,7 +397,7 @@ class Run:
             name = ModelName.parse(target.spec.name)
             # Nobody must take the plugin's own request for a test's.
             log.write("own", sent, keys=[name.short.lower()])
-            found = replace(found, host=client.host.url)
+            found = found._replace(host=client.host.url)
             return found if before is None else found.after(before)
 
         def heard(event: Event) -> None:
@@ -463,9 +445,9 @@ class Run:
 
 def _failed_like(server: Outcome, target: Target) -> Outcome:
     spec = target.spec
-    return replace(server, key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
+    return server._replace(key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
 
 
-def _is_watched(outcome: Outcome | None) -> bool:
+def is_watched(outcome: Outcome) -> bool:
     """Whether a model is loaded by the server that is asked, now or when a test needs it."""
-    return outcome is not None and bool(outcome.step("load") or outcome.left_out)
+    return bool(outcome.step("load") or outcome.left_out)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from pytest_ollama_warmup import clock, notes
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.fates import note_in_junit, told
+from pytest_ollama_warmup.glance import WATCHED
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
 from pytest_ollama_warmup.ollama.names import ModelName
@@ -38,7 +38,7 @@ from pytest_ollama_warmup.roles import (
     write_host,
     write_places,
 )
-from pytest_ollama_warmup.run import GROUPS, VARIANTS, elsewhere, folder_at
+from pytest_ollama_warmup.run import GROUPS, VARIANTS, elsewhere, folder_at, is_watched
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
@@ -166,6 +166,8 @@ class Controller(Leader):
                 self._begin()
                 self._wait_for_all()
             self._conclude()
+            if not self._plan.marked and any(is_watched(one) for one in self.record.outcomes):
+                (self.root / WATCHED).touch()
 
     def after_tests(self) -> None:
         """Where models were brought beside the tests, see it to its end."""
@@ -287,7 +289,7 @@ class Controller(Leader):
         targets = self._plan.targets.values()
         if not self.sites:
             return list(targets)
-        return [replace(target, host=url) for target in targets for url in self.sites]
+        return [target._replace(host=url) for target in targets for url in self.sites]
 
     def _everywhere(self) -> list[Leader]:
         """Return the views of the run on each of its servers."""
@@ -352,7 +354,7 @@ class Controller(Leader):
     def _now(self, target: Target) -> Target:
         """Return *target*, to be only pulled where others have their turn first."""
         if self.settings.group_by_model.value and self._first is not None:
-            return replace(target, loads=target.key in self._first)
+            return target._replace(loads=target.key in self._first)
         return target
 
     def _is_new(self, target: Target) -> bool:

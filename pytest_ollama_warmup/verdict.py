@@ -60,11 +60,6 @@ def watch(config: pytest.Config) -> None:
         config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
 
 
-def watch_unmarked(config: pytest.Config) -> None:
-    """From now on look at the server's memory between tests that do not say what they need."""
-    config.pluginmanager.register(_Glance(), "ollama_warmup_glance")
-
-
 def set_up(item: pytest.Item) -> None:
     """Skip or fail *item* whose model is not ready, or no longer."""
     # Not there for the second attempt of a test: what reruns tests does it within the protocol.
@@ -121,20 +116,6 @@ def _slot(item: pytest.Item) -> AbstractContextManager[None]:
 def _inside(item: pytest.Item) -> AbstractContextManager[None]:
     # In a single process nobody looks while a test runs.
     return run_of(item.config).inside() if is_worker(item.config) else nullcontext()
-
-
-class _Glance:
-    def __init__(self) -> None:
-        self._begun = False
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        if not self._begun:
-            self._begun = True
-            run_of(item.config).glance()
-        result = yield
-        run_of(item.config).glance(item.nodeid)
-        return result
 
 
 class _Watch:

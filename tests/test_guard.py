@@ -846,8 +846,11 @@ def test_an_unmarked_suite_does_not_mind_a_server_that_is_gone(suite: Suite) -> 
     assert "waiting for" not in out
 
 
-def test_an_unmarked_suite_learns_which_context_to_list(suite: Suite) -> None:
+@WORKERS
+def test_an_unmarked_suite_learns_which_context_to_list(suite: Suite, workers: list[str]) -> None:
     write(suite, UNMARKED.replace("WHAT", 'ask("a:1", num_ctx=8192)'))
-    run = suite.run("--ollama-preload=a:1")
-    assert "and during test_it.py::test_it[0] with 8192: 1 reload" in run.out
+    run = suite.run("--ollama-preload=a:1", *workers)
+    # Of two workers nobody knows whose test it was.
+    who = "by tests" if workers else "during test_it.py::test_it[0]"
+    assert f"and {who} with 8192: 1 reload" in run.out
     assert [4096, 8192] == loads(suite)

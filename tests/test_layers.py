@@ -16,6 +16,8 @@ import pytest_ollama_warmup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.conftest import Suite
+
 PACKAGE = pytest_ollama_warmup.__name__
 ROOT = Path(pytest_ollama_warmup.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
@@ -172,3 +174,15 @@ def test_a_run_that_needs_nothing_imports_no_library(
         imported = (tmp_path / role).read_text("utf-8").split()
         assert f"{PACKAGE}.plugin" in imported
         assert set() == (COSTLY - {"xdist"}) & set(imported)
+
+
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.requires_model"], ids=["unmarked", "marked"])
+def test_workers_of_a_suite_that_marks_no_test_import_no_library(suite: Suite, mark: str) -> None:
+    test = f"import pytest\n\n{mark}\ndef test_a():\n    pass\n"
+    suite.write({"conftest.py": CONFTEST, "test_it.py": test})
+    assert {"passed": 1} == suite.run("--ollama-preload=llama3.2:1b", "-n1").counts
+    imported = (suite.pytester.path / "worker").read_text("utf-8").split()
+    assert (
+        f"{PACKAGE}.ollama.plain" not in imported if mark else f"{PACKAGE}.ollama.plain" in imported
+    )
+    assert bool(mark) == bool({"httpx", "filelock", f"{PACKAGE}.run"} & set(imported))

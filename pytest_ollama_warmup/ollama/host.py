@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.text import clean
@@ -27,8 +26,7 @@ _API_PATH = re.compile(
 _PATH = re.compile(r"[A-Za-z0-9._~!$&()*+;=:%/-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """The address of a server, ready to connect to, and who gave it."""
 
     url: str

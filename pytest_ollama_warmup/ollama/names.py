@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +24,7 @@ _PARTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ModelName:
+class ModelName(NamedTuple):
     """The four parts of a model's name, spelled as given; equal whatever their case.
 
     A name that says where it runs keeps saying so in its tag, ``cloud`` or ``…-cloud``, so that a

@@ -5,8 +5,7 @@ Each sentence says only what was seen, and offers only what can help in this run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.text import at, clean, count, first_of, seconds
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 RAISE_MAX = "raise the server's OLLAMA_MAX_LOADED_MODELS"
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """What of a run decides which advice can help.
 
     *learned* are the contexts that the next run will use, by key; *grouped* is whether sets of

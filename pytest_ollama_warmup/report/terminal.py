@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pytest_ollama_warmup import clock
@@ -122,20 +121,15 @@ def can_write_signs(file: TextIO) -> bool:
     return True
 
 
-@dataclass(slots=True)
 class _Shown:
-    """What has been said of one model."""
+    """What has been said of one model; *announced* is whether that it is pulled has been."""
 
-    name: str
-    phase: str = ""
-    since: float = 0.0
-    begin: float = 0.0
-    first: int | None = None
-    announced: bool = False
-    """Whether it has been said that it is pulled."""
-    said: float = 0.0
-    doing: str = ""
-    task: TaskID | None = None
+    def __init__(self, name: str) -> None:
+        self.name, self.phase, self.doing = name, "", ""
+        self.since = self.begin = self.said = 0.0
+        self.first: int | None = None
+        self.announced = False
+        self.task: TaskID | None = None
 
 
 class Screen:

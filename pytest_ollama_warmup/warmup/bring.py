@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup import clock
@@ -71,7 +70,7 @@ def bring(
         if stored is not None:
             # A part that is there within 60 ms is not told in a pull, nor is its size.
             work.steps = [
-                replace(one, size=stored.size) if one.kind == "pull" else one for one in work.steps
+                one._replace(size=stored.size) if one.kind == "pull" else one for one in work.steps
             ]
         work.enter("present", why=work.kept)
         with loading:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup import clock
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 # A server that others use too: a model that is gone so often would only be fought over.
 OFTEN, OFTEN_S = 3, 300.0
-LOOK_EVERY_S = 0.25
 # How long a test of another worker may take to load a model, and how often to look whether it has.
 RELOAD_S, RELOAD_EVERY_S = 2.0, 0.05
 # How many such waits may change nothing: where tests unload a model, each test would wait.
@@ -73,7 +71,7 @@ class Ledger:
 
     def write(self, known: Known) -> None:
         """Replace what is known; the caller holds the lock."""
-        write_whole(self._path, asdict(known))
+        write_whole(self._path, known.to_dict())
 
     def held(self) -> AbstractContextManager[Beat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
@@ -109,10 +107,9 @@ class Guard:
         self.users, self.log = Users(folder, by), LookLog(folder, by)
         self._room, self._names = room, set[str]()
         self._client, self._folder, self._by, self._wait = client, folder, by, wait
-        self._terms = replace(terms, warm="load")
+        self._terms = terms._replace(warm="load")
         self._ledgers: dict[str, Ledger] = {}
-        self._lost, self._next_look = False, 0.0
-        self._tests: list[str] = []
+        self._lost = False
 
     def before(
         self, wanted: Wanted, test: str, beside: Contexts, may_load: Callable[[], bool]
@@ -154,24 +151,6 @@ class Guard:
             if (found := _find(loaded or [], target, outcome)) is not None:
                 self._note(target, outcome, found, beside)
 
-    def between(self, keys: Sequence[str], test: str = "", *, last: bool = False) -> None:
-        """See what the tests used that ran since the last look, none of which says what it needs.
-
-        *keys* are the listed models, *test* is the one that has just run. At most four times a
-        second, and once more after the *last* one.
-        """
-        self._tests += [test] if test else []
-        # Once it cannot be asked it is left alone: nobody has said that the server is needed, and
-        # one that hangs would hold up each test.
-        if self._lost or (clock.monotonic() < self._next_look and not last):
-            return
-        sent = clock.monotonic()
-        loaded, self._lost = self._try_to_look()
-        self._lost = self._lost or loaded is None
-        self._next_look = clock.monotonic() + LOOK_EVERY_S
-        tests, self._tests = self._tests, []
-        self.log.write("between", sent, tests=tests[:2], keys=keys, loaded=loaded)
-
     def _loaded(self) -> list[Resident]:
         try:
             try:
@@ -212,7 +191,7 @@ class Guard:
     def _noted(self, known: Known, target: Target, found: Resident, beside: Contexts) -> Known:
         context = found.context_length
         if known.unproven not in ("", found.expires):
-            known = replace(known, unproven="")
+            known = known._replace(unproven="")
         # Unknown, as before, as asked for, or as another test wants its own variant.
         if (
             not (context and known.context)
@@ -221,7 +200,7 @@ class Guard:
             or context in beside(target)
         ):
             return known
-        return replace(known, context=context, switches=known.switches + 1)
+        return known._replace(context=context, switches=known.switches + 1)
 
     def _bring_back(
         self,
@@ -242,12 +221,12 @@ class Guard:
             known = ledger.known()
             if known.unproven:
                 # It is gone again, and nobody has used it meanwhile.
-                known = replace(known, rests="unused")
+                known = known._replace(rests="unused")
             elif known.reloads_since(clock.monotonic() - OFTEN_S) >= OFTEN:
-                known = replace(known, rests="often")
+                known = known._replace(rests="often")
             elif not gone:
                 waits = known.waits + 1
-                known = replace(known, waits=waits, rests="busy" if waits >= WAITS else "")
+                known = known._replace(waits=waits, rests="busy" if waits >= WAITS else "")
             # Where tests do not agree on one context, a load may be made with the wrong one.
             if gone and may_load() and not known.rests and known.switches < 2:
                 self._reload(target, outcome, ledger, beat, test)
@@ -285,7 +264,7 @@ class Guard:
         self, target: Target, outcome: Outcome, ledger: Ledger, beat: Beat, test: str
     ) -> None:
         known, begin, start = ledger.known(), clock.monotonic(), clock.time()
-        work = self._work(replace(target, learned=outcome.learned), known, beat)
+        work = self._work(target._replace(learned=outcome.learned), known, beat)
         work.leased = outcome.leased
         back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
         took = clock.monotonic() - begin
@@ -296,11 +275,11 @@ class Guard:
             # It answers, and is not listed: it shares the runner of one that is, or the server's
             # list is of no use.
             names = tuple(sorted(one.name for one in self._loaded()))
-            ledger.write(replace(known, beside=names, rests="" if names else "unseen"))
+            ledger.write(known._replace(beside=names, rests="" if names else "unseen"))
             return
         self.log.write("own", begin, tests=[test], keys=[back.name.lower()])
         reload = Reload(test=test, by=self._by, start=start, at=begin, seconds=took)
-        ledger.write(replace(known, reloads=(*known.reloads, reload), unproven=back.expires))
+        ledger.write(known._replace(reloads=(*known.reloads, reload), unproven=back.expires))
 
     @contextmanager
     def inside(self, wanted: Wanted) -> Iterator[None]:
@@ -319,10 +298,9 @@ class Guard:
     def _work(self, target: Target, known: Known, beat: Beat) -> Work:
         if known.switches:
             options = {**dict(target.spec.options), "num_ctx": known.context}
-            target = replace(
-                target, spec=replace(target.spec, options=tuple(sorted(options.items())))
-            )
-        target = replace(target, request=None)
+            spec = target.spec._replace(options=tuple(sorted(options.items())))
+            target = target._replace(spec=spec)
+        target = target._replace(request=None)
         pulls = threading.Semaphore(1)
         return Work(self._client, target, self._terms, lambda event: None, beat, pulls)
 

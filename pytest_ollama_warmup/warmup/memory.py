@@ -37,7 +37,12 @@ class Memory:
         """Return what the processes of a run have left in *folder*."""
         ready = {one.key: one for one in outcomes if one.ready and one.model}
         known = {one.key: one for one in all_known(folder)}
-        return cls(host, usage_of(read_looks(folder)), known, ready)
+        # What does not say what it needs may have used any of them.
+        keys = tuple(ready)
+        looks = [
+            one._replace(keys=keys) if one.when == "between" else one for one in read_looks(folder)
+        ]
+        return cls(host, usage_of(looks), known, ready)
 
     def keys_of(self, name: str, digest: str) -> frozenset[str]:
         """Return the keys that a model in memory may stand for; none where the run knows it not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
@@ -39,8 +38,7 @@ class Alias(NamedTuple):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """The models that the user listed for the run, and where; *aliases* count as listed."""
 
     specs: tuple[ModelSpec, ...] = ()
@@ -67,7 +65,7 @@ class Listed:
         """
         alias = self._alias(spec)
         if alias is not None:
-            spec = replace(_with_defaults(spec, alias.spec), name=alias.spec.name)
+            spec = _with_defaults(spec, alias.spec)._replace(name=alias.spec.name)
         one = self._find(spec)
         return spec if one is None else _with_defaults(spec, one)
 
@@ -108,8 +106,7 @@ def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple
     return tuple(found.values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Want:
+class Want(NamedTuple):
     """What one test asks for: models by name, or (without *specs*) whatever is listed.
 
     *fixture* is the fixture that needs to know which model, where the mark names none.
@@ -139,15 +136,14 @@ class Want:
     def from_dict(cls, data: dict[str, Any]) -> Want:
         """Read what ``to_dict`` wrote."""
         specs = tuple(
-            replace(spec, capabilities=tuple(capabilities))
+            spec._replace(capabilities=tuple(capabilities))
             for text, capabilities in data["specs"]
             for spec in parse_specs(text, "a worker")
         )
         return cls(**{**data, "specs": specs, "capabilities": tuple(data["capabilities"])})
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A model to make ready; *origin* says who wants it, as messages show it.
 
     *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
@@ -159,9 +155,9 @@ class Target:
     spec: ModelSpec
     origin: str
     given_by: GivenBy = "default"
-    request: Mapping[str, Any] | None = field(default=None, compare=False)
-    learned: int = field(default=0, compare=False)
-    loads: bool = field(default=True, compare=False)
+    request: Mapping[str, Any] | None = None
+    learned: int = 0
+    loads: bool = True
     host: str = ""
 
     @property
@@ -198,13 +194,13 @@ class Need(NamedTuple):
     capabilities: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
 class Plan:
     """The models of a run, and under each key who needs it."""
 
-    targets: dict[str, Target] = field(default_factory=dict)
-    needs: dict[str, list[Need]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.targets: dict[str, Target] = {}
+        self.needs: dict[str, list[Need]] = {}
+        self.problems: dict[str, str] = {}
 
     @property
     def marked(self) -> bool:
@@ -228,7 +224,7 @@ def resolve(want: Want, listed: Listed) -> tuple[ModelSpec, ...]:
     if want.specs:
         return tuple({spec.key: spec for spec in map(listed.meant, want.specs)}.values())
     if len(listed.all) == 1:
-        return (replace(listed.all[0], capabilities=want.capabilities),)
+        return (listed.all[0]._replace(capabilities=want.capabilities),)
     if want.fixture or want.capabilities:
         raise NoModelNamed(want.test, want.fixture or "capabilities", listed.names)
     return ()
@@ -320,8 +316,7 @@ def decisions(plan: Plan, key: str, on_missing: str, ci: bool) -> list[Policy]:
 
 
 def _with_defaults(spec: ModelSpec, given: ModelSpec) -> ModelSpec:
-    return replace(
-        spec,
+    return spec._replace(
         options=spec.options or given.options,
         keep_alive=given.keep_alive if spec.keep_alive is None else spec.keep_alive,
         insecure=spec.insecure or given.insecure,

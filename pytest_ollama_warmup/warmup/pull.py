@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_ollama_warmup import clock
@@ -34,16 +33,16 @@ class Pulled(NamedTuple):
     resumed: int
 
 
-@dataclass(slots=True)
 class Progress:
     """How far a pull has come, in bytes, by the digest of each part.
 
     The server rolls stalled parts back, so only a part's highest mark counts.
     """
 
-    marks: dict[str, int] = field(default_factory=dict)
-    totals: dict[str, int] = field(default_factory=dict)
-    fresh: bool = False
+    def __init__(self) -> None:
+        self.marks: dict[str, int] = {}
+        self.totals: dict[str, int] = {}
+        self.fresh = False
 
     @property
     def completed(self) -> int:

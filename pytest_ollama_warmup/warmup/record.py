@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import LacksCapability
 
@@ -16,8 +15,7 @@ NOTICEABLE_S = 0.05
 StepKind = Literal["wait", "pull", "load"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(NamedTuple):
     """One part of making a model ready: *start* in seconds since the epoch, *seconds* long.
 
     *size* is in bytes and counts what a pull has downloaded.
@@ -29,8 +27,7 @@ class Step:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What happened to one model, or (with an empty *model*) to the server.
 
     *error* is the whole message, *brief* its few words for a table; *by* is the process; *host* the
@@ -84,7 +81,7 @@ class Outcome:
     def after(self, before: Outcome) -> Outcome:
         """Return this outcome with what was done for it *before*."""
         notes = tuple(dict.fromkeys([*before.notes, *self.notes]))
-        return replace(self, steps=(*before.steps, *self.steps), notes=notes)
+        return self._replace(steps=(*before.steps, *self.steps), notes=notes)
 
     def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
         """Return this outcome, as a failure where the model cannot do one of *capabilities*.
@@ -97,11 +94,16 @@ class Outcome:
         if not lacking:
             return self
         exc = LacksCapability(self.model, origin, lacking, self.capabilities)
-        return replace(self, status="failed", error=str(exc), brief=exc.brief)
+        return self._replace(status="failed", error=str(exc), brief=exc.brief)
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only; ``from_dict`` is its inverse."""
-        return {"schema": SCHEMA, **asdict(self), "options": dict(self.options)}
+        return {
+            "schema": SCHEMA,
+            **self._asdict(),
+            "steps": [one._asdict() for one in self.steps],
+            "options": dict(self.options),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
@@ -119,8 +121,7 @@ class Outcome:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reload:
+class Reload(NamedTuple):
     """A load of a model that was gone before *test*, made outside of the test's own time.
 
     *start* is in seconds since the epoch, *at* the same by the monotonic clock, *seconds* how long
@@ -134,8 +135,7 @@ class Reload:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class Known(NamedTuple):
     """What a run knows of one model since it was warmed; all its processes share it.
 
     *context* is the one that it was last seen with (0 where nobody tells), at first that of its
@@ -158,9 +158,13 @@ class Known:
     rests: Literal["", "often", "unused", "busy", "unseen"] = ""
     host: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return builtins only; ``from_dict`` is its inverse."""
+        return {**self._asdict(), "reloads": [one._asdict() for one in self.reloads]}
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:
-        """Read what ``asdict`` wrote, after a trip through JSON."""
+        """Read what ``to_dict`` wrote, after a trip through JSON."""
         reloads = tuple(Reload(**one) for one in data["reloads"])
         return cls(**{**data, "beside": tuple(data["beside"]), "reloads": reloads})
 
@@ -169,7 +173,6 @@ class Known:
         return sum(one.at >= at for one in self.reloads)
 
 
-@dataclass(slots=True, kw_only=True)
 class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
@@ -180,15 +183,15 @@ class Record:
     the tests whose models were ready, and could not be had any more.
     """
 
-    models: dict[str, Outcome] = field(default_factory=dict)
-    tests: dict[str, list[str]] = field(default_factory=dict)
-    waited_s: float = 0.0
-    busy: list[tuple[float, float]] = field(default_factory=list)
-    collected: float = 0.0
-    waits: dict[str, float] = field(default_factory=dict)
-    lost: dict[str, list[str]] = field(default_factory=dict)
-    server: Outcome | None = None
-    known: list[Known] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.models: dict[str, Outcome] = {}
+        self.tests: dict[str, list[str]] = {}
+        self.waited_s = self.collected = 0.0
+        self.busy: list[tuple[float, float]] = []
+        self.waits: dict[str, float] = {}
+        self.lost: dict[str, list[str]] = {}
+        self.server: Outcome | None = None
+        self.known: list[Known] = []
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -210,7 +213,7 @@ class Record:
             "waited_s": self.waited_s,
             "waits": self.waits,
             "lost": self.lost,
-            "known": [asdict(one) for one in self.known],
+            "known": [one.to_dict() for one in self.known],
             "models": [
                 {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
                 for outcome in self.models.values()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSpec
 from pytest_ollama_warmup.ollama.names import ModelName
@@ -34,8 +33,7 @@ KEYS = (*RUNNER_KEYS, "keep_alive", "insecure")
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(NamedTuple):
     """A model as somebody asked for it; equal names compare by ``key``.
 
     *digest* pins it: the first hex digits of its manifest's sha256, as ``/api/tags`` lists it.
@@ -137,7 +135,7 @@ def distinct(specs: Iterable[ModelSpec], source: str) -> tuple[ModelSpec, ...]:
     seen: dict[str, ModelSpec] = {}
     for spec in specs:
         other = seen.setdefault(spec.model_key, spec)
-        if replace(other, name=spec.name) != spec:
+        if other._replace(name=spec.name) != spec:
             raise BadSpec(str(spec), source, f"{other.name} is listed twice with different options")
     return tuple(seen.values())
 
@@ -197,9 +195,9 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
         seconds = parse_duration(value, source, token)
         if spec.keep_alive not in (None, seconds):
             raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
-        return replace(spec, keep_alive=seconds)
+        return spec._replace(keep_alive=seconds)
     if key == "insecure":
-        return replace(spec, insecure=_read_bool(value, token, source))
+        return spec._replace(insecure=_read_bool(value, token, source))
     if key not in _LEAST:
         raise BadSpec(token, source, f"unknown key {key!r}; keys: {', '.join(KEYS)}")
     least = _LEAST[key]
@@ -210,7 +208,7 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
     )
     if key in dict(spec.options) and dict(spec.options)[key] != read:
         raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
-    return replace(spec, options=tuple(sorted({**dict(spec.options), key: read}.items())))
+    return spec._replace(options=tuple(sorted({**dict(spec.options), key: read}.items())))
 
 
 def _read_bool(value: str, token: str, source: str) -> bool:

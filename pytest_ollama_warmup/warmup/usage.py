@@ -129,6 +129,7 @@ class _Reading:
         assert after.loaded is not None
         tests, keys = _tests(inside), _keys(inside)
         came = sorted(after.loaded.keys() - before.loaded.keys())
+        self._note_late_comers(before, after, tests, tuple(came))
         for name, was in before.loaded.items():
             if name not in after.loaded:
                 self._missing[name] = self._gone(name, was, before, after, tests, tuple(came))
@@ -146,6 +147,22 @@ class _Reading:
             users = inside or (just if late else [])
             use = Use(name, now.digest, now.context, after.got, _tests(users), _keys(users))
             self._usage.uses.append(use)
+
+    def _note_late_comers(
+        self, before: Look, after: Look, tests: tuple[str, ...], came: tuple[str, ...]
+    ) -> None:
+        """See what had to make room already when the last look was taken.
+
+        The server unloads one model, loads another, and only then lists it.
+        """
+        assert before.loaded is not None
+        assert after.loaded is not None
+        for name, one in self._missing.items():
+            just_gone = one.at == before.got and one.cause in ("gone", "unloaded") and not one.by
+            by = tuple(other for other in came if other != name)
+            if just_gone and by and name not in after.loaded and {*one.tests} & {*tests}:
+                crowd = frozenset([name, *before.loaded, *by])
+                self._missing[name] = one._replace(cause="evicted", by=by, crowd=crowd)
 
     def _came_back(
         self, missing: Gone, now: Seen, tests: tuple[str, ...], keys: frozenset[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup import clock
@@ -59,8 +58,7 @@ class Event(NamedTuple):
 Say = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(NamedTuple):
     """On what terms models are brought; durations in seconds, *keep_alive_s* -1 is for ever."""
 
     pull: str = "auto"
@@ -83,32 +81,39 @@ class Terms:
         return self.pull in ("missing", "always")
 
 
-@dataclass(slots=True)
 class Work:
-    """The work on one model: its steps so far, and who hears of progress."""
+    """The work on one model: its steps so far, and who hears of progress.
 
-    client: Client
-    target: Target
-    terms: Terms
-    say: Say
-    beat: Beat
-    pulls: threading.Semaphore
-    steps: list[Step] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    waited: bool = False
-    """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
-    found_loaded: bool = False
-    """Whether the model was in memory before this work."""
-    already_loaded: bool = False
-    """Whether it was in memory as it is needed, so that nothing was sent for it."""
-    leased: bool = False
-    """Whether the lease has to be asked for: known from before, it is asked with the load."""
-    kept: str = ""
-    """What a refresh found to be so already."""
-    early: EarlyLoad | None = None
-    """The load of the model that was asked for before this work, if any was."""
-    room: Room | None = None
-    """The server's memory, where it decides what is loaded; None where the load is needed now."""
+    *room* is the server's memory, where it decides what is loaded; None where the load is needed
+    now.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        target: Target,
+        terms: Terms,
+        say: Say,
+        beat: Beat,
+        pulls: threading.Semaphore,
+        room: Room | None = None,
+    ) -> None:
+        self.client, self.target, self.terms = client, target, terms
+        self.say, self.beat, self.pulls, self.room = say, beat, pulls, room
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        self.waited = False
+        """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
+        self.found_loaded = False
+        """Whether the model was in memory before this work."""
+        self.already_loaded = False
+        """Whether it was in memory as it is needed, so that nothing was sent for it."""
+        self.leased = False
+        """Whether the lease has to be asked for: known from before, it is asked with the load."""
+        self.kept = ""
+        """What a refresh found to be so already."""
+        self.early: EarlyLoad | None = None
+        """The load of the model that was asked for before this work, if any was."""
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 LOAD = Step(kind="load", start=0.0, seconds=2.0)
 A = Outcome(key="a", model="a:1", status="ready", steps=(LOAD,), context_length=4096)
-B = replace(A, key="b", model="b:1")
+B = A._replace(key="b", model="b:1")
 RUN = Run({})
 
 
@@ -124,7 +123,7 @@ ROOM = "raise the server's OLLAMA_MAX_LOADED_MODELS."
     ],
 )
 def test_only_a_cure_that_can_work_is_offered(run: Run, kept: int, cure: str) -> None:
-    outcomes = [replace(A, key=name, model=f"{name}:1") for name in "abcd"]
+    outcomes = [A._replace(key=name, model=f"{name}:1") for name in "abcd"]
     known = Known(key="a", model="a:1", reloads=(reload(),))
     evicted = gone("evicted", "t", by=("d:1",))
     seen = memory(*outcomes, known=known, gone=[evicted], uses=MORE, kept=kept)
@@ -151,7 +150,7 @@ def switch(before: int, after: int, *tests: str, model: str = "a:1") -> Switch:
     return Switch(model, "", before, after, tests, frozenset())
 
 
-LISTED = replace(A, options=(("num_ctx", 4096),))
+LISTED = A._replace(options=(("num_ctx", 4096),))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ LISTED = replace(A, options=(("num_ctx", 4096),))
         ),
         (
             memory(
-                replace(A, learned=4096), switches=[switch(4096, 512, "t")], uses=[use(context=512)]
+                A._replace(learned=4096), switches=[switch(4096, 512, "t")], uses=[use(context=512)]
             ),
             RUN,
             "a:1 was loaded with num_ctx 4096 (learned), and during t with 512: 1 reload, about "
@@ -186,7 +185,7 @@ LISTED = replace(A, options=(("num_ctx", 4096),))
         ),
         (
             memory(
-                replace(A, already_loaded=True),
+                A._replace(already_loaded=True),
                 switches=[switch(4096, 512, "t")],
                 uses=[use(context=512)],
             ),
@@ -223,7 +222,7 @@ def test_a_context_that_no_test_has_changed_is_not_mentioned(seen: Memory) -> No
 
 
 def test_variants_are_told_with_what_they_cost() -> None:
-    small = replace(A, key="a,num_ctx=512", options=(("num_ctx", 512),))
+    small = A._replace(key="a,num_ctx=512", options=(("num_ctx", 512),))
     seen = memory(A, small, switches=[switch(4096, 512, "t"), switch(512, 4096, "u")])
     start = "a:1 is wanted with num_ctx 512 and 4096: 2 reloads, about 4 s."
     assert [f"{start} --ollama-group-by-model makes it one for each."] == findings(seen, RUN)

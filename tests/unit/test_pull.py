@@ -407,7 +407,8 @@ def test_another_service_in_its_place_is_named_as_such(monkeypatch: pytest.Monke
 
 
 def test_progress_is_the_highest_mark_of_each_part() -> None:
-    progress = Progress({"a": 60, "b": 5}, {"a": 100, "b": 5})
+    progress = Progress()
+    progress.marks, progress.totals = {"a": 60, "b": 5}, {"a": 100, "b": 5}
     assert (65, 105, "65 B of 105 B") == (progress.completed, progress.total, str(progress))
 
 

@@ -367,6 +367,8 @@ _specs = st.builds(
     _options,
     st.one_of(st.none(), st.just(FOREVER), st.floats(1, 31_536_000)),
     st.booleans(),
+    digest=st.just(""),
+    capabilities=st.just(()),
 )
 
 

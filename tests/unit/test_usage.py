@@ -243,6 +243,29 @@ def test_what_did_not_fit_is_known_afterwards() -> None:
     assert not usage.fits(frozenset("abc"))
 
 
+@pytest.mark.parametrize("end", [2.5, 4.0], ids=["inside-both", "after"])
+def test_what_made_room_is_known_where_what_it_made_room_for_is_listed_later(end: float) -> None:
+    # The test that loads c runs from 1 to 3; another worker looks at 2, when a has gone for it.
+    both: Loaded = {"a": A1, "b": A1}
+    looks = in_order(
+        [look(1.0, "before", "t", both, by="gw0"), look(3.0, "after", "t", {"c": A1}, by="gw0")],
+        [
+            look(2.0, "before", "u", {"b": A1}, by="gw1"),
+            look(end, "after", "u", {"c": A1}, by="gw1"),
+        ],
+    )
+    gone = {one.model: one for one in usage_of(looks).gone}
+    assert ("evicted", ("c",), frozenset("abc")) == (gone["a"].cause, gone["a"].by, gone["a"].crowd)
+
+
+def test_what_a_test_unloaded_did_not_make_room_for_a_model_of_the_next() -> None:
+    both: Loaded = {"a": A1, "b": A1}
+    looks = in_order(
+        around("t", 1.0, both, {"b": A1}), around("u", 3.0, {"b": A1}, {"b": A1, "c": A1})
+    )
+    assert [("unloaded", ())] == [(one.cause, one.by) for one in usage_of(looks).gone]
+
+
 def test_a_server_that_did_not_answer_was_restarted() -> None:
     looks = [
         *around("t", 1.0, {"a": A1}, {"a": A1}),

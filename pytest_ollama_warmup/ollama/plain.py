@@ -1,0 +1,47 @@
+"""A look at a server's memory by the standard library alone.
+
+Each worker of a suite takes some, and httpx takes 40 ms to import, of each worker's time.
+"""
+
+from __future__ import annotations
+
+import http.client
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pytest_ollama_warmup.ollama.answers import Resident, parse, server_time
+from pytest_ollama_warmup.ollama.proxy import proxy_for
+from pytest_ollama_warmup.ollama.requests import headers
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.host import Host
+
+LIMIT_S = 5.0
+_ANSWER_BYTES = 1 << 20
+
+
+def can_look(host: Host) -> bool:
+    """Whether *host* can be asked without certificates and without a proxy."""
+    return host.url.startswith("http:") and not proxy_for(host)
+
+
+def resident(host: Host, api_key: str) -> list[Resident]:
+    """Return the models in memory, like ``Client.resident``.
+
+    Raises:
+        OSError: the server does not answer.
+        ValueError, http.client.HTTPException: it answers something else.
+    """
+    url = urlsplit(host.url)
+    connection = http.client.HTTPConnection(url.netloc, timeout=LIMIT_S)
+    try:
+        connection.request("GET", f"{url.path}/api/ps", headers=headers(host, api_key))
+        response = connection.getresponse()
+        data = parse(response.read(_ANSWER_BYTES))
+        if response.status != 200 or not isinstance(data, dict):
+            raise ValueError(f"HTTP {response.status}")
+        models, now = data.get("models"), server_time(response.getheader("date"))
+        found = models if isinstance(models, list) else []
+        return [Resident.read(one, now) for one in found if isinstance(one, dict)]
+    finally:
+        connection.close()
