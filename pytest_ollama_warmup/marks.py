@@ -240,10 +240,14 @@ def _requires_model(
     options: Mapping[str, object] | None = None,
     on_missing: str | None = None,
 ) -> _Read:
+    from pytest_ollama_warmup.ollama.names import CAPABILITIES, closest
     from pytest_ollama_warmup.warmup.spec import parse_specs
 
     source = f"@pytest.mark.{NAME}"
     for text in specs:
+        if isinstance(text, list | tuple | set):
+            each = ", ".join(f'"{one}"' for one in text)
+            raise TypeError(f"each model is an argument of its own: {NAME}({each})")
         if not isinstance(text, str):
             raise TypeError(f"a model is named by a text, not by {text!r}")
         if not text.strip():
@@ -252,6 +256,9 @@ def _requires_model(
     wanted = [capabilities] if isinstance(capabilities, str) else capabilities
     if not isinstance(wanted, Iterable) or not all(isinstance(one, str) for one in wanted):
         raise TypeError(f'capabilities are texts like ["tools"], not {capabilities!r}')
+    for one in wanted:
+        if one not in CAPABILITIES and (meant := closest(one, CAPABILITIES)):
+            raise TypeError(f"no model has the capability {one!r}; did you mean {meant!r}?")
     if options is not None:
         if not isinstance(options, Mapping):
             raise TypeError(f"options is a dict of runner options, not {options!r}")

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import parameter_of, want_of
+from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
 from pytest_ollama_warmup.verdict import NOT_READY, enforce, watch
@@ -55,9 +56,14 @@ class Models:
         A model that cannot be had skips or fails the test, as --ollama-on-missing says.
 
         Raises:
-            KeyError: *key* names no model, or more than one.
+            KeyError: *key* names no model, or more than one, or is a slip of an alias.
         """
         run = self._run
+        aliases = [alias.name for alias in run.settings.listed.aliases]
+        # Taken for a model's name, it would be skipped, and in CI asked of the registry.
+        if key not in self and (meant := closest(key, aliases)):
+            known = ", ".join(run.settings.listed.names)
+            raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, run.settings.listed)
         if not self._look_up:

@@ -84,6 +84,26 @@ def test_roles_of_a_file_and_one_of_the_command_line_that_goes_before(models: Su
     assert ["llama3.2:1b", "nomic-embed-text:latest"] == names(models)
 
 
+def test_a_slip_of_an_alias_is_an_error_and_no_model(models: Suite) -> None:
+    models.write(
+        {
+            "test_it.py": """
+                import pytest
+
+                def test_it(ollama_models):
+                    message = "no alias 'chatt': did you mean 'chat'. Listed are chat, embed"
+                    with pytest.raises(KeyError, match=message):
+                        ollama_models["chatt"]
+                    # The model that an alias means can be named by its own name.
+                    assert "llama3.2:1b" == ollama_models["llama3.2:1b"].name
+            """,
+        }
+    )
+    listed = ["--ollama-alias=chat=llama3.2:1b", "--ollama-alias=embed=nomic-embed-text"]
+    assert {"passed": 1} == models.run(*listed).counts
+    assert "chatt" not in {one.model for one in models.ollama.requests}
+
+
 def test_a_role_can_be_listed_and_its_variant_is_a_model_of_its_own(models: Suite) -> None:
     models.write(
         {

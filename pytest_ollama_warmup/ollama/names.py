@@ -14,6 +14,18 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
+# What a model may be able to do (v0.33, types/model/capability.go); later versions may add to it.
+CAPABILITIES = (
+    "completion",
+    "tools",
+    "insert",
+    "vision",
+    "embedding",
+    "thinking",
+    "image",
+    "audio",
+)
+
 # What each part may hold after its first character (a letter, a digit or "_"), and its greatest
 # length (v0.33, types/model/name.go). ASCII only: re's \w would let "é" pass.
 _PARTS = {
@@ -100,10 +112,15 @@ def meant_by(name: str, there: Sequence[str]) -> str:
     with suppress(ValueError):
         if bare != name and (key := ModelName.parse(bare).key) in keys:
             return keys[key]
+    return closest(bare, there)
+
+
+def closest(text: str, known: Sequence[str]) -> str:
+    """Return the one of *known* that *text* is a slip of; empty for none."""
     # Imported here: a slip is rare, and this costs each run.
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(bare, there, n=1, cutoff=0.75)), "")
+    return next(iter(get_close_matches(text, known, n=1, cutoff=0.75)), "")
 
 
 def is_cloud(text: str) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 OptionValue = int | bool
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(?:(\d+\.?\d*|\.\d+)(h|ms|us|µs|ns|m|s))")
+_VERSION = re.compile(r"[0-9.]+(:[^/]*)?")
 FOREVER = -1.0
 _YEAR_S = 365 * 86400.0
 
@@ -30,6 +31,11 @@ _LEAST: dict[str, int | None] = {
 }
 RUNNER_KEYS = tuple(_LEAST)
 KEYS = (*RUNNER_KEYS, "keep_alive", "insecure")
+# What Ollama's API calls options too, and takes with each request (api/types.go, Options, v0.33).
+_OF_REQUESTS = {
+    *("num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n"),
+    *("temperature", "repeat_penalty", "presence_penalty", "frequency_penalty", "stop"),
+}
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -115,6 +121,11 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
                 continue
             if not name or (asked and not query):
                 raise BadSpec(token, source, "a model name is needed, like llama3.2:1b")
+            if before is not None and _VERSION.fullmatch(name):
+                # No model has such a name; with a space less the one before it may.
+                raise BadSpec(
+                    token, source, f"a space separates models; {before.name}{token} is one"
+                )
             name, _, pin = name.partition("@")
             spec = ModelSpec(_check_name(name, source), digest=_read_pin(pin, token, source))
             for pair in query.split("&") if query else ():
@@ -199,7 +210,10 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
     if key == "insecure":
         return spec._replace(insecure=_read_bool(value, token, source))
     if key not in _LEAST:
-        raise BadSpec(token, source, f"unknown key {key!r}; keys: {', '.join(KEYS)}")
+        why = f"unknown key {key!r}"
+        if key in _OF_REQUESTS:
+            why = f"{key} does not decide how a model is loaded: send it with each request"
+        raise BadSpec(token, source, f"{why}; keys: {', '.join(KEYS)}")
     least = _LEAST[key]
     read = (
         _read_bool(value, token, source)

@@ -120,7 +120,13 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
             "m,NUM_CTX=64",
             f"'NUM_CTX=64' (from --ollama-preload): unknown key 'NUM_CTX'; keys: {ALL_KEYS}",
         ),
-        ("m,temperature=1", f"unknown key 'temperature'; keys: {ALL_KEYS}"),
+        (
+            "m,temperature=1",
+            "temperature does not decide how a model is loaded: send it with each request; "
+            f"keys: {ALL_KEYS}",
+        ),
+        ("m,heat=1", f"unknown key 'heat'; keys: {ALL_KEYS}"),
+        ("qwen 2.5", "a space separates models; qwen2.5 is one"),
         ("m,keepalive=1m", f"unknown key 'keepalive'; keys: {ALL_KEYS}"),
         (
             "m,num_ctx=",
