@@ -78,10 +78,14 @@ class Result:
         return rest[:end]
 
 
+def is_ours(request: Request) -> bool:
+    """Whether the plugin has sent a request."""
+    return request.headers.get("user-agent") == "pytest-ollama-warmup"
+
+
 def is_early(request: Request) -> bool:
     """Whether a request was sent before conftests were imported: not by httpx, then."""
-    ours = request.headers.get("user-agent") == "pytest-ollama-warmup"
-    return ours and "accept" not in request.headers
+    return is_ours(request) and "accept" not in request.headers
 
 
 @contextmanager
