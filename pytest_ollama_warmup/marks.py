@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "requires_model"
 LONG_NAME = "requires_ollama_model"
+# The mark of pytest-recording and pytest-vcr.
+RECORDED = "vcr"
 _SIGNATURE = "(*specs, capabilities=(), options=None, on_missing=None)"
 MARK = f"{NAME}{_SIGNATURE}"
 MARK_HELP = (
@@ -135,16 +137,20 @@ def each_want(items: Iterable[pytest.Item]) -> Iterator[Want | None]:
         yield _want_of(item, [*item.own_markers, *around.marks]) if marked else None
 
 
-def want_of(item: pytest.Item) -> Want | None:
+def want_of(item: pytest.Item, *, replayed: bool = False) -> Want | None:
     """Return what one item wants; None for an item without the mark, or that will not run.
+
+    None too for one that is replayed from a recording, unless *replayed* asks for what it names.
 
     Raises:
         BadMark: a mark does not fit its signature.
     """
-    return _want_of(item, list(item.iter_markers()))
+    return _want_of(item, list(item.iter_markers()), replayed=replayed)
 
 
-def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
+def _want_of(
+    item: pytest.Item, all_marks: list[pytest.Mark], *, replayed: bool = False
+) -> Want | None:
     names = _names_in(item.config)
     if NAME not in names and _our_fixtures(item):
         # The test needs a model of ours: whose name its mark tells is no question.
@@ -152,6 +158,11 @@ def _want_of(item: pytest.Item, all_marks: list[pytest.Mark]) -> Want | None:
     marks = [mark for mark in all_marks if mark.name in names]
     if not marks or any(_prevents(mark, item) for mark in all_marks):
         return None
+    if not replayed and any(mark.name == RECORDED for mark in all_marks):
+        from pytest_ollama_warmup.replays import is_replayed
+
+        if is_replayed(item, all_marks):
+            return None
     # Imported here: most tests of most environments have no such mark.
     from pytest_ollama_warmup.warmup.plan import Want
 
@@ -311,7 +322,7 @@ def parameter_of(item: pytest.Item) -> ModelSpec | None:
         BadMark: the parameter is no model's name.
     """
     value = _parameters(item).get(_MODEL_FIXTURE, _NONE)
-    if value is _NONE or not any(map(_is_from_us, _definitions(_MODEL_FIXTURE, item))):
+    if value is _NONE or not any(map(_is_from_us, definitions_of(_MODEL_FIXTURE, item))):
         return None
     spec = _one_spec(value, item)
     if spec is None:
@@ -337,7 +348,7 @@ def _check_direct(item: pytest.Item, specs: Mapping[str, ModelSpec]) -> None:
         BadMark: says what to add.
     """
     value = _parameters(item).get(_MODEL_FIXTURE, _NONE)
-    if value is _NONE or not any(map(_is_direct, _definitions(_MODEL_FIXTURE, item))):
+    if value is _NONE or not any(map(_is_direct, definitions_of(_MODEL_FIXTURE, item))):
         return
     spec, listed = _one_spec(value, item), settings_of(item.config).listed
     if spec is None or spec.model_key in specs or listed.given(listed.meant(spec)) is not None:
@@ -371,7 +382,7 @@ def _parameters(item: pytest.Item) -> Mapping[str, object]:
     return found
 
 
-def _definitions(name: str, item: pytest.Item) -> Sequence[pytest.FixtureDef[Any]]:
+def definitions_of(name: str, item: pytest.Item) -> Sequence[pytest.FixtureDef[Any]]:
     """Return what *name* means to *item*, the last one first asked; a plain argument too."""
     info = getattr(item, "_fixtureinfo", None)
     if info is not None and name in info.name2fixturedefs:
@@ -392,7 +403,7 @@ def _is_from_us(definition: pytest.FixtureDef[Any]) -> bool:
 
 def _is_ours(name: str, item: pytest.Item) -> bool:
     # Public suites have fixtures, and arguments of tests, of these names with other meanings.
-    definitions = _definitions(name, item)
+    definitions = definitions_of(name, item)
     return bool(definitions) and _is_from_us(definitions[-1])
 
 

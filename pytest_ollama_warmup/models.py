@@ -11,6 +11,7 @@ from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.marks import parameter_of, want_of
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.options import read_host
+from pytest_ollama_warmup.replays import is_replayed, needs_no_server_now
 from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
 from pytest_ollama_warmup.verdict import NOT_READY, enforce, watch
 from pytest_ollama_warmup.warmup.guard import CannotLook
@@ -66,7 +67,7 @@ class Models:
             raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, run.settings.listed)
-        if not self._look_up:
+        if not self._look_up or needs_no_server_now(self._session):
             return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         verdict = run.verdict(want)
         if verdict is not None:
@@ -116,7 +117,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
     fixture = request.fixturename or "ollama_model"
     problem, parameter = "", None
     try:
-        want, parameter = want_of(request.node), parameter_of(request.node)
+        want, parameter = want_of(request.node, replayed=True), parameter_of(request.node)
     except BadMark as exc:
         problem = str(exc)
     if problem:
@@ -133,7 +134,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
         problem = str(exc)
     if problem:
         pytest.fail(problem, pytrace=False)
-    if not seen:
+    if not seen and not is_replayed(request.node, request.node.iter_markers()):
         Models(request.session, url)[str(spec)]
     return spec
 

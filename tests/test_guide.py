@@ -20,6 +20,10 @@ EACH = pytest.mark.parametrize("page", NAMES)
 # What the server reads (Ollama v0.33, envconfig/config.go), and the recipes.
 SERVERS = {"OLLAMA_MODELS", "OLLAMA_HOST", "OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS"}
 
+# Of pytest-recording and pytest-vcr.
+RECORDERS = {"--record-mode", "--block-network", "--disable-recording"}
+RECORDERS |= {"--vcr-record", "--disable-vcr"}
+
 # What somebody with a guide, scripts and services for preloading has at hand, and will look for.
 AT_HAND = """
     model_preloader  model_puller  docker compose up -d  docker compose logs model_preloader
@@ -59,6 +63,7 @@ def test_a_page_names_only_options_that_there_are(page: str) -> None:
     assert set() == found - ours
     keys = {key for code in code_of(PAGES[page]) for key in re.findall(r"\bollama_[a-z_]+", code)}
     fixtures = {"ollama_host", "ollama_warmup_request", "ollama_model"}
+    fixtures |= {"ollama_models", "ollama_options"}
     assert set() == keys - {option.ini for option in OPTIONS} - fixtures
 
 
@@ -82,7 +87,7 @@ def test_a_page_gives_commands_only_flags_that_they_take(page: str) -> None:
 
 def test_flags_that_the_guide_names_without_their_command_are_of_one() -> None:
     every = "".join(help_of(command) for command in ("preload", "pull", "status", "unload"))
-    ours = {option.flag for option in OPTIONS}
+    ours = {option.flag for option in OPTIONS} | RECORDERS
     for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", PAGES["guide"]):
         assert flag in ours or flag in every, flag
 
