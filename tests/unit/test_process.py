@@ -24,6 +24,7 @@ from pytest_ollama_warmup.errors import (
     ServerStartFailed,
 )
 from pytest_ollama_warmup.ollama import process as process_module
+from pytest_ollama_warmup.ollama import supervisor
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.process import (
     ManagedServer,
@@ -51,14 +52,35 @@ modes = sys.argv[1].split("+")
 here = Path(__file__).parent
 if modes == ["sleep"]:
     time.sleep(600)
+if modes == ["stays"]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    time.sleep(600)
+if modes == ["brief"]:
+    time.sleep(0.2)
+    sys.exit()
+if "parent" in modes:
+    # Whose children lose it.
+    child = subprocess.Popen([sys.executable, __file__, modes[1]], start_new_session=True)
+    (here / "orphan.pid").write_text(str(child.pid))
+    sys.exit()
 if "deaf" in modes:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "children" in modes:
     for _ in range(2):
         subprocess.Popen([sys.executable, __file__, "sleep"])
+if "escapes" in modes:
+    subprocess.Popen([sys.executable, __file__, "stays"], start_new_session=True)
+if "daemon" in modes:
+    subprocess.run([sys.executable, __file__, "parent+stays"])
+if "orphan" in modes:
+    subprocess.run([sys.executable, __file__, "parent+brief"])
 (here / "server.pid").write_text(str(os.getpid()))
 if "reads" in modes:
     print("read:", sys.stdin.read(), flush=True)
+if "floods" in modes:
+    line = "x" * 99 + "\\n"
+    print("Error: long ago\\n" + line * 500_000, "Error: disk full\\n", line * 10_000, end="", flush=True)
 if "noise" in modes:
     sys.stdout.buffer.write(b"\\xff\\xfe\\x1b[31mred\\x07\\n\\n" + b"x" * 5000 + b"\\n")
     sys.stdout.flush()
@@ -438,7 +460,7 @@ def test_a_server_that_answers_is_ready_and_tells_its_version(fakes: Fakes) -> N
     assert "" == server.ended
     assert re.fullmatch(r"http://127\.0\.0\.1:2\d{4}", server.host.url)
     assert "--ollama-serve" == server.host.source
-    assert ["level=INFO msg=Listening"] == server.log_tail(5)
+    until(lambda: ["level=INFO msg=Listening"] == server.log_tail(5))
 
 
 def test_a_server_is_one_for_a_with_statement(fakes: Fakes) -> None:
@@ -535,7 +557,7 @@ def test_each_attempt_is_told_to_the_one_who_waits(fakes: Fakes) -> None:
 
 def test_a_server_that_reads_its_input_gets_none(fakes: Fakes) -> None:
     server = fakes.ready("reads")
-    assert "read:" == server.log_tail(2)[0]
+    until(lambda: ["read:", "level=INFO msg=Listening"] == server.log_tail(2))
 
 
 # --- port taken
@@ -787,6 +809,45 @@ def test_a_supervisor_that_is_killed_leaves_nothing_behind(fakes: Fakes, noticed
     until(lambda: not fakes.processes())
 
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subreapers")
+
+
+@LINUX
+@pytest.mark.parametrize("modes", ["escapes", "daemon", "escapes+daemon+deaf"])
+@pytest.mark.parametrize("how", ["stop", "server dies", "supervisor is told"])
+def test_children_in_a_session_of_their_own_end_with_the_server(
+    fakes: Fakes, modes: str, how: str
+) -> None:
+    server = fakes.ready(modes)
+    assert 2 + modes.count("escapes") + modes.count("daemon") == len(fakes.processes())
+    if how == "stop":
+        server.stop()
+        assert {} == fakes.processes()
+    elif how == "server dies":
+        os.kill(fakes.server_pid(), signal.SIGKILL)
+    else:
+        os.kill(fakes.supervisor_pid(), signal.SIGTERM)
+    until(lambda: not fakes.processes())
+
+
+@LINUX
+def test_children_in_a_session_of_their_own_end_with_a_run_that_is_killed(fakes: Fakes) -> None:
+    run = fakes.run("escapes+daemon")
+    assert "ready" == line_of(run)
+    assert 5 == len(fakes.processes())
+    run.kill()
+    run.wait(LIMIT_S)
+    until(lambda: not fakes.processes())
+
+
+@LINUX
+def test_an_orphan_that_ends_while_the_server_runs_leaves_no_zombie(fakes: Fakes) -> None:
+    server = fakes.ready("orphan")
+    orphan = (fakes.folder / "orphan.pid").read_text("utf-8")
+    until(lambda: not Path("/proc", orphan).exists())
+    assert "" == server.ended
+
+
 @POSIX
 def test_a_supervisor_that_hangs_is_given_up(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_module, "_STOP_LIMIT_S", 0.1)
@@ -846,6 +907,49 @@ def test_the_end_of_a_long_log_is_found(fakes: Fakes, monkeypatch: pytest.Monkey
     fakes.log.write_text("".join(f"Error: {i}\n" for i in range(1000)), "utf-8")
     assert ["Error: 998", "Error: 999"] == server.log_tail(2)
     assert len(server.log_tail(1000)) < 12
+
+
+def test_of_a_log_without_end_the_end_is_kept(fakes: Fakes) -> None:
+    fakes.log.write_text("Error: of yesterday\n", "utf-8")
+    server = fakes.ready("floods")
+    until(lambda: "level=INFO msg=Listening" in server.log_tail(1))
+    assert supervisor.LOG_LIMIT + 1000 > fakes.log.stat().st_size
+    assert ["Error: disk full"] == server.error_lines(9)
+    server.stop()
+    assert supervisor.LOG_LIMIT + 1000 > fakes.log.stat().st_size > process_module._LOG_BYTES
+    first, left_out, *_ = fakes.log.read_text("utf-8").splitlines()
+    assert "Error: of yesterday" == first
+    assert re.fullmatch(r"\[4\d{7} bytes left out\]", left_out)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 500])
+def test_a_log_is_cut_at_whole_lines_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(supervisor, "LOG_LIMIT", 200)
+    monkeypatch.setattr(supervisor, "LOG_KEPT", 100)
+    path, text = tmp_path / "log", b"".join(b"line %d\n" % i for i in range(300))
+    path.write_bytes(b"before\n")
+    with path.open("ab", buffering=0) as file:
+        log = supervisor.Log(file.fileno())
+        for begin in range(0, len(text), length):
+            log.write(text[begin : begin + length])
+            assert path.stat().st_size < 7 + 200 + 40
+    before, left_out, rest = path.read_bytes().split(b"\n", 2)
+    assert (b"before", True) == (before, text.endswith(b"\n" + rest))
+    assert len(text) - len(rest) >= int(left_out.split()[0][1:]) > 0
+
+
+def test_a_log_that_is_no_file_gets_everything() -> None:
+    out, into = os.pipe()
+    log = supervisor.Log(into)
+    log.write(b"a" * 10)
+    log.write(b"b" * 10)
+    os.close(into)
+    assert b"a" * 10 + b"b" * 10 == os.read(out, 100)
+    os.close(out)
+    # Nor does it matter that nobody reads it any more.
+    log.write(b"c")
 
 
 def test_a_log_that_is_gone_has_no_lines(fakes: Fakes) -> None:
