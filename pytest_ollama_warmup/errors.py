@@ -487,12 +487,24 @@ class ApiError(WarmupError):
 
 
 class GatewayAnswered(ApiError):
-    """Somebody between us and the server has given up on a request, and says so by itself."""
+    """Somebody between us and the server has given up on a request, and says so by itself.
 
-    def __init__(self, request: str, status: int) -> None:
-        super().__init__(request, status, f"HTTP {status} from a gateway before the server")
+    *after_s* is how long the request had run by then.
+    """
+
+    def __init__(self, request: str, status: int, after_s: float = 0.0) -> None:
+        words = f"HTTP {status} from a gateway before the server"
+        self.after_s = after_s
+        if self.is_limit:
+            words += f", after {seconds(after_s)}"
+        super().__init__(request, status, words)
         # What it is made of again, after a trip through pickle.
-        self.args = (request, status)
+        self.args = (request, status, after_s)
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether the gateway had waited for the server: its time limit, to all appearance."""
+        return self.after_s >= 1
 
 
 class WaitedTooLong(WarmupError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,8 +23,12 @@ LIST = "--ollama-preload=llama3.2:1b"
 
 
 @contextmanager
-def gateway(port: int, *, status: int, times: int, path: str = "") -> Iterator[str]:
+def gateway(
+    port: int, *, status: int, times: int, path: str = "", after_s: float = 0.0
+) -> Iterator[str]:
     """Pass requests on to *port*, but answer the first *times* for *path* with a page of its own.
+
+    It does so after *after_s* seconds.
 
     The server hears of those too, from a client that is gone soon: as of one that has a limit.
     """
@@ -45,6 +51,7 @@ def gateway(port: int, *, status: int, times: int, path: str = "") -> Iterator[s
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if path in self.path and left[0]:
                 left[0] -= 1
+                time.sleep(after_s)
                 self.answer(status, "text/html", PAGE)
                 return
             behind = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -80,6 +87,34 @@ def test_one_that_always_does_is_named_and_its_page_is_not_shown(suite: Suite) -
     assert "HTTP 504 from a gateway before the server" in run.out
     assert "Raise the time limit of the gateway (proxy_read_timeout in nginx)" in run.out
     assert "Web Gateway" not in run.out
+
+
+@pytest.mark.parametrize("status", [502, 504, 524])
+def test_the_time_limit_of_a_gateway_is_named_as_it_showed(suite: Suite, status: int) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=status, times=99, path="generate", after_s=1.1) as url:
+        run = suite.run(f"--ollama-host={url}")
+    assert {"skipped": 1} == run.counts
+    # On a busy machine it takes longer.
+    assert re.search(
+        rf'"HTTP {status} from a gateway before the server, after ([\d.]+ s)"\. Raise the time limit '
+        r"of the gateway \(proxy_read_timeout in nginx\), about \1, above what a load takes, or "
+        r"connect to the server directly with --ollama-host URL\.",
+        run.out,
+    )
+
+
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_gateway_that_does_not_wait_has_no_limit_to_raise(suite: Suite, status: int) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(ONE_TEST)
+    with gateway(suite.ollama.port, status=status, times=99, path="/api/generate") as url:
+        run = suite.run(f"--ollama-host={url}")
+    assert {"skipped": 1} == run.counts
+    assert "The gateway did not reach the server." in run.out
+    assert "connect to the server directly with --ollama-host URL" in run.out
+    assert "time limit" not in run.out
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])

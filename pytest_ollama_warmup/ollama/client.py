@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import LoadKind
 
+# What a gateway answers when the server behind it does not; from 520 on Cloudflare.
+_GATEWAYS = {502, 503, 504, *range(520, 528)}
+
 
 class Client:
     """One server; one client per process and host, made when first needed.
@@ -299,6 +302,7 @@ class Client:
         return [one for one in found if isinstance(one, dict)], response.headers
 
     def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
+        begin = clock.monotonic()
         with self._translated():
             response = self._http.post(
                 path,
@@ -306,22 +310,22 @@ class Client:
                 timeout=httpx.Timeout(5.0, read=read_s),
                 extensions=self._extensions(),
             )
-        return self._data(path, response)
+        return self._data(path, response, clock.monotonic() - begin)
 
-    def _data(self, path: str, response: httpx.Response) -> dict[str, Any]:
+    def _data(self, path: str, response: httpx.Response, after_s: float = 0.0) -> dict[str, Any]:
         data = parse(response.content)
         if response.status_code != 200 or not isinstance(data, dict) or "error" in data:
             self._refuse_proxy(response)
-            raise self._error(path, response.status_code, response.content)
+            raise self._error(path, response.status_code, response.content, after_s)
         return data
 
-    def _error(self, path: str, status: int, content: bytes) -> Exception:
+    def _error(self, path: str, status: int, content: bytes, after_s: float = 0.0) -> Exception:
         words = self._words(content)
         if status in (401, 403):
             return self._denied(status, words)
-        if status in (502, 503, 504) and not isinstance(parse(content), dict):
+        if status in _GATEWAYS and not isinstance(parse(content), dict):
             # A page of somebody between us and the server is none of the server's words.
-            return GatewayAnswered(path, status)
+            return GatewayAnswered(path, status, after_s)
         return ApiError(path, status, words or f"HTTP {status} without a word")
 
     def _words(self, content: bytes) -> str:

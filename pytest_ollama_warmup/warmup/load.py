@@ -283,10 +283,7 @@ def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> 
     if any(sign in text for sign in _DAMAGED):
         return f"Its weights look damaged: {cure}"
     if isinstance(exc, GatewayAnswered):
-        return (
-            "Raise the time limit of the gateway (proxy_read_timeout in nginx) above what a load "
-            "takes, or connect to the server itself with --ollama-host."
-        )
+        return _advice_on_gateway(exc)
     if exc.status == 503:
         limit = seconds(work.terms.load_timeout_s)
         return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."
@@ -295,6 +292,17 @@ def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> 
     if "newer version" in text or "incompatible" in text:
         return f"Update Ollama, or {cure}"
     return "The server's log says more."
+
+
+def _advice_on_gateway(exc: GatewayAnswered) -> str:
+    directly = "connect to the server directly with --ollama-host URL."
+    if not exc.is_limit and exc.status in (502, 503):
+        return f"The gateway did not reach the server. Check that the server runs, or {directly}"
+    known = f", about {seconds(exc.after_s)}," if exc.is_limit else ""
+    return (
+        f"Raise the time limit of the gateway (proxy_read_timeout in nginx){known} above what a "
+        f"load takes, or {directly}"
+    )
 
 
 def _others(work: Work) -> str:

@@ -15,10 +15,12 @@ import httpx
 import pytest
 import respx
 
+from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     Aborted,
     AccessDenied,
     ApiError,
+    GatewayAnswered,
     NotOllama,
     ServerUnreachable,
     TlsFailed,
@@ -441,6 +443,8 @@ def test_a_model_that_is_not_there_is_none(client: Client, server: respx.MockRou
             502,
             "HTTP 502 from a gateway before the server",
         ),
+        (httpx.Response(524, text="timed out"), 524, "HTTP 524 from a gateway before the server"),
+        (httpx.Response(504, json={"error": "busy"}), 504, "busy"),
         (httpx.Response(500, html="<p>Oops"), 500, "a web page"),
         (httpx.Response(500), 500, "HTTP 500 without a word"),
         (httpx.Response(200, text="no json"), 200, "no json"),
@@ -456,6 +460,29 @@ def test_an_error_keeps_status_and_words(
     with pytest.raises(ApiError) as caught:
         client.show("m")
     assert (status, words) == (caught.value.status, caught.value.words)
+
+
+@pytest.mark.parametrize(
+    ("after_s", "words"), [(0.4, ""), (60.03, ", after 60 s"), (120.2, ", after 2 min")]
+)
+def test_a_gateway_is_quoted_with_the_time_after_which_it_gave_up(
+    client: Client,
+    server: respx.MockRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    after_s: float,
+    words: str,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        now[0] += after_s
+        return httpx.Response(504, html="<p>Gateway Time-out")
+
+    server.post("/api/generate").mock(side_effect=answer)
+    with pytest.raises(GatewayAnswered) as caught:
+        client.load("m", "generate", prompt="", options={}, limit_s=900)
+    assert f"HTTP 504 from a gateway before the server{words}" == caught.value.words
 
 
 def test_every_request_may_be_denied(client: Client, server: respx.MockRouter) -> None:

@@ -52,7 +52,7 @@ EACH = [
     ServerUnreachable(URL, "default", "connection refused", 2.0),
     NotOllama(URL, "OLLAMA_HOST", "404 text/plain", ""),
     ProxyAnswered("http://ollama:11434", "OLLAMA_HOST", 407, "HTTP_PROXY"),
-    GatewayAnswered("POST /api/generate", 504),
+    GatewayAnswered("POST /api/generate", 504, 60.0),
     AccessDenied(URL, "OLLAMA_HOST", 401, "unauthorized", "sent"),
     Aborted(URL, "default"),
     OllamaNotFound("ollama", ("PATH", "/usr/local/bin/ollama")),
