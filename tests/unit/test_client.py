@@ -83,7 +83,7 @@ def listening(answer: bytes | None) -> Iterator[tuple[str, threading.Event]]:
                     over.wait(60)
                 else:
                     # A client that has seen enough may be gone.
-                    with suppress(ConnectionError):
+                    with suppress(OSError):
                         connection.sendall(answer)
                         connection.shutdown(socket.SHUT_WR)
                         while connection.recv(65536):
