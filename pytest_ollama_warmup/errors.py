@@ -171,6 +171,11 @@ class ServerUnreachable(ServerError):
         self.url, self.source, self.cause, self.waited_s = url, source, cause, waited_s
 
     @property
+    def timed_out(self) -> bool:
+        """Whether the server was connected, and gave no answer in time, or no end of one."""
+        return self.cause in ("no answer", "no complete answer")
+
+    @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
         return f"no Ollama: {self.cause}"
@@ -192,11 +197,14 @@ class ServerUnreachable(ServerError):
 
 
 class NotOllama(ServerError):
-    """Something answers at the address, and it is another service."""
+    """Something answers at the address, and it is another service: *request* got *seen*."""
 
-    def __init__(self, url: str, source: str, seen: str, note: str) -> None:
-        super().__init__(url, source, seen, note)
+    def __init__(
+        self, url: str, source: str, seen: str, note: str, request: str = "GET /api/version"
+    ) -> None:
+        super().__init__(url, source, seen, note, request)
         self.url, self.source, self.seen, self.note = url, source, seen, note
+        self.request = request
 
     @property
     def brief(self) -> str:
@@ -207,7 +215,7 @@ class NotOllama(ServerError):
         note = f" Note: {self.note}." if self.note else " Set --ollama-host."
         return (
             f"{self.url} (from {self.source}) answers, but is not Ollama "
-            f"(GET /api/version: {self.seen}). Another service?{note}"
+            f"({self.request}: {self.seen}). Another service?{note}"
         )
 
 

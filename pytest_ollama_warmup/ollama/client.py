@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import weakref
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -33,6 +34,14 @@ from pytest_ollama_warmup.ollama.answers import (
     is_missing_model,
     parse,
     server_time,
+)
+from pytest_ollama_warmup.ollama.limits import (
+    ANSWER_BYTES,
+    LARGE_BYTES,
+    LINE_BYTES,
+    Limit,
+    TooLong,
+    TooSlow,
 )
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.proxy import proxy_for
@@ -64,6 +73,8 @@ class Client:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
         self._sockets_lock = threading.Lock()
+        # What each thread reads, in httpx too, is an answer to its own request.
+        self._reading = threading.local()
         self.aborted = False
         try:
             self._http = httpx.Client(
@@ -83,8 +94,10 @@ class Client:
         except (ImportError, ValueError, httpx.InvalidURL) as exc:
             cause = f"a proxy variable cannot be used ({clean(exc, 200)})"
             raise ServerUnreachable(host.url, host.source, cause, 0.0) from exc
+        # Held: a module of the suite may put something else in its place.
+        self._send, self._build = self._http.send, self._http.build_request
         # Made once: it is sent twice for each test, and to make it costs a quarter of the look.
-        self._ps = self._get("/api/ps", 5.0)
+        self._ps = self._request("GET", "/api/ps", 5.0)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -141,10 +154,7 @@ class Client:
 
     def version(self, timeout_s: float = 5.0) -> str:
         """Return the server's version; a server built from source says ``0.0.0``."""
-        with self._translated():
-            response = self._http.get(
-                "/api/version", timeout=timeout_s, extensions=self._extensions()
-            )
+        response = self._answer(self._request("GET", "/api/version", timeout_s), timeout_s)
         kind = response.headers.get("content-type", "").partition(";")[0]
         self._refuse_proxy(response)
         if response.status_code in (401, 403):
@@ -187,7 +197,7 @@ class Client:
         and nothing more is known of it.
         """
         try:
-            data = self._post("/api/show", {"model": name}, read_s=limit_s)
+            data = self._post("/api/show", {"model": name}, limit_s)
         except ApiError as exc:
             if exc.status == 404 and is_missing_model(exc.words):
                 return None
@@ -209,27 +219,24 @@ class Client:
             ApiError: an error line, which arrives inside HTTP 200.
         """
         body = {"model": name, "stream": True, **({"insecure": True} if insecure else {})}
+        request, limit = self._request("POST", "/api/pull", silence_s, body), Limit(silence_s)
         with (
-            self._translated(),
-            self._http.stream(
-                "POST",
-                "/api/pull",
-                json=body,
-                timeout=httpx.Timeout(5.0, read=silence_s),
-                extensions=self._extensions(),
-            ) as response,
+            self._exchange("POST /api/pull", limit) as begin_again,
+            closing(_plain(self._send(request, stream=True))) as response,
         ):
             if response.status_code != 200:
                 raise self._error("/api/pull", response.status_code, response.read())
-            for line in response.iter_lines():
-                if not line.strip():
-                    continue
+            limit.most = LINE_BYTES
+            for line in _lines(response):
                 data = parse(line)
                 if not isinstance(data, dict):
-                    raise ApiError("POST /api/pull", 200, f"not JSON: {self._clean(line)}")
+                    said = self._clean(line.decode(errors="replace"))
+                    raise ApiError("POST /api/pull", 200, f"not JSON: {said}")
                 if "error" in data:
                     raise ApiError("POST /api/pull", 200, self._clean(data["error"]))
                 yield PullProgress.read(data)
+                # Also for this thread: it may have asked something else meanwhile.
+                begin_again()
 
     def load(
         self,
@@ -247,7 +254,7 @@ class Client:
         (v0.33, ``llm/llama_server.go``).
         """
         path, body = load_request(name, kind, prompt=prompt, options=options, keep_alive=keep_alive)
-        self._post(path, body, read_s=limit_s)
+        self._post(path, body, limit_s, LARGE_BYTES)
 
     def warm_up(
         self,
@@ -272,44 +279,56 @@ class Client:
             path = "embed"
             # What answers is one object, and knows no stream.
             del body["stream"]
-        self._post(f"/api/{path}", body, read_s=limit_s)
+        self._post(f"/api/{path}", body, limit_s, LARGE_BYTES)
 
     def unload(self, name: str, *, limit_s: float = 5.0) -> None:
         """Take a model out of memory, also one that embeds; nothing happens if it is not there."""
         body = {"model": name, "keep_alive": 0, "stream": False}
-        self._post("/api/generate", body, read_s=limit_s)
+        self._post("/api/generate", body, limit_s)
 
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
-        models, headers = self._models(self._ps)
+        models, headers = self._models(self._ps, 5.0)
         now = server_time(headers.get("date"))
         return [Resident.read(one, now) for one in models]
 
     def stored(self, *, limit_s: float = 5.0) -> list[Stored]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
-        return [Stored.read(one) for one in self._models(self._get("/api/tags", limit_s))[0]]
+        request = self._request("GET", "/api/tags", limit_s)
+        return [Stored.read(one) for one in self._models(request, limit_s, LARGE_BYTES)[0]]
 
-    def _get(self, path: str, limit_s: float) -> httpx.Request:
-        timeout = httpx.Timeout(5.0, read=limit_s)
-        return self._http.build_request("GET", path, timeout=timeout, extensions=self._extensions())
+    def _request(
+        self, method: str, path: str, limit_s: float, body: Mapping[str, object] | None = None
+    ) -> httpx.Request:
+        timeout = httpx.Timeout(min(5.0, limit_s), read=limit_s)
+        extensions = {"trace": self._trace}
+        return self._build(method, path, json=body, timeout=timeout, extensions=extensions)
 
-    def _models(self, request: httpx.Request) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    def _answer(
+        self, request: httpx.Request, limit_s: float, most: int = ANSWER_BYTES
+    ) -> httpx.Response:
+        """Return the whole answer, which has *limit_s* seconds and *most* bytes to come."""
+        what = f"{request.method} {request.url.path}"
+        with self._exchange(what, Limit(limit_s, most)):
+            response = _plain(self._send(request, stream=True))
+            response.read()
+        return response
+
+    def _models(
+        self, request: httpx.Request, limit_s: float, most: int = ANSWER_BYTES
+    ) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
         """Return a list of models, and the headers of the answer."""
-        with self._translated():
-            response = self._http.send(request)
+        response = self._answer(request, limit_s, most)
         models = self._data(request.url.path, response).get("models")
         found = models if isinstance(models, list) else []
         return [one for one in found if isinstance(one, dict)], response.headers
 
-    def _post(self, path: str, body: Mapping[str, object], read_s: float) -> dict[str, Any]:
+    def _post(
+        self, path: str, body: Mapping[str, object], limit_s: float, most: int = ANSWER_BYTES
+    ) -> dict[str, Any]:
         begin = clock.monotonic()
-        with self._translated():
-            response = self._http.post(
-                path,
-                json=body,
-                timeout=httpx.Timeout(5.0, read=read_s),
-                extensions=self._extensions(),
-            )
+        request = self._request("POST", path, limit_s, body)
+        response = self._answer(request, limit_s, most)
         return self._data(path, response, clock.monotonic() - begin)
 
     def _data(self, path: str, response: httpx.Response, after_s: float = 0.0) -> dict[str, Any]:
@@ -348,36 +367,62 @@ class Client:
     def _unreachable(self, cause: str) -> ServerUnreachable:
         return ServerUnreachable(self.host.url, self.host.source, cause, 0.0)
 
-    def _translated(self) -> _Translation:
-        return _Translation(self)
-
-    def _extensions(self) -> dict[str, Any]:
-        return {"trace": self._trace}
+    def _exchange(self, what: str, limit: Limit) -> _Exchange:
+        return _Exchange(self, what, limit)
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
         # TLS wraps the first socket in a second one, and leaves nothing in the first.
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            sock = info["return_value"].get_extra_info("socket")
+            stream = info["return_value"]
+            self._bound(stream)
+            sock = stream.get_extra_info("socket")
             if isinstance(sock, socket.socket):
                 with self._sockets_lock:
                     self._sockets.add(sock)
 
+    def _bound(self, stream: Any) -> None:
+        """Have *stream*, one of httpcore's, read within the limit of the answer that is read.
 
-class _Translation:
-    """Turn httpx's exceptions into ours.
+        httpx limits the time between two bytes only, nothing limits how many answers come before
+        the one that counts (``100 Continue``), and here all bytes pass.
+        """
+        read, reading = stream.read, self._reading
+
+        def bounded(max_bytes: int, timeout: float | None = None) -> bytes:
+            limit: Limit | None = getattr(reading, "limit", None)
+            if limit is None:
+                found: bytes = read(max_bytes, timeout)
+                return found
+            found = read(max_bytes, limit.left_s())
+            limit.count(len(found))
+            return found
+
+        stream.read = bounded
+
+
+class _Exchange:
+    """Limit the answer to one request, and turn httpx's exceptions into ours.
 
     Nothing else is caught: a mocking library's AssertionError must reach the test that caused it.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, what: str, limit: Limit) -> None:
+        self._client, self._what, self._limit = client, what, limit
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Callable[[], None]:
         if self._client.aborted:
             raise self._aborted()
+        self.begin_again()
+        return self.begin_again
+
+    def begin_again(self) -> None:
+        """Give what comes from now on, to this thread, the whole limit."""
+        self._limit.renew()
+        self._client._reading.limit = self._limit
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, httpx.RequestError):
+        self._client._reading.limit = None
+        if isinstance(exc, httpx.RequestError | TooSlow | TooLong):
             if self._client.aborted:
                 raise self._aborted() from exc
             raise self._as_server_error(exc) from exc
@@ -386,8 +431,12 @@ class _Translation:
         host = self._client.host
         return Aborted(host.url, host.source)
 
-    def _as_server_error(self, exc: httpx.RequestError) -> ServerError:
+    def _as_server_error(self, exc: Exception) -> ServerError:
         host = self._client.host
+        if isinstance(exc, TooLong):
+            return self._not_ollama(str(exc))
+        if self._limit.came and isinstance(exc, TooSlow | httpx.ReadTimeout):
+            return self._client._unreachable("no complete answer")
         causes = list(_chain(exc))
         tls = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
         if tls is not None:
@@ -395,11 +444,37 @@ class _Translation:
         if type(exc) is httpx.TimeoutException:
             # No time-out of httpx itself, which has a class for each: pytest-httpx says so that it
             # has no answer for us.
-            return NotOllama(host.url, host.source, clean(exc, 100), host.note)
+            return self._not_ollama(clean(exc, 100))
         garbled = isinstance(exc, httpx.RemoteProtocolError | httpx.DecodingError)
         if garbled and "without sending" not in str(exc):
-            return NotOllama(host.url, host.source, f"no HTTP: {clean(exc, 100)}", host.note)
+            return self._not_ollama(f"no HTTP: {clean(exc, 100)}")
         return self._client._unreachable(_cause(exc, causes))
+
+    def _not_ollama(self, seen: str) -> NotOllama:
+        host = self._client.host
+        return NotOllama(host.url, host.source, seen, host.note, self._what)
+
+
+def _plain(response: httpx.Response) -> httpx.Response:
+    """Return *response*, or what says that it is compressed, which nobody has asked for."""
+    kind = response.headers.get("content-encoding", "")
+    if kind in ("", "identity"):
+        return response
+    response.close()
+    text = f"compressed ({clean(kind, 60)}), which was not asked for"
+    return httpx.Response(response.status_code, text=text, request=response.request)
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Yield the lines of a stream that hold something, as they come."""
+    rest = bytearray()
+    for part in response.iter_bytes():
+        rest += part
+        if b"\n" in part:
+            *whole, rest = rest.split(b"\n")
+            yield from (bytes(line) for line in whole if line.strip())
+    if rest.strip():
+        yield bytes(rest)
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
@@ -412,7 +487,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         one = one.__cause__ or one.__context__
 
 
-def _cause(exc: httpx.RequestError, causes: list[BaseException]) -> str:
+def _cause(exc: Exception, causes: list[BaseException]) -> str:
     for one in causes:
         if isinstance(one, socket.gaierror):
             return "host name not found"
@@ -420,7 +495,7 @@ def _cause(exc: httpx.RequestError, causes: list[BaseException]) -> str:
             return "connection refused"
     if isinstance(exc, httpx.ConnectTimeout):
         return "no connection"
-    if isinstance(exc, httpx.ReadTimeout):
+    if isinstance(exc, TooSlow | httpx.ReadTimeout):
         return "no answer"
     # httpcore joins the attempts on several addresses into one text without the OSError.
     text = clean(exc, 200)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.sockets import BoundedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 _ANSWER_S = 5.0
 _PAUSE_S = 0.02
 _END_S = 1.0
-_ANSWER_BYTES = 1 << 20
 
 
 class Asked(NamedTuple):
@@ -117,24 +118,25 @@ class EarlyLoad:
         """
         url = urlsplit(self.host.url)
         connection = http.client.HTTPConnection(url.netloc)
-        connection.sock = self._connect(str(url.hostname), url.port or 80)
+        connection.sock = sock = self._connect(str(url.hostname), url.port or 80)
         try:
-            connection.sock.settimeout(limit_s)
+            sock.settimeout(limit_s)
+            sock.limit = Limit(limit_s)
             headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
             connection.request(method, url.path + path, body, headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
-            return response.read(_ANSWER_BYTES)
+            return response.read(ANSWER_BYTES)
         finally:
             connection.close()
 
-    def _connect(self, name: str, port: int) -> socket.socket:
+    def _connect(self, name: str, port: int) -> BoundedSocket:
         last: OSError | None = None
         for family, kind, proto, _, address in socket.getaddrinfo(
             name, port, type=socket.SOCK_STREAM
         ):
-            sock = socket.socket(family, kind, proto)
+            sock = BoundedSocket(family, kind, proto)
             with self._lock:
                 if self._closed.is_set():
                     sock.close()

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_ollama_warmup.ollama.answers import Resident, parse, server_time
+from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers
+from pytest_ollama_warmup.ollama.sockets import bounded
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
 LIMIT_S = 5.0
-_ANSWER_BYTES = 1 << 20
 
 
 def can_look(host: Host) -> bool:
@@ -29,15 +30,17 @@ def resident(host: Host, api_key: str) -> list[Resident]:
     """Return the models in memory, like ``Client.resident``.
 
     Raises:
-        OSError: the server does not answer.
+        OSError: the server does not answer, or its answer has no end.
         ValueError, http.client.HTTPException: it answers something else.
     """
     url = urlsplit(host.url)
     connection = http.client.HTTPConnection(url.netloc, timeout=LIMIT_S)
     try:
+        connection.connect()
+        connection.sock = bounded(connection.sock, Limit(LIMIT_S))
         connection.request("GET", f"{url.path}/api/ps", headers=headers(host, api_key))
         response = connection.getresponse()
-        data = parse(response.read(_ANSWER_BYTES))
+        data = parse(response.read(ANSWER_BYTES))
         if response.status != 200 or not isinstance(data, dict):
             raise ValueError(f"HTTP {response.status}")
         models, now = data.get("models"), server_time(response.getheader("date"))

@@ -57,7 +57,8 @@ def key_state(host: Host, api_key: str) -> KeyState:
 
 def headers(host: Host, api_key: str) -> dict[str, str]:
     """Return the headers of each request to *host*."""
-    found = {"User-Agent": "pytest-ollama-warmup"}
+    # A MB of gzip can be a GB of text.
+    found = {"User-Agent": "pytest-ollama-warmup", "Accept-Encoding": "identity"}
     if key_state(host, api_key) == "sent":
         found["Authorization"] = Secret(f"Bearer {api_key}")
     return found

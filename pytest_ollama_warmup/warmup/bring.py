@@ -225,8 +225,8 @@ def _show(work: Work) -> ModelInfo | None:
         return work.client.show(work.name, limit_s=_limit_s(work))
     except ServerUnreachable as exc:
         host, cause = work.client.host, exc.cause
-        if cause == "no answer":
-            cause = "no answer to POST /api/show"
+        if exc.timed_out:
+            cause += " to POST /api/show"
         raise ServerUnreachable(host.url, host.source, cause, clock.monotonic() - begin) from exc
     except AccessDenied as exc:
         if not is_cloud(work.name):

@@ -122,7 +122,7 @@ def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
     except ServerUnreachable as exc:
         words = f"{exc.cause} while loading, after {seconds(clock.monotonic() - begin)}"
         advice = "The server went away; its log says why."
-        if exc.cause == "no answer":
+        if exc.timed_out:
             limit = seconds(work.terms.load_timeout_s)
             advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
         raise LoadFailed(spec.name, work.target.origin, words, advice) from exc

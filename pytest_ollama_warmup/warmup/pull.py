@@ -7,7 +7,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pytest_ollama_warmup import clock
-from pytest_ollama_warmup.errors import ApiError, PullFailed, ServerUnreachable, UnknownModel
+from pytest_ollama_warmup.errors import (
+    ApiError,
+    NotOllama,
+    PullFailed,
+    ServerUnreachable,
+    UnknownModel,
+)
 from pytest_ollama_warmup.text import count, seconds, size
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ RUN_AGAIN = "Run again: a pull goes on where it stopped."
 # noticed that the last one is gone would join the stalled download: v0.33 notices within 10 ms.
 RESUMPTIONS = 5
 PAUSE_S = 0.5
+# Models have tens of parts.
+PARTS = 50_000
 
 
 class Pulled(NamedTuple):
@@ -40,19 +48,24 @@ class Progress:
     """
 
     def __init__(self) -> None:
-        self.marks: dict[str, int] = {}
-        self.totals: dict[str, int] = {}
+        self._parts: dict[str, tuple[int, int]] = {}
+        self.completed = 0
+        """Bytes that are there."""
+        self.total = 0
+        """Bytes of all parts that the server has named so far."""
         self.fresh = False
 
     @property
-    def completed(self) -> int:
-        """Bytes that are there."""
-        return sum(self.marks.values())
+    def parts(self) -> int:
+        """The number of parts that the server has named so far."""
+        return len(self._parts)
 
-    @property
-    def total(self) -> int:
-        """Bytes of all parts that the server has named so far."""
-        return sum(self.totals.values())
+    def note(self, digest: str, completed: int, total: int) -> None:
+        """Hear how far a part has come."""
+        there, whole = self._parts.get(digest, (0, 0))
+        self._parts[digest] = (max(there, completed), max(whole, total))
+        self.completed += max(0, completed - there)
+        self.total += max(0, total - whole)
 
     def __str__(self) -> str:
         return f"{size(self.completed)} of {size(self.total)}"
@@ -86,7 +99,7 @@ def pull(
     Raises:
         UnknownModel: the registry has none of this name.
         PullFailed: an error that does not pass, no progress, or no server any more.
-        ServerError: the server came back as something else.
+        ServerError: the server came back as something else, or never was Ollama.
     """
     name, progress, resumed, fruitless, damaged = spec.name, Progress(), 0, 0, 0
     while True:
@@ -105,7 +118,7 @@ def pull(
                 raise PullFailed(name, origin, why, _advice(name, why)) from exc
         except ServerUnreachable as exc:
             why = exc.cause
-            if why == "no answer":
+            if exc.timed_out:
                 why = f"no word from the server for {seconds(terms.load_timeout_s)}"
                 advice = f"Is the server still running? {RUN_AGAIN}"
                 raise PullFailed(name, origin, f"{why} (ollama_load_timeout)", advice) from exc
@@ -131,7 +144,7 @@ def _read(
     """Read one stream to its last line.
 
     Raises:
-        _Stalled, ApiError, ServerUnreachable: as their names say.
+        _Stalled, ApiError, ServerUnreachable, NotOllama: as their names say.
     """
     status, moved_at = "", clock.monotonic()
     # Of this stream alone: a server that was killed begins again from less than it had.
@@ -143,8 +156,10 @@ def _read(
             if digest := line.digest:
                 # A part that is there already gives one line, complete.
                 progress.fresh = progress.fresh or line.completed < line.total
-                progress.totals[digest] = max(line.total, progress.totals.get(digest, 0))
-                progress.marks[digest] = max(line.completed, progress.marks.get(digest, 0))
+                progress.note(digest, line.completed, line.total)
+                if progress.parts > PARTS:
+                    host, seen = client.host, f"more than {PARTS} parts of one model"
+                    raise NotOllama(host.url, host.source, seen, host.note, "POST /api/pull")
                 # The first word of a part's size is a step forward too, though no byte has come.
                 if line.total:
                     moved = moved or line.completed > marks.get(digest, -1)

@@ -152,7 +152,7 @@ def test_another_service_is_told_by_its_answer(
     server.get("/api/version").mock(answer)
     with pytest.raises(NotOllama) as caught:
         client.version()
-    assert (URL, "OLLAMA_HOST", seen, "") == caught.value.args
+    assert (URL, "OLLAMA_HOST", seen, "", "GET /api/version") == caught.value.args
 
 
 def test_another_service_on_port_80_gets_a_note() -> None:

@@ -182,6 +182,14 @@ def test_another_service_at_the_address_is_described() -> None:
     assert str(NotOllama(URL, "OLLAMA_HOST", seen, "")).endswith(
         "Another service? Set --ollama-host."
     )
+    assert "but is not Ollama (GET /api/ps: more than" in str(
+        NotOllama(URL, "OLLAMA_HOST", "more than 8.0 MB", "", "GET /api/ps")
+    )
+
+
+@pytest.mark.parametrize("cause", ["no answer", "no complete answer", "connection refused"])
+def test_a_server_that_lets_wait_is_known(cause: str) -> None:
+    assert (cause != "connection refused") == ServerUnreachable(URL, "", cause, 0.0).timed_out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
+    NotOllama,
     PullFailed,
     ServerUnreachable,
     UnknownModel,
@@ -408,8 +409,21 @@ def test_another_service_in_its_place_is_named_as_such(monkeypatch: pytest.Monke
 
 def test_progress_is_the_highest_mark_of_each_part() -> None:
     progress = Progress()
-    progress.marks, progress.totals = {"a": 60, "b": 5}, {"a": 100, "b": 5}
+    progress.note("a", 60, 100)
+    progress.note("b", 5, 5)
+    # A part that the server has rolled back.
+    progress.note("a", 20, 100)
     assert (65, 105, "65 B of 105 B") == (progress.completed, progress.total, str(progress))
+
+
+def test_a_pull_of_more_parts_than_any_model_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = [part(1, f"{number:x}", 1) for number in range(pull_module.PARTS)]
+    server = Server([[*most, *most, SUCCESS]])
+    assert Pulled(pull_module.PARTS, False, 0) == pulled(monkeypatch, server)
+    with pytest.raises(NotOllama, match="POST /api/pull: more than 50000 parts of one model"):
+        pulled(monkeypatch, Server([[*most, part(1, "another", 1), SUCCESS]]))
 
 
 def test_a_pull_of_what_is_there_brings_nothing_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
