@@ -14,6 +14,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.marks import wants_of
+from pytest_ollama_warmup.ordering import KEPT
 from pytest_ollama_warmup.roles import (
     PLACE,
     SETTINGS,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
+    from pytest_ollama_warmup.ordering import Kept
     from pytest_ollama_warmup.scheduling import EndOfRun
     from pytest_ollama_warmup.warmup.plan import Want
 
@@ -65,6 +67,7 @@ class ControllerSide:
         self._config, self._prepare, self._prepared = config, prepare, False
         self._collected = 0
         self._groups: dict[str, frozenset[str]] = {}
+        self._alone: set[frozenset[str]] = set()
         self._end: EndOfRun | None = None
 
     @pytest.hookimpl(optionalhook=True)
@@ -100,7 +103,8 @@ class ControllerSide:
     ) -> Generator[None, object, object]:
         """Prepare when the first worker knows its tests; none is scheduled until all do."""
         self._collected += 1
-        wants = None if self._prepared else _read_wants(self._config, node.gateway.id)
+        worker = node.gateway.id
+        wants = None if self._prepared else _read_wants(self._config, worker)
         # One on another machine cannot say it; should none, the last one is waited for in vain.
         if wants is None and self._collected >= number_of_workers(self._config):
             wants = []
@@ -108,7 +112,7 @@ class ControllerSide:
             self._prepared = True
             self._prepare(wants, len(ids))
             if wants and settings_of(self._config).reorders:
-                self._take_turns(wants)
+                self._take_turns(wants, _read_kept(self._config, worker))
         return (yield)
 
     # First: a suite's own scheduler would know nothing of models.
@@ -120,16 +124,25 @@ class ControllerSide:
         from pytest_ollama_warmup.scheduling import GroupScheduling
 
         return GroupScheduling(
-            config, log, self._groups, is_over=lambda: self._end is not None and self._end.is_told
+            config,
+            log,
+            self._groups,
+            alone=self._alone,
+            is_over=lambda: self._end is not None and self._end.is_told,
         )
 
-    def _take_turns(self, wants: list[Want]) -> None:
+    def _take_turns(self, wants: list[Want], kept: list[Kept]) -> None:
         from pytest_ollama_warmup.run import ENDING
         from pytest_ollama_warmup.scheduling import EndOfRun
         from pytest_ollama_warmup.warmup.plan import group_of
 
         listed = settings_of(self._config).listed
         self._groups.update({want.test: group_of(want, listed) for want in wants})
+        for group, story, tests in kept:
+            one = frozenset([*group, story] if story else group)
+            self._groups.update(dict.fromkeys(tests, one))
+            if story:
+                self._alone.add(one)
         self._end = EndOfRun(self._config, folder_of(self._config) / ENDING)
         self._config.pluginmanager.register(self._end, "ollama_warmup_end")
 
@@ -167,6 +180,7 @@ class WorkerSide:
                 if found["host_hooks"] or settings_of(config).pool:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = worker_input(config)["workerid"]
+            found["kept"] = config.stash.get(KEPT, [])
             content = json.dumps({"schema": SCHEMA, **found})
             _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
             if is_alone(config) and (found.get("wants") or settings_of(config).preloads):
@@ -214,6 +228,15 @@ def _wants_or_error(items: list[pytest.Item]) -> dict[str, Any]:
 
 def _wants_path(folder: Path, worker: str) -> Path:
     return folder / f"wants-{worker}.json"
+
+
+def _read_kept(config: pytest.Config, worker: str) -> list[Kept]:
+    path = _wants_path(folder_of(config), worker)
+    if not path.exists():
+        return []
+    from pytest_ollama_warmup.ordering import Kept
+
+    return [Kept(*one) for one in json.loads(path.read_text(encoding="utf-8"))["kept"]]
 
 
 def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:

@@ -33,6 +33,11 @@ MARK_HELP = (
 LONG_MARK_HELP = (
     f"{LONG_NAME}{_SIGNATURE}: the same, for suites that have a mark {NAME} of their own."
 )
+KEEP_ORDER = "ollama_keep_order"
+KEEP_ORDER_HELP = (
+    f"{KEEP_ORDER}: the tests of this module or class stay together in their order, also where "
+    "--ollama-group-by-model or --ollama-overlap reorders tests."
+)
 ON_MISSING = ("auto", "exit", "fail", "skip")
 
 # Who gets one of these needs Ollama, and of these two, to know which model.
@@ -328,6 +333,15 @@ def parameter_of(item: pytest.Item) -> ModelSpec | None:
     if spec is None:
         raise BadMark(f"parametrize: one model is needed, not {value!r}", item.nodeid, MARK)
     return spec
+
+
+def has_model_of_parameter(item: pytest.Item) -> bool:
+    """Whether *item* has its model from a parameter, by name or by a mark of the parameter."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return False
+    names = _names_in(item.config)
+    return _MODEL_FIXTURE in callspec.params or any(mark.name in names for mark in callspec.marks)
 
 
 def _parameter(item: pytest.Item) -> tuple[ModelSpec, ...]:

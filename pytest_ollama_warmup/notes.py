@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-Kind = Literal["waits", "lost"]
+Kind = Literal["waits", "lost", "moved"]
 
 
 def write(folder: Path, by: str, kind: Kind, notes: object) -> None:
@@ -40,6 +40,11 @@ def waits(root: Path) -> dict[str, float]:
     for notes in _read(root.rglob("waits-*.json")):
         found |= notes
     return found
+
+
+def moved(root: Path) -> list[str]:
+    """Return a line for each test of any process that was skipped because of a changed order."""
+    return [line for notes in _read(root.rglob("moved-*.json")) for line in notes.values()]
 
 
 def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

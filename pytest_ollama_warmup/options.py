@@ -237,6 +237,18 @@ OPTIONS = (
         pytest_only=True,
     ),
     Option(
+        "keep_order",
+        "when",
+        "Which tests stay together in the order in which they are collected, where "
+        "--ollama-group-by-model or --ollama-overlap reorders tests: module, class, test (none), "
+        "or auto (those of a class, and those of a module with a mark such as dependency, order or "
+        "incremental). Default: auto.",
+        read=_choice("auto", "module", "class", "test"),
+        default="auto",
+        metavar="WHAT",
+        pytest_only=True,
+    ),
+    Option(
         "overlap",
         "when",
         "Bring the models in the background while the tests run that need none; those that need "

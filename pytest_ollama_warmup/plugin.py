@@ -22,7 +22,13 @@ from pytest_ollama_warmup.fixtures import (
     ollama_openai_url,
     ollama_options,
 )
-from pytest_ollama_warmup.marks import LONG_MARK_HELP, MARK_HELP, prepare_items, wants_of
+from pytest_ollama_warmup.marks import (
+    KEEP_ORDER_HELP,
+    LONG_MARK_HELP,
+    MARK_HELP,
+    prepare_items,
+    wants_of,
+)
 from pytest_ollama_warmup.options import add_options
 from pytest_ollama_warmup.roles import (
     EARLY,
@@ -100,6 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks, and what the process's role in xdist asks for."""
     config.addinivalue_line("markers", MARK_HELP)
     config.addinivalue_line("markers", LONG_MARK_HELP)
+    config.addinivalue_line("markers", KEEP_ORDER_HELP)
     if settings_of(config).off:
         return
     if is_worker(config):

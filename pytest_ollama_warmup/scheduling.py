@@ -13,7 +13,7 @@ from xdist.dsession import get_default_max_worker_restart
 from xdist.scheduler import LoadScheduling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Set
     from pathlib import Path
 
     import pytest
@@ -33,6 +33,8 @@ class GroupScheduling(LoadScheduling):
 
     *groups* gives for a test's id the models that it needs. A parked test is released only where
     its group's turn is, or it needs none: two groups at once would evict each other's models.
+    A test of one of the groups *alone* runs on the worker that has begun with the group: they are
+    stories whose tests need several sets of models.
     *others_first* says, each time, whether tests that need no model are to be sent first.
     *is_over* is whether the run is to end early: whatever is parked has been released then.
     """
@@ -43,17 +45,19 @@ class GroupScheduling(LoadScheduling):
         log: Producer,
         groups: Mapping[str, Group],
         *,
+        alone: Set[Group] = frozenset(),
         others_first: Callable[[], bool] = lambda: False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(config, log)
-        self._group_of_id = groups
+        self._group_of_id, self._alone = groups, alone
         self._others_first, self._is_over = others_first, is_over
         self._groups: list[Group] = []
         self._waiting: dict[Group, deque[int]] = {}
         self._left: dict[Group, int] = {}
         self._running: set[int] = set()
         self._ending: set[WorkerController] = set()
+        self._owners: dict[Group, WorkerController] = {}
 
     @property
     def tests_finished(self) -> bool:
@@ -103,6 +107,9 @@ class GroupScheduling(LoadScheduling):
         index = self.collection.index(item)
         group = self._groups[index]
         self._waiting[group].appendleft(index)
+        owner = self._owners.get(group)
+        if owner is not None and owner.shutting_down:
+            del self._owners[group]
         if group:
             self._left[group] += 1
         self._serve(self.nodes)
@@ -110,6 +117,7 @@ class GroupScheduling(LoadScheduling):
     def remove_node(self, node: WorkerController) -> str | None:
         """Forget a worker; returns the test that it was running when it died."""
         pending = self.node2pending.pop(node)
+        self._owners = {group: one for group, one in self._owners.items() if one is not node}
         # One that was only parked has not begun, and nobody is to blame it for the crash.
         began = bool(pending) and (len(pending) > 1 or node in self._ending or self._is_over())
         crashed = pending[0] if began else None
@@ -139,8 +147,9 @@ class GroupScheduling(LoadScheduling):
         pending = self.node2pending[node]
         if node.shutting_down or not self._may_release(pending):
             return False
-        group = self._next_group()
+        group = self._next_group(node)
         if group is None:
+            # What is left, if anything, is for other workers alone.
             self._ending.add(node)
             self._release(pending)
             node.shutdown()
@@ -148,6 +157,8 @@ class GroupScheduling(LoadScheduling):
         number = 1 if group else self._number_of_others(len(pending))
         if number < 1 or (group and len(pending) >= DEPTH):
             return False
+        if group in self._alone:
+            self._owners[group] = node
         waiting = self._waiting[group]
         sent = [waiting.popleft() for _ in range(min(number, len(waiting)))]
         self._release(pending)
@@ -169,12 +180,19 @@ class GroupScheduling(LoadScheduling):
             return self._groups[index]
         return next((group for group, left in self._left.items() if left), NO_MODEL)
 
-    def _next_group(self) -> Group | None:
-        """Return the group to send a test of: it runs, or is parked until its turn comes."""
+    def _next_group(self, node: WorkerController) -> Group | None:
+        """Return the group to send *node* a test of: it runs, or is parked until its turn comes."""
         order = [self._turn(), NO_MODEL, *self._left]
         if self._others_first():
             order.insert(0, NO_MODEL)
-        return next((group for group in order if self._waiting.get(group)), None)
+        return next(
+            (
+                group
+                for group in order
+                if self._waiting.get(group) and self._owners.get(group, node) is node
+            ),
+            None,
+        )
 
     def _number_of_others(self, held: int) -> int:
         """Return how many tests that need no model to send to a worker that holds *held*."""

@@ -96,6 +96,7 @@ class Settings(NamedTuple):
     at_end: Setting[str]
     slots: Setting[int | None]
     group_by_model: Setting[bool]
+    keep_order: Setting[str]
     overlap: Setting[bool]
     serve: Setting[bool]
     serve_command: Setting[str]
@@ -283,6 +284,7 @@ class Settings(NamedTuple):
             at_end=read.setting("at_end"),
             slots=read.setting("slots"),
             group_by_model=read.setting("group_by_model"),
+            keep_order=read.setting("keep_order"),
             overlap=read.setting("overlap"),
             serve=serve,
             serve_command=read.setting("serve_command"),

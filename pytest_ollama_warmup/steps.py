@@ -251,7 +251,7 @@ class Controller(Leader):
     def _findings(self) -> list[str]:
         grouped = self.settings.group_by_model.value
         run = findings.Run(self._learned, grouped=grouped, marked=self._plan.marked)
-        lines = lost_lines(self.record)
+        lines = [*notes.moved(self.root), *lost_lines(self.record)]
         for memory in self._memories().values():
             lines += findings.findings(memory, run)
         return lines

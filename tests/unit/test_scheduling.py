@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NONE: Group = frozenset()
 SHUTDOWN = -1
+# Stories: each runs on one worker.
+ALONE = {frozenset({"a", "b", "a story"}), frozenset({"a", "b", "another"})}
 
 
 class Config:
@@ -103,8 +105,10 @@ class Xdist:
             cast("pytest.Config", Config(workers, chunk)),
             cast("Any", Log()),
             dict(zip(self.ids, groups, strict=True)),
+            alone=ALONE,
             is_over=lambda: self.stopped,
         )
+        self.began: list[tuple[Worker, int]] = []
         self.workers: list[Worker] = []
         self.ran: Counter[int] = Counter()
         self.crashed: list[str] = []
@@ -132,6 +136,7 @@ class Xdist:
         for worker in self.workers:
             while worker.begin() and not worker.over:
                 if worker.running is not None:
+                    self.began.append((worker, worker.running))
                     self.note(worker.running)
             if worker.over and worker in self.nodes:
                 assert not self.sched.remove_node(cast("WorkerController", worker))
@@ -194,7 +199,9 @@ class Xdist:
         return all(worker.over for worker in self.workers)
 
 
-GROUPS = st.sampled_from([NONE, *(frozenset({name}) for name in "abc"), frozenset("ab")])
+GROUPS = st.sampled_from(
+    [NONE, *(frozenset({name}) for name in "abc"), frozenset("ab"), *sorted(ALONE, key=sorted)]
+)
 CHUNKS = st.sampled_from([None, 1, 3])
 
 
@@ -217,6 +224,10 @@ def test_nothing_stops_the_run(
     assert Counter(range(len(groups))) == run.ran, "each test once"
     assert all(len(one) <= 1 for one in run.together), "one group at a time"
     assert len(set(run.turns)) == len(run.turns), "one turn for each group"
+    for story in ALONE:
+        tests = [(worker, index) for worker, index in run.began if groups[index] == story]
+        assert len({worker.name for worker, _ in tests}) <= 1, "a story runs on one worker"
+        assert tests == sorted(tests, key=lambda one: one[1]), "in its order"
 
 
 @given(
@@ -277,6 +288,21 @@ def test_tests_without_a_model_fill_the_gap_between_groups() -> None:
     while run.busy:
         run.finish(run.busy[0])
     assert [frozenset("a"), frozenset("b")] == run.turns
+
+
+def test_a_story_whose_worker_crashes_goes_on_elsewhere() -> None:
+    story = next(iter(ALONE))
+    run = Xdist([story] * 4 + [frozenset("c")] * 2, 2)
+    (first,) = run.busy
+    run.finish(first)
+    run.crash(first)
+    assert [run.ids[1]] == run.crashed
+    (other,) = run.busy
+    assert other is not first
+    while run.busy:
+        run.finish(run.busy[0])
+    assert {0, 2, 3, 4, 5} == set(run.ran)
+    assert run.all_over
 
 
 def test_they_come_first_where_that_is_asked_for() -> None:
