@@ -21,6 +21,7 @@ from pytest_ollama_warmup.ollama.early import EarlyLoad
 from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers, load_request
+from pytest_ollama_warmup.replays import may_have_recorded
 from pytest_ollama_warmup.roles import EARLY, MANAGED, workers_to_come
 from pytest_ollama_warmup.warmup.plan import make_plan
 
@@ -82,6 +83,9 @@ def _first(
         # What a configuration file lists is loaded if tests need it: as in the same run before.
         needed = last_run(config)
         first = needed[0] if needed and {*needed} == {*targets} else ""
+        # Tests that this run only replays are known after collection.
+        if may_have_recorded(config.known_args_namespace):
+            return None
     if not first:
         return None
     target = with_learned(config, settings.host.url, [targets[first]])[0]

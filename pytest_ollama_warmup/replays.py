@@ -90,6 +90,16 @@ def is_replayed(item: pytest.Item, marks: Iterable[pytest.Mark]) -> bool:
     return item.stash[_REPLAYED]
 
 
+def may_have_recorded(options: object) -> bool:
+    """Whether the next run with these *options* may replay what one like it has recorded.
+
+    So it is with ``once``, which marks and fixtures can ask for too.
+    """
+    modes = ("record_mode", "vcr_record", "deprecated_vcr_record")
+    known = {getattr(options, name) for name in modes if hasattr(options, name)}
+    return bool(known) and known.isdisjoint({"none", "new_episodes", "all", "rewrite"})
+
+
 def needs_no_server_now(session: pytest.Session) -> bool:
     """Whether what runs now, a test or its set-up, is replayed and looks for no model.
 

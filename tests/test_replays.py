@@ -315,3 +315,31 @@ def test_beside_one_that_needs_its_model_each_gets_what_it_needs(
     assert {"passed": 3} == run.counts
     assert ["llama3.2:1b"] == [load.model for load in saved.ollama.loads]
     assert "absent" not in run.out
+
+
+@pytest.mark.parametrize(
+    ("args", "sent"),
+    [([*VCR], 0), ([*RECORDING, "--record-mode=once"], 0), ([*VCR, "--vcr-record=all"], 1)],
+)
+def test_no_load_begins_early_for_what_the_last_run_has_recorded(
+    saved: Suite, args: list[str], sent: int
+) -> None:
+    saved.ollama.add(replace(LLAMA, present=True))
+    saved.write(
+        {
+            "pytest.ini": "[pytest]\nollama_preload = llama3.2:1b\n",
+            "test_new.py": """
+                import pytest
+
+                @pytest.mark.vcr
+                @pytest.mark.requires_model("llama3.2:1b")
+                def test_one(): pass
+            """,
+        }
+    )
+    args = [*args, "test_new.py"]
+    assert ({"passed": 1}, 1) == (saved.run(*args).counts, len(saved.ollama.loads))
+    saved.write({"cassettes/test_one.yaml": CASSETTE, "cassettes/test_new/test_one.yaml": CASSETTE})
+    before = len(saved.ollama.requests)
+    assert {"passed": 1} == saved.run(*args).counts
+    assert (sent > 0) is (len(saved.ollama.requests) > before)
