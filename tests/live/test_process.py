@@ -181,6 +181,8 @@ def test_the_server_runs_with_what_it_is_tuned_to(managed: Callable[..., Managed
     client = Client(server.host)
     server.wait_until_ready(client, LIMIT_S)
     client.close()
+    # The server answers before its supervisor has written all of it down.
+    until(lambda: "server config" in "".join(server.log_tail(99)))
     config = server.log.read_text("utf-8").partition("server config")[2].partition("\n")[0]
     for told in (
         "OLLAMA_NUM_PARALLEL:2",
@@ -204,9 +206,8 @@ def test_the_log_tells_of_a_model_that_does_not_load(
     with pytest.raises(ApiError):
         load(client, registry, "broken")
     client.close()
-    told = "\n".join(server.error_lines(9))
-    assert "| 500 |" in told
-    assert "error loading model" in told
+    until(lambda: "| 500 |" in "".join(server.error_lines(9)))
+    assert "error loading model" in "".join(server.error_lines(9))
 
 
 def test_a_models_directory_that_cannot_be_made_is_told(
