@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from pytest_ollama_warmup.ollama.answers import ModelInfo
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.report.terminal import Screen
     from pytest_ollama_warmup.run import AskRequest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.work import Event, Say
 
 SAY_WAITING_AFTER_S = 2.0
+# How long the server may take to describe a model when the run is over.
+SHOW_S = 5.0
 
 
 def unload(outcomes: Iterable[Outcome], api_key: str) -> None:
@@ -70,6 +73,7 @@ class Leader(Run):
         # Whether sets of models have the server's memory in turn: one makes room for the next.
         self.takes_turns = settings.group_by_model.value
         self._said: set[str] = set()
+        self._shows = True
         self._pulls = threading.Semaphore(PULLS_SIDE_BY_SIDE)
         self._begun: dict[str, threading.Event] = {}
         self.sites: dict[str, Leader] = {}
@@ -151,6 +155,17 @@ class Leader(Run):
             return there.bring(target, say, there._pulls, begun.set, room)
         finally:
             begun.set()
+
+    def show(self, name: str) -> ModelInfo | None:
+        """Return what the server says of a model at the end of the run; None where it does not."""
+        if not self._shows:
+            return None
+        try:
+            return self.client().show(name, limit_s=SHOW_S)
+        except Exception:
+            # Each further question might take as long.
+            self._shows = False
+            return None
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Say what is waited for, when that takes longer than a moment, and now and then again."""

@@ -204,7 +204,10 @@ class Controller(Leader):
             several = bool(self.sites)
             self._seen = {
                 there.settings.host.url: Memory.read(
-                    there.folder, there.own_outcomes(), there.settings.host.url if several else ""
+                    there.folder,
+                    there.own_outcomes(),
+                    there.settings.host.url if several else "",
+                    there.show,
                 )
                 for there in self._everywhere()
             }

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # C0 and C1 control characters: an ESC from a server could repaint the user's terminal. Half a
 # surrogate pair, which JSON can hold, cannot be written at all.
@@ -29,6 +33,11 @@ def clean(text: object, limit: int = 500) -> str:
     plain = re.sub(_CONTROL, " ", re.sub(_ANSI, "", str(text))).strip()
     plain = re.sub(_USERINFO, "***@", plain)
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def each_of(names: Sequence[str]) -> str:
+    """Write ``a``, ``a and b``, or ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def size(count: float) -> str:

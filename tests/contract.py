@@ -57,6 +57,9 @@ class World(Protocol):
     def weights(self, name: str) -> str:
         """Return by what the server orders models: where their weights lie."""
 
+    def add_variant(self, name: str, base: str, num_ctx: int) -> None:
+        """Make *name* from the weights of *base*, with this context length in its Modelfile."""
+
     def loads(self) -> int:
         """Return how many loads there have been."""
 
@@ -334,6 +337,24 @@ def test_show_tells_the_weights_of_a_model(api: Api) -> None:
     api.post("/api/copy", source="a", destination="twin").raise_for_status()
     assert weights("a") == weights("twin")
     api.delete("twin").raise_for_status()
+
+
+def test_a_variant_has_the_weights_of_its_base_and_its_place_in_memory(api: Api) -> None:
+    def loads(name: str, **options: int) -> int:
+        before = api.world.loads()
+        api.load(name, **({"options": options} if options else {}))
+        return api.world.loads() - before
+
+    api.world.add_variant("a-small", "a", 1024)
+    shown = api.ask("show", model="a-small")
+    assert re.fullmatch(r"num_ctx +1024", shown["parameters"])
+    assert "parameters" not in api.ask("show", model="a")
+    assert [1, 1, 1] == [loads("a"), loads("a-small"), loads("a")]
+    assert ["a:latest"] == api.resident()
+    # The same options in the requests to both of them, and they share it in peace.
+    assert [1, 0, 0] == [loads("a", num_ctx=2048), loads("a-small", num_ctx=2048), loads("b") - 1]
+    assert {"a:latest", "b:latest"} == {*api.resident()}
+    api.delete("a-small").raise_for_status()
 
 
 # --- pulling and deleting

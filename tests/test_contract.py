@@ -42,6 +42,11 @@ class EmulatedWorld:
     def weights(self, name: str) -> str:
         return name
 
+    def add_variant(self, name: str, base: str, num_ctx: int) -> None:
+        found = self._emulator.store.find(base)
+        assert found is not None
+        self._emulator.add(replace(found, name=name, digest="", num_ctx=num_ctx))
+
     def loads(self) -> int:
         return len(self._emulator.loads)
 

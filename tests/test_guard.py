@@ -307,6 +307,160 @@ def test_grouped_each_variant_is_loaded_once(suite: Suite) -> None:
     assert "--ollama-group-by-model makes" not in run.out
 
 
+# Equal weights
+
+
+def write_in_turn(suite: Suite, *steps: tuple[str, str]) -> None:
+    """Write a test for each step: what it is marked with, and what it asks, after the one before.
+
+    An empty mark is none.
+    """
+    tests = ["import pathlib, time"]
+    for index, (marked, asked) in enumerate(steps):
+        tests += [
+            f'@pytest.mark.requires_model("{marked}")' if marked else "",
+            f"def test_{index}():",
+            "    end = time.monotonic() + 60",
+            f"    while {index} and not pathlib.Path('step-{index - 1}').exists():",
+            "        assert time.monotonic() < end",
+            "        time.sleep(0.01)",
+            f'    ask("{asked}")',
+            f"    pathlib.Path('step-{index}').touch()",
+        ]
+    suite.write({"tools.py": TOOLS, "test_it.py": "\n".join(["from tools import *", *tests])})
+
+
+def numbers_of_loads(suite: Suite, *args: str) -> tuple[int, int]:
+    """Run the suite cold, without the plugin and with it; the output is that of the second run."""
+    found = []
+    for more in (("--ollama-off",), args):
+        for path in suite.pytester.path.glob("step-*"):
+            path.unlink()
+        for runner in suite.ollama.scheduler.resident():
+            suite.ollama.unload(runner.model.name)
+        suite.ollama.forget()
+        run = suite.run("-p", "no:randomly", *more, *(["-n2"] if "-n2" in args else []))
+        assert 0 == run.ret
+        found.append(len(suite.ollama.loads))
+        (suite.pytester.path / "last.txt").write_text(run.out, encoding="utf-8")
+    return found[0], found[1]
+
+
+def last_output(suite: Suite) -> str:
+    return (suite.pytester.path / "last.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def of_equal_weights(suite: Suite) -> Suite:
+    """The suite, and ``a:1`` with two variants: ``a:short`` and ``a:long``."""
+    a = ScriptedModel("a:1", present=True, digest="1" * 64, weights="f" * 64)
+    suite.ollama.add(a)
+    suite.ollama.add(replace(a, name="a:short", digest="2" * 64, num_ctx=1024))
+    suite.ollama.add(replace(a, name="a:long", digest="3" * 64, num_ctx=16384))
+    return suite
+
+
+GROUP = "use --ollama-group-by-model"
+SAME = "send the same num_ctx with each request to them"
+
+
+@WORKERS
+@pytest.mark.parametrize(
+    ("order", "names", "reloads"),
+    [
+        (["a:1", "a:short"] * 2, "a:1 and a:short", 2),
+        (["a:1", "a:short", "a:long"] * 2, "a:1, a:long and a:short", 3),
+        (["a:short", "a:long", "a:short"], "a:long and a:short", 1),
+    ],
+)
+def test_models_that_displace_each_other_cost_no_load_and_are_said_once(
+    of_equal_weights: Suite, order: list[str], names: str, reloads: int, workers: list[str]
+) -> None:
+    write_in_turn(of_equal_weights, *[(one, one) for one in order])
+    without, ours = numbers_of_loads(of_equal_weights, *workers)
+    assert len(order) == without
+    assert ours <= without
+    out = last_output(of_equal_weights)
+    assert (
+        f"{names} have the same weights, and the server keeps one of them in memory at a time: "
+        f"{reloads} reload"
+    ) in out
+    assert f"To avoid that, {GROUP}, or {SAME}." in out
+    assert "OLLAMA_MAX_LOADED_MODELS" not in out
+    assert 1 == out.count("have the same weights")
+    assert "evicted" not in out
+
+
+def test_both_cures_of_equal_weights_help(of_equal_weights: Suite) -> None:
+    suite, order = of_equal_weights, ["a:1", "a:short", "a:long"] * 2
+    write_in_turn(suite, *[(one, one) for one in order])
+    # Each test waits for its turn, which is another one here.
+    path = suite.pytester.path / "test_it.py"
+    path.write_text(re.sub(r"while \d+ and", "while False and", path.read_text()))
+    assert (6, 3) == numbers_of_loads(suite, "--ollama-group-by-model")
+    assert "the same weights" not in last_output(suite)
+    path.write_text(re.sub(r"ask\((.*)\)", r"ask(\1, num_ctx=2048)", path.read_text()))
+    without, ours = numbers_of_loads(suite)
+    assert 1 == without
+    assert ours <= without + 1
+    assert "the same weights" not in last_output(suite)
+
+
+@WORKERS
+def test_a_variant_that_only_tests_use_is_not_fought(
+    of_equal_weights: Suite, workers: list[str]
+) -> None:
+    # Also where several tests after each other are marked with what they do not use.
+    asked = ["a:1", "a:short", "a:short", "a:1", "a:short", "a:short", "a:1"]
+    write_in_turn(of_equal_weights, *[("a:1", one) for one in asked])
+    without, ours = numbers_of_loads(of_equal_weights, *workers)
+    assert 5 == without
+    assert ours <= without
+    out = last_output(of_equal_weights)
+    assert "a:1 and a:short have the same weights" in out
+    assert f"mark the tests that use a:short and {GROUP}, or {SAME}." in out
+    assert "is not listed" not in out
+    assert "OLLAMA_MAX_LOADED_MODELS" not in out
+
+
+def test_equal_weights_in_a_suite_without_marks(of_equal_weights: Suite) -> None:
+    suite = of_equal_weights
+    write_in_turn(suite, *[("", one) for one in ["a:1", "a:short", "a:1"]])
+    # Longer than from one look to the next.
+    path = suite.pytester.path / "test_it.py"
+    path.write_text(path.read_text().replace("    ask(", "    time.sleep(0.3); ask("))
+    without, ours = numbers_of_loads(suite, "--ollama-preload=a:1")
+    assert ours <= without
+    out = last_output(suite)
+    assert "keeps one of them in memory at a time: 1 reload. To avoid that, send the same" in out
+    assert "OLLAMA_MAX_LOADED_MODELS" not in out
+
+
+def test_a_variant_with_the_same_runner_options_is_loaded_and_shares_in_peace(suite: Suite) -> None:
+    a = ScriptedModel("a:1", present=True, digest="1" * 64, weights="f" * 64)
+    suite.ollama.add(a)
+    # That is what the server takes by itself.
+    suite.ollama.add(replace(a, name="a:same", digest="2" * 64, num_ctx=4096))
+    write_in_turn(suite, *[(one, one) for one in ["a:1", "a:same"] * 2])
+    run = suite.run("-p", "no:randomly")
+    assert {"passed": 4} == run.counts
+    assert 1 == len(suite.ollama.loads)
+    assert "not loaded" not in run.out
+    assert "weights" not in run.out
+
+
+def test_of_four_models_two_with_equal_weights_the_server_needs_three_places(
+    of_equal_weights: Suite,
+) -> None:
+    suite = of_equal_weights
+    order = ["a:1", "b:1", "c:1", "a:short", "b:1", "c:1", "a:1"]
+    write_in_turn(suite, *[(one, one) for one in order])
+    without, ours = numbers_of_loads(suite)
+    assert (5, 5) == (without, ours)
+    assert "had to make room" not in last_output(suite)
+    assert "OLLAMA_MAX_LOADED_MODELS" not in last_output(suite)
+
+
 def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
     suite.ollama.add(ScriptedModel("a:1", present=True, digest="a" * 64, load_s=0.1))
     write(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.text import at, clean, count, first_of, seconds
+from pytest_ollama_warmup.text import at, clean, count, each_of, first_of, seconds
+from pytest_ollama_warmup.warmup.room import runs_with
+from pytest_ollama_warmup.warmup.spec import RUNNER_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +41,11 @@ def findings(memory: Memory, run: Run) -> list[str]:
         if line := _contexts(memory, run, key, outcome):
             lines.append(line)
     lines += _variants(memory, run)
-    lines += [_unlisted(at(name, memory.host), tests) for name, tests in memory.unlisted.items()]
+    said = dict(_sharing(memory, run))
+    lines += said.values()
+    for name, tests in memory.unlisted.items():
+        if not any(name in names for names in said):
+            lines.append(_unlisted(at(name, memory.host), tests))
     return lines
 
 
@@ -48,6 +54,8 @@ def _reloaded(memory: Memory, run: Run, key: str, name: str) -> Iterator[str]:
     by_cause: dict[Cause, list[tuple[Gone | None, Reload | None]]] = {}
     for gone, reload in memory.comebacks(key):
         by_cause.setdefault(gone.cause if gone else "gone", []).append((gone, reload))
+    # That is said of all variants together.
+    by_cause.pop("variant", None)
     for cause, found in by_cause.items():
         reloads = [reload for _, reload in found if reload is not None]
         what = _what(cause, [gone for gone, _ in found if gone is not None])
@@ -139,6 +147,46 @@ def _variants(memory: Memory, run: Run) -> Iterator[str]:
             f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
             f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}.{cure}"
         )
+
+
+def _sharing(memory: Memory, run: Run) -> Iterator[tuple[frozenset[str], str]]:
+    """Say what it cost that models with the same weights displace each other, by their names."""
+    events: dict[str, list[Gone]] = {}
+    for gone in memory.usage.gone:
+        if gone.cause == "variant":
+            events.setdefault(memory.info(gone.model).weights, []).append(gone)
+    for found in events.values():
+        displaced, reloads = set[str](), 0
+        for one in found:
+            displaced.add(one.model)
+            reloads += not displaced.isdisjoint(one.by)
+        # Each has to be loaded once.
+        if not reloads:
+            continue
+        names = frozenset(name for one in found for name in (one.model, *one.by))
+        shown = each_of([at(clean(name, 100), memory.host) for name in sorted(names)])
+        loads = [memory.outcomes[key] for name in names for key in memory.keys_of(name, "")]
+        took = next(filter(None, (_took(reloads, one) for one in loads)), "")
+        yield (
+            names,
+            f"{shown} have the same weights, and the server keeps one of them in memory at a time: "
+            f"{count(reloads, 'reload')}{took}.{_cure_of_sharing(memory, run, sorted(names))}",
+        )
+
+
+def _cure_of_sharing(memory: Memory, run: Run, names: list[str]) -> str:
+    # What somebody else loads is not for the tests to avoid.
+    if not all(memory.is_of_tests(name) for name in names):
+        return ""
+    cures = []
+    if run.marked and not run.grouped:
+        unlisted = [clean(name, 100) for name in names if not memory.keys_of(name, "")]
+        mark = f"mark the tests that use {each_of(unlisted)} and " if unlisted else ""
+        cures.append(f"{mark}use --ollama-group-by-model")
+    infos = [runs_with(memory.info(name).parameters, {}) for name in names]
+    if keys := [key for key in RUNNER_KEYS if len({info.get(key) for info in infos}) > 1]:
+        cures.append(f"send the same {each_of(keys)} with each request to them")
+    return f" To avoid that, {', or '.join(cures)}." if cures else ""
 
 
 def _keys_of_model(memory: Memory, outcome: Outcome) -> frozenset[str]:

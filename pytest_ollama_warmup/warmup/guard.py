@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup import clock
-from pytest_ollama_warmup.errors import ServerUnreachable, WarmupError
-from pytest_ollama_warmup.ollama.answers import ModelInfo, resident_as
+from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable, WarmupError
+from pytest_ollama_warmup.ollama.answers import UNKNOWN, ModelInfo, resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import Beat, Door, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.record import Known, Reload
+from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
 from pytest_ollama_warmup.warmup.work import Work
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ OFTEN, OFTEN_S = 3, 300.0
 RELOAD_S, RELOAD_EVERY_S = 2.0, 0.05
 # How many such waits may change nothing: where tests unload a model, each test would wait.
 WAITS = 2
+# How long the server may take to describe a model that is in memory.
+SHOW_S = 10.0
 
 
 class CannotLook(WarmupError):
@@ -109,6 +112,7 @@ class Guard:
         self._client, self._folder, self._by, self._wait = client, folder, by, wait
         self._terms = terms._replace(warm="load")
         self._ledgers: dict[str, Ledger] = {}
+        self._infos: dict[str, ModelInfo] = {}
         self._lost = False
 
     def before(
@@ -133,8 +137,11 @@ class Guard:
                 else:
                     # What was missing stays to be read, also when it is back.
                     self.log.write("between", sent, loaded=loaded)
-                    self._note_displaced(loaded, target)
-                    self._bring_back(target, outcome, loaded, test, may_load)
+                    # One with the same weights has its place: a load for this test would take it
+                    # from the tests of that one, for nothing should this one use that one too.
+                    if not self._is_taken(target, outcome, loaded):
+                        self._note_displaced(loaded, target)
+                        self._bring_back(target, outcome, loaded, test, may_load)
                     sent, loaded = clock.monotonic(), self._loaded()
         finally:
             # Also where that failed: the test begins now.
@@ -240,8 +247,31 @@ class Guard:
         if came and target.spec.model_key in {ModelName.parse(one).key for one in gone}:
             self._room.note_displaced(min(came), [target.spec.title])
 
+    def _is_taken(self, target: Target, outcome: Outcome, loaded: list[Resident]) -> bool:
+        """Whether a model is loaded that has its weights, and runs with other options."""
+        if not outcome.weights:
+            return False
+        options = {"num_ctx": outcome.learned} if outcome.learned else {}
+        context = self._ledger(target, outcome).known().context
+        # What tests were seen to ask for counts before what it was loaded with.
+        options |= dict(outcome.options) | ({"num_ctx": context} if context else {})
+        wanted = runs_with(outcome.parameters, options)
+        for one in loaded:
+            info = self._info(one.name)
+            if info.weights == outcome.weights:
+                has = runs_with(info.parameters, {})
+                return not fits_runner(wanted, has, one.context_length)
+        return False
+
+    def _info(self, name: str) -> ModelInfo:
+        """Return what the server says of a model in memory, asking once for each."""
+        if name not in self._infos:
+            with suppress(ApiError, ServerError):
+                self._infos[name] = self._client.show(name, limit_s=SHOW_S) or UNKNOWN
+        return self._infos.setdefault(name, UNKNOWN)
+
     def _is_gone(self, target: Target, outcome: Outcome, beat: Beat) -> bool | None:
-        """Return whether a model is not there and nobody loads it; None where it is there.
+        """Return whether a model is not there and nobody loads it; None where its place is taken.
 
         The server's list lacks a model that is being loaded. To load it here too, with the options
         that are known by now, would make the server load it again for that test, and so forth.
@@ -251,7 +281,8 @@ class Guard:
         while True:
             # Asked before the look: a test that has ended since may have loaded it.
             alone = not self.users.others(place)
-            if _find(self._loaded(), target, outcome):
+            loaded = self._loaded()
+            if _find(loaded, target, outcome) or self._is_taken(target, outcome, loaded):
                 return None
             if alone:
                 return True

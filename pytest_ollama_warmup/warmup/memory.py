@@ -7,13 +7,14 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup.ollama.answers import UNKNOWN, ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.looks import read_looks
 from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload
@@ -25,16 +26,27 @@ class Memory:
     """The memory of one server; *host* is its URL, empty where the run has only one.
 
     *known* is what the guard knows of each model by its key, *outcomes* are the run's models.
+    *others* is what the server says of models that came in the place of another, by name.
     """
 
     host: str = ""
     usage: Usage = field(default_factory=Usage)
     known: dict[str, Known] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    others: dict[str, ModelInfo] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path, outcomes: Iterable[Outcome], host: str = "") -> Memory:
-        """Return what the processes of a run have left in *folder*."""
+    def read(
+        cls,
+        folder: Path,
+        outcomes: Iterable[Outcome],
+        host: str = "",
+        show: Callable[[str], ModelInfo | None] = lambda name: None,
+    ) -> Memory:
+        """Return what the processes of a run have left in *folder*.
+
+        *show* asks the server what it knows of a model.
+        """
         ready = {one.key: one for one in outcomes if one.ready and one.model}
         known = {one.key: one for one in all_known(folder)}
         # What does not say what it needs may have used any of them.
@@ -42,7 +54,36 @@ class Memory:
         looks = [
             one._replace(keys=keys) if one.when == "between" else one for one in read_looks(folder)
         ]
-        return cls(host, usage_of(looks), known, ready)
+        memory = cls(host, usage_of(looks), known, ready)
+        memory.find_variants(show)
+        return memory
+
+    def find_variants(self, show: Callable[[str], ModelInfo | None]) -> None:
+        """See which models were gone for one with the same weights, which has the same place."""
+        displaced = [one for one in self.usage.gone if one.by and one.cause != "restarted"]
+        for name in dict.fromkeys(name for one in displaced for name in (one.model, *one.by)):
+            if self.info(name) is UNKNOWN and (info := show(name)) is not None:
+                self.others[name] = info
+        self.usage.gone = [self._as_variant(one) for one in self.usage.gone]
+
+    def _as_variant(self, gone: Gone) -> Gone:
+        weights = self.info(gone.model).weights
+        by = tuple(name for name in gone.by if weights and weights == self.info(name).weights)
+        if not by or gone.cause == "restarted":
+            return gone
+        return gone._replace(cause="variant", by=by)
+
+    def info(self, name: str) -> ModelInfo:
+        """Return what is known of a model in memory."""
+        for one in self.outcomes.values():
+            if one.weights and _same_name(name, one.model):
+                return ModelInfo(one.capabilities, "", one.weights, one.parameters)
+        return self.others.get(name, UNKNOWN)
+
+    def is_of_tests(self, name: str) -> bool:
+        """Whether a model is one of the run, or was used while tests ran, and at no other time."""
+        uses = [use for use in self.usage.uses if use.model == name]
+        return bool(self.keys_of(name, "")) or (bool(uses) and all(use.tests for use in uses))
 
     def keys_of(self, name: str, digest: str) -> frozenset[str]:
         """Return the keys that a model in memory may stand for; none where the run knows it not."""
@@ -91,7 +132,9 @@ class Memory:
     @property
     def number_needed(self) -> int:
         """How many models the tests need, as they say or were seen to."""
-        return len({one.model.lower() for one in self.outcomes.values()}) + len(self.unlisted)
+        names = [*(one.model for one in self.outcomes.values()), *self.unlisted]
+        # Those with the same weights have one place.
+        return len({self.info(name).weights or name.lower() for name in names})
 
 
 def _same_name(name: str, other: str) -> bool:

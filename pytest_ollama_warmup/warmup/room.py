@@ -7,15 +7,17 @@ load it before the tests would cost a load of its own, and one of the model that
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.ollama.answers import resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.warmup.gate import write_whole
+from pytest_ollama_warmup.warmup.spec import RUNNER_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
@@ -23,6 +25,25 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.gate import Gate
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+
+_PARAMETER = re.compile(rf"(?<!\S)({'|'.join(RUNNER_KEYS)}) +(\S+)")
+
+
+def runs_with(parameters: str, options: Mapping[str, object]) -> dict[str, str]:
+    """Return the runner options of a request with *options* to a model with these *parameters*."""
+    asked = {key: str(options[key]).lower() for key in RUNNER_KEYS if key in options}
+    return dict(_PARAMETER.findall(parameters)) | asked
+
+
+def fits_runner(wanted: dict[str, str], has: dict[str, str], context: int) -> bool:
+    """Whether a request for *wanted* is served by a runner that *has* these options.
+
+    *context* is the context length that it was seen with, 0 where the server does not say. Without
+    one of its own a request takes the server's default, as a runner does.
+    """
+    if context and "num_ctx" in wanted:
+        has = {**has, "num_ctx": str(context)}
+    return wanted == has
 
 
 class Loaded(NamedTuple):
@@ -34,7 +55,8 @@ class Loaded(NamedTuple):
     digest: str
     weights: str
     parameters: str
-    options: tuple[tuple[str, int | bool], ...]
+    options: Mapping[str, int | bool]
+    context: int
 
     @property
     def short(self) -> str:
@@ -86,7 +108,8 @@ class Room:
             same = ModelName.parse(one.model).key == spec.model_key
             if not (same or (info.weights and one.weights == info.weights)):
                 continue
-            if (one.options, one.parameters) != (spec.options, info.parameters):
+            wanted = runs_with(info.parameters, target.options)
+            if not fits_runner(wanted, runs_with(one.parameters, one.options), one.context):
                 return f"it has the weights of {one.title}, and the server keeps one at a time"
         if self.displaced:
             return f"there was no room for all of {_names(loaded)}"
@@ -100,9 +123,11 @@ class Room:
     def add(self, target: Target, info: ModelInfo, resident: list[Resident]) -> None:
         """Note that *target* is loaded, and what had to make room: what is no longer *resident*."""
         spec = target.spec
-        gone = [one.title for one in self._loaded() if not _is_among(resident, one)]
-        if gone:
-            self.note_displaced(spec.title, gone)
+        gone = [one for one in self._loaded() if not _is_among(resident, one)]
+        # One with equal weights had to go for want of a second place, not for want of memory.
+        others = [one.title for one in gone if not (one.weights and one.weights == info.weights)]
+        if others:
+            self.note_displaced(spec.title, others)
         found = resident_as(resident, spec.model_key, "")
         # Where it is not listed it shares the runner of another one.
         if found is not None:
@@ -113,7 +138,8 @@ class Room:
                 found.digest,
                 info.weights,
                 info.parameters,
-                spec.options,
+                target.options,
+                found.context_length,
             )
 
     def note_displaced(self, by: str, names: Sequence[str]) -> None:
@@ -140,7 +166,7 @@ def make_room(
     there = {one.key: one for one in loaded if _is_among(resident, one)}
     lacking = len(wanted - there.keys())
     # All that was loaded is still there: so far it had room for each.
-    if not lacking or len(there) == len(loaded):
+    if not lacking or {*map(_place, there.values())} == {*map(_place, loaded)}:
         return
     needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
     others = sorted(there.keys() - wanted, key=lambda key: needed.get(key, len(later)))
@@ -149,9 +175,21 @@ def make_room(
 
 
 def _as_loaded(one: Outcome) -> Loaded:
+    learned = {"num_ctx": one.learned} if one.learned else {}
     return Loaded(
-        one.key, one.title, one.model, one.digest, one.weights, one.parameters, one.options
+        one.key,
+        one.title,
+        one.model,
+        one.digest,
+        one.weights,
+        one.parameters,
+        {**learned, **dict(one.options)},
+        one.context_length,
     )
+
+
+def _place(one: Outcome) -> str:
+    return one.weights or ModelName.parse(one.model).key
 
 
 def _is_among(resident: list[Resident], outcome: Outcome | Loaded) -> bool:

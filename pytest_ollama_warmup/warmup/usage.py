@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.warmup.looks import Look, Seen
 
-Cause = Literal["evicted", "expired", "restarted", "unloaded", "gone"]
+Cause = Literal["evicted", "expired", "restarted", "unloaded", "gone", "variant"]
 
 # A server notes the end of a request up to 6 ms after its client has the answer (two busy cores,
 # v0.33 and v0.6.5), and in one case of twenty after the look that follows the test.

@@ -72,6 +72,10 @@ class RealWorld:
         assert found is not None
         return found[1]
 
+    def add_variant(self, name: str, base: str, num_ctx: int) -> None:
+        made = {"model": name, "from": base, "parameters": {"num_ctx": num_ctx}, "stream": False}
+        self._server.post("/api/create", made)
+
     def loads(self) -> int:
         return self._server.log_text().count('msg="loading model via llama-server"')
 

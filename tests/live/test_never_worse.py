@@ -33,7 +33,7 @@ SOURCES = {
     "e:1": "embed",
 }
 # The weights of a:1, with a context of its own in the Modelfile.
-VARIANT = "a:small"
+VARIANT, OTHER_VARIANT = "a:small", "a:large"
 
 TOOLS = """
     import json, os, pathlib, time, urllib.request
@@ -142,6 +142,19 @@ SUITES = {
             (VARIANT, f'ask("{VARIANT}")'),
         )
     ),
+    "shared weights, one after the other": Steps(
+        (
+            *each("a:1", *['ask("a:1")'] * 2),
+            *each(VARIANT, *[f'ask("{VARIANT}")'] * 2),
+            *each("a:1", *['ask("a:1")'] * 2),
+        )
+    ),
+    "three variants": Steps(
+        tuple((name, f'ask("{name}")') for name in ("a:1", VARIANT, OTHER_VARIANT) * 2)
+    ),
+    "a variant that is not listed": Steps(
+        each("a:1", *['ask("a:1")', f'ask("{VARIANT}")', f'ask("{VARIANT}")', 'ask("a:1")'] * 2)
+    ),
     "keep_alive 0": Steps(each("a:1", *['ask("a:1", keep_alive=0)'] * 4)),
     "embeddings beside chat": Steps(
         (("a:1 e:1", 'embed("e:1"); ask("a:1")'), ("e:1", 'embed("e:1")'), ("a:1", 'ask("a:1")'))
@@ -158,10 +171,9 @@ def server(start_server: StartServer, registry: Registry) -> RealServer:
         server.pull(registry.name(source))
         server.post("/api/copy", {"source": registry.name(source), "destination": name})
         server.delete(registry.name(source))
-    parameters = {"num_ctx": 1024}
-    server.post(
-        "/api/create", {"model": VARIANT, "from": "a:1", "parameters": parameters, "stream": False}
-    )
+    for name, num_ctx in ((VARIANT, 1024), (OTHER_VARIANT, 2048)):
+        made = {"model": name, "from": "a:1", "parameters": {"num_ctx": num_ctx}, "stream": False}
+        server.post("/api/create", made)
     return server
 
 

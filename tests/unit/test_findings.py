@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.ollama.answers import ModelInfo
 from pytest_ollama_warmup.report.findings import Run, findings
 from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload, Step
@@ -228,6 +230,104 @@ def test_variants_are_told_with_what_they_cost() -> None:
     assert [f"{start} --ollama-group-by-model makes it one for each."] == findings(seen, RUN)
     assert [start] == findings(seen, Run({}, grouped=True))
     assert [] == findings(memory(A, small), RUN)
+
+
+def of_weights(model: str, key: str = "", parameters: str = "") -> Outcome:
+    return A._replace(key=key or model, model=model, weights="w", parameters=parameters)
+
+
+def displaced(*names: str, tests: tuple[str, ...] = ("t",)) -> list[Gone]:
+    """Each of *names* made room for the next one."""
+    return [
+        Gone(name, "", 4096, float(at), "evicted", tests, (by,), frozenset([name, by]))
+        for at, (name, by) in enumerate(pairwise(names))
+    ]
+
+
+def shared(*outcomes: Outcome, names: tuple[str, ...], **more: Any) -> Memory:
+    seen = memory(*outcomes, gone=displaced(*names), kept=1, **more)
+    shown = {"d:1": ModelInfo(None, "", "w", "stop     x num_gpu    0"), "e:1": ModelInfo(None, "")}
+    seen.find_variants(shown.get)
+    return seen
+
+
+SMALL = of_weights("b:1", parameters="temperature 0 num_ctx    1024")
+LARGE = of_weights("c:1", parameters="num_ctx    8192 num_batch    64")
+COST = "have the same weights, and the server keeps one of them in memory at a time: "
+GROUP, MARK = "use --ollama-group-by-model", "mark the tests that use d:1 and "
+TO_AVOID = " To avoid that, "
+
+
+@pytest.mark.parametrize(
+    ("seen", "run", "line"),
+    [
+        (
+            shared(of_weights("a:1"), SMALL, names=("a:1", "b:1", "a:1", "b:1")),
+            RUN,
+            f"a:1 and b:1 {COST}2 reloads, about 4 s.{TO_AVOID}{GROUP}, or send the same num_ctx "
+            "with each request to them.",
+        ),
+        (
+            shared(of_weights("a:1"), SMALL, LARGE, names=("a:1", "b:1", "c:1", "a:1")),
+            Run({}, grouped=True),
+            f"a:1, b:1 and c:1 {COST}1 reload, about 2 s.{TO_AVOID}send the same num_ctx and "
+            "num_batch with each request to them.",
+        ),
+        # Nothing that a request could say: an adapter.
+        (
+            shared(of_weights("a:1"), of_weights("b:1"), names=("a:1", "b:1", "a:1")),
+            RUN,
+            f"a:1 and b:1 {COST}1 reload, about 2 s.{TO_AVOID}{GROUP}.",
+        ),
+        (
+            shared(of_weights("a:1"), of_weights("b:1"), names=("a:1", "b:1", "a:1")),
+            Run({}, marked=False),
+            f"a:1 and b:1 {COST}1 reload, about 2 s.",
+        ),
+        # A test uses it, and nobody lists it.
+        (
+            shared(of_weights("a:1"), names=("a:1", "d:1", "a:1"), uses=[use("d:1", "t")]),
+            RUN,
+            f"a:1 and d:1 {COST}1 reload, about 2 s.{TO_AVOID}{MARK}{GROUP}, or send the same "
+            "num_gpu with each request to them.",
+        ),
+        # Somebody else uses it too.
+        (
+            shared(
+                of_weights("a:1"),
+                names=("a:1", "d:1", "a:1"),
+                uses=[use("d:1", "t"), use("d:1", "")],
+            ),
+            RUN,
+            f"a:1 and d:1 {COST}1 reload, about 2 s.",
+        ),
+    ],
+)
+def test_models_of_equal_weights_are_said_once_with_cures_that_can_work(
+    seen: Memory, run: Run, line: str
+) -> None:
+    assert [line] == findings(seen, run)
+    assert [] == seen.usage.crowds
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        # Each of them was loaded once.
+        shared(of_weights("a:1"), SMALL, LARGE, names=("a:1", "b:1", "c:1")),
+        # Other weights, or unknown ones: that was for want of room.
+        shared(of_weights("a:1"), B._replace(weights="v"), names=("a:1", "b:1", "a:1")),
+        shared(of_weights("a:1"), names=("a:1", "e:1", "a:1")),
+        shared(of_weights("a:1"), names=("a:1", "x:1", "a:1")),
+    ],
+)
+def test_of_equal_weights_nothing_is_said_without_cost_or_proof(seen: Memory) -> None:
+    assert not any("weights" in line for line in findings(seen, RUN))
+
+
+def test_models_of_equal_weights_need_one_place() -> None:
+    others = [A._replace(key=name, model=f"{name}:1", weights=name) for name in "xyz"]
+    assert 4 == memory(of_weights("a:1"), SMALL, LARGE, *others).number_needed
 
 
 UNLISTED = (

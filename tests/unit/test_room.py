@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
+from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.warmup.gate import Gate
 from pytest_ollama_warmup.warmup.plan import Target
-from pytest_ollama_warmup.warmup.room import Room
+from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.room import Room, make_room
 from pytest_ollama_warmup.warmup.spec import parse_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.client import Client
 
 
 @pytest.fixture
@@ -64,6 +68,11 @@ def test_when_one_has_to_make_room_nothing_more_is_loaded(room: Room) -> None:
         # A server that does not tell the weights still tells the name.
         ("a,num_ctx=512", "", "", True),
         ("twin", "", "num_ctx 1024", False),
+        # What the runner does not depend on, and what it has by itself.
+        ("twin", "w", "temperature 0.5 stop <end>", False),
+        ("twin", "w", "num_ctx     4096", False),
+        ("twin,num_ctx=4096", "w", "num_ctx     1024", False),
+        ("twin", "w", "num_gpu     0", True),
     ],
 )
 def test_equal_weights_have_one_place(
@@ -73,6 +82,37 @@ def test_equal_weights_have_one_place(
     found = room.reason_to_leave_out(target(second), info(weights, parameters))
     expected = "it has the weights of a, and the server keeps one at a time" if left_out else ""
     assert expected == found
+
+
+def test_a_context_that_is_learned_counts_like_an_option(room: Room) -> None:
+    room.add(target("a")._replace(learned=1024), info("w"), loaded("a"))
+    found = room.reason_to_leave_out(target("b"), info("w"))
+    assert "it has the weights of a, and the server keeps one at a time" == found
+    assert "" == room.reason_to_leave_out(target("b")._replace(learned=4096), info("w"))
+
+
+def test_a_model_that_goes_for_its_own_weights_says_nothing_of_room(room: Room) -> None:
+    room.add(target("a"), info("w"), loaded("a"))
+    # With an adapter, which its parameters do not show.
+    room.add(target("b"), info("w"), loaded("b"))
+    assert {} == room.displaced
+    assert "" == reason(room, "c")
+
+
+def test_making_room_counts_equal_weights_as_one(client: Client, ollama: Emulator) -> None:
+    for name in "bd":
+        ollama.add(ScriptedModel(name, present=True, digest=name * 64))
+    for name, num_ctx in (("a1", None), ("a2", 1024)):
+        ollama.add(ScriptedModel(name, present=True, weights="w" * 64, num_ctx=num_ctx))
+    for name in ("a1", "b", "a2"):
+        client.load(name, "generate", prompt="", options={}, keep_alive=None, limit_s=10.0)
+    known = {
+        name: Outcome(key=name, model=name, status="ready", weights=client.show(name).weights)  # type: ignore[union-attr]
+        for name in ("a1", "b", "a2")
+    }
+    # All that can be in memory at once is there: nothing has lacked room so far.
+    make_room(client, {"d"}, [{"b"}], list(known.values()))
+    assert {"a2:latest", "b:latest"} == {one.name for one in client.resident()}
 
 
 def test_what_did_not_fit_in_the_last_run_is_left_out(room: Room) -> None:

@@ -71,6 +71,7 @@ def _show(connection: Connection, body: Body) -> None:
             "emulated.context_length": model.context_length,
         },
         "tensors": [],
+        **({"parameters": f"{'num_ctx':<30} {model.num_ctx}"} if model.num_ctx else {}),
     }
     connection.send_json(info | _abilities(connection, model) | _origin(model))
 

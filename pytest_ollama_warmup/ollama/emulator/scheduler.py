@@ -240,7 +240,7 @@ def runner_options(
     Raises:
         Refusal: 500, a value of the wrong type.
     """
-    options = {**_DEFAULTS, "num_ctx": default_num_ctx}
+    options = {**_DEFAULTS, "num_ctx": model.num_ctx or default_num_ctx}
     for key, value in sent.items():
         if key not in options or value is None:
             continue

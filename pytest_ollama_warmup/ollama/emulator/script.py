@@ -32,7 +32,8 @@ class ScriptedModel:
     """A model as the emulator plays it: times in seconds, sizes in bytes.
 
     *pull_rate* is in bytes a second, None is at once. *digest* is bare hex and made from the name
-    where it is empty; models with equal *weights* (empty: the digest) share one runner.
+    where it is empty; models with equal *weights* (empty: the digest) share one runner. *num_ctx*
+    is the parameter of its Modelfile, None where that has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ScriptedModel:
     digest: str = ""
     weights: str = ""
     context_length: int = 32768
+    num_ctx: int | None = None
     remote_host: str | None = None
     pull_error: str | None = None
     """What a pull ends with, as an error line inside HTTP 200."""
