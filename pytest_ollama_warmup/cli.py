@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SPECS = PREFIX + "preload"
 _BRINGING = tuple(option.name for option in OPTIONS if not option.pytest_only)
-_LOOKING = ("alias", "host", "wait")
+_LOOKING = ("alias", "host", "header", "wait")
 # Who looks wants to know how it is now, also in CI.
 _WAIT_TO_LOOK_S = "2"
 

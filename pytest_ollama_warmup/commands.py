@@ -17,6 +17,7 @@ from pytest_ollama_warmup.leader import waiting
 from pytest_ollama_warmup.ollama.answers import find, resident_as
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.preloading import bring_listed
 from pytest_ollama_warmup.report.status import Row, lease, status_lines, unload_lines
 from pytest_ollama_warmup.report.terminal import (
@@ -46,6 +47,7 @@ def bring(command: str, settings: Settings, *, quiet: int, as_json: bool) -> boo
     screen, record = _screen(out, quiet), Record()
     if settings.listed.specs:
         screen.say(_title(settings, command))
+        _warn_unencrypted(settings)
         record = bring_listed(settings, screen)
         for error in dict.fromkeys(outcome.error for outcome in record.failed):
             screen.say(error, least=-2, red=True)
@@ -140,6 +142,11 @@ def print_json(settings: Settings, models: list[dict[str, Any]], error: str = ""
     print(json.dumps(told, indent=2))
 
 
+def _warn_unencrypted(settings: Settings) -> None:
+    if text := readable_on_the_way([settings.host], settings.headers.value):
+        print(f"ollama: warning: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def _asking(settings: Settings) -> Iterator[Client]:
     """Give a client of the server once it answers.
@@ -157,7 +164,8 @@ def _asking(settings: Settings) -> Iterator[Client]:
             # stdout may be read by a program.
             print(f"ollama: {text}", file=sys.stderr, flush=True)
 
-    client = Client(host, settings.api_key)
+    _warn_unencrypted(settings)
+    client = Client(host, settings.api_key, settings.headers.value)
     try:
         client.wait_until_ready(settings.wait.value, on_wait)
         yield client

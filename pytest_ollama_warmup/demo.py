@@ -181,7 +181,7 @@ def _run(stage: Stage, folder: Path, args: list[str]) -> bool:
         if name == "OLLAMA_API_KEY" or not name.startswith(("OLLAMA_", "PYTEST_"))
     }
     environ |= {
-        "OLLAMA_HOST": stage.client.host.url,
+        "OLLAMA_HOST": stage.client.host.as_variable,
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONIOENCODING": encoding,
         "PYTHONUNBUFFERED": "1",
@@ -229,7 +229,7 @@ def _stage(stack: ExitStack, settings: Settings, model: str | None) -> Stage:
     """Return the user's own Ollama with a model that is there, else the emulator."""
     host = settings.host
     try:
-        client = Client(host, settings.api_key)
+        client = Client(host, settings.api_key, settings.headers.value)
         stack.callback(client.close)
         version = client.wait_until_ready(settings.wait.value)
         name, size_there = _choose(client, model)

@@ -57,7 +57,7 @@ def ask_early(config: pytest.Config, settings: Settings) -> None:
         host,
         spec.name,
         load_request(spec.name, kind, options=target.options),
-        headers(host, settings.api_key),
+        headers(host, settings.api_key, settings.headers.value),
         limit_s=settings.load_timeout.value,
         starts_s=settings.wait.value if settings.serve.value else 0.0,
     )

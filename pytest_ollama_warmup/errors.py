@@ -4,6 +4,7 @@ WarmupError
 ├── BadSetting            a value that the user gave cannot be used; also a ValueError
 │   ├── Conflict
 │   ├── BadHost
+│   ├── MissingVariable
 │   ├── BadSpec
 │   └── BadMark
 ├── NoModelNamed          a test asks for its model, and nothing says which
@@ -89,6 +90,16 @@ class BadHost(BadSetting):
         return (
             f"{self.value!r} (from {self.source}) is not an address of an Ollama server: "
             f"{self.allowed}. Valid: HOST, HOST:PORT, http://HOST:PORT, https://HOST[:PORT][/PATH]."
+        )
+
+
+class MissingVariable(BadSetting):
+    """A header whose value is in an environment variable that is not set."""
+
+    def __str__(self) -> str:
+        return (
+            f"the header {clean(self.value)} (from {self.source}) needs the environment variable "
+            f"{self.allowed}, which is not set. Set it, or leave the header out."
         )
 
 
@@ -256,7 +267,10 @@ class AccessDenied(ServerError):
             "sent": "The server does not accept the key in OLLAMA_API_KEY.",
             "withheld": "OLLAMA_API_KEY was not sent: it goes to https and loopback only.",
             "unusable": "OLLAMA_API_KEY was not sent: it is not plain ASCII text on one line.",
-            "none": "Set OLLAMA_API_KEY if it wants a key.",
+            "none": "Set OLLAMA_API_KEY if it wants a key, write USER:PASSWORD@ before the host if "
+            "it wants a password, or pass --ollama-header if it wants a header.",
+            "login": "The server does not accept the user and password in the address.",
+            "header": "The server does not accept what --ollama-header sends.",
         }[self.key]
         if self.status == 403 and not self.words:
             advice = (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
@@ -23,16 +24,22 @@ _ENDING = {"Connection": "close"}
 def ollama_host(pytestconfig: pytest.Config) -> str:
     """URL of the Ollama server of this run, or of this worker, like http://127.0.0.1:11434.
 
+    With the user and password that its address was given with, which tracebacks do not show.
+
     A suite may define its own, of session scope, to give some of its tests another server: their
     models are brought to it when the first of them runs.
     """
-    return settings_of(pytestconfig).host.url
+    settings = settings_of(pytestconfig)
+    if isinstance(settings.problem, BadHost):
+        # Not the usual address in place of it.
+        pytest.fail(str(settings.problem), pytrace=False)
+    return settings.host.address
 
 
 @pytest.fixture(scope="session")
 def ollama_openai_url(ollama_host: str) -> str:
     """Base URL for OpenAI clients: the server's /v1."""
-    return f"{ollama_host}/v1"
+    return type(ollama_host)(f"{ollama_host}/v1")
 
 
 @pytest.fixture
@@ -63,26 +70,27 @@ def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
 
 
 @pytest.fixture(scope="session")
-def ollama_client(ollama_host: str) -> Iterator[ollama.Client]:
+def ollama_client(pytestconfig: pytest.Config, ollama_host: str) -> Iterator[ollama.Client]:
     """The official client (pip install ollama) on ollama_host."""
     library = _official_library("ollama_client")
     # Before 0.6.2 it cannot be closed.
     closable = hasattr(library.Client, "close")
     headers = {} if closable else _ENDING
-    client = library.Client(ollama_host, headers=headers, **_connection(ollama_host))
+    connection = _connection(pytestconfig, ollama_host)
+    client = library.Client(ollama_host, headers=headers, **connection)
     yield client
     if closable:
         client.close()
 
 
 @pytest.fixture
-def ollama_async_client(ollama_host: str) -> ollama.AsyncClient:
+def ollama_async_client(pytestconfig: pytest.Config, ollama_host: str) -> ollama.AsyncClient:
     """The official client for async tests, under any event loop; leaves nothing open behind."""
     library = _official_library("ollama_async_client")
     # The loop of the test is closed when a fixture without one could close the client: each
     # connection ends with its request instead.
     client: ollama.AsyncClient = library.AsyncClient(
-        ollama_host, headers=_ENDING, **_connection(ollama_host)
+        ollama_host, headers=_ENDING, **_connection(pytestconfig, ollama_host)
     )
     return client
 
@@ -110,14 +118,19 @@ def _official_library(fixture: str) -> ModuleType:
     pytest.fail(problem, pytrace=False)
 
 
-def _connection(url: str) -> dict[str, Any]:
+def _connection(config: pytest.Config, url: str) -> dict[str, Any]:
     from pytest_ollama_warmup.models import host_of
+    from pytest_ollama_warmup.ollama.requests import Headers, own_headers
     from pytest_ollama_warmup.ollama.tls import named_by, trust
 
+    host = host_of(config, url)
     try:
-        verify = trust(url)
+        verify = trust(host.url)
     except OSError as exc:
         pytest.fail(f"the certificates of {named_by()} cannot be read ({exc})", pytrace=False)
     # A plain address may lead on to one that is not: there the usual certificates count.
     # Like ours, and unlike by default, it does not send loopback addresses to HTTP_PROXY.
-    return {"trust_env": not host_of(url).loopback, "verify": verify or True}
+    found = {"trust_env": not host.loopback, "verify": verify or True}
+    # The official client leaves out the user and password of an address.
+    own = own_headers(host, settings_of(config).headers.value)
+    return {**found, "auth": Headers(own)} if own else found

@@ -96,5 +96,5 @@ class _Glances:
 
         settings = settings_of(self._config)
         if plain.can_look(settings.host):
-            return plain.resident(settings.host, settings.api_key)
+            return plain.resident(settings.host, settings.api_key, settings.headers.value)
         return run_of(self._config).client().resident()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.answers import ModelInfo
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.report.terminal import Screen
     from pytest_ollama_warmup.run import AskRequest
     from pytest_ollama_warmup.settings import Settings
@@ -30,16 +31,22 @@ SAY_WAITING_AFTER_S = 2.0
 SHOW_S = 5.0
 
 
-def unload(outcomes: Iterable[Outcome], api_key: str) -> None:
-    """Take models out of memory; those that cannot be are left to their lease."""
+def unload(outcomes: Iterable[Outcome], settings: Settings, others: Iterable[Host] = ()) -> None:
+    """Take models out of memory; those that cannot be are left to their lease.
+
+    *others* are servers that may be among them, beside those of *settings*.
+    """
     from pytest_ollama_warmup.ollama.client import Client
 
     clients: dict[str, Client] = {}
+    # Outcomes hold no passwords.
+    known = {host.url: host for host in (*others, *settings.hosts, settings.host)}
     for outcome in outcomes:
         with suppress(WarmupError):
             if outcome.host not in clients:
                 # A new one: that of the run may have been cut off by Ctrl-C.
-                clients[outcome.host] = Client(read_host(outcome.host, "this run"), api_key)
+                host = known.get(outcome.host) or read_host(outcome.host, "this run")
+                clients[outcome.host] = Client(host, settings.api_key, settings.headers.value)
             clients[outcome.host].unload(outcome.model)
     for client in clients.values():
         client.close()

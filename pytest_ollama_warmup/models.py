@@ -12,7 +12,7 @@ from pytest_ollama_warmup.marks import parameter_of, want_of
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.replays import is_replayed, needs_no_server_now
-from pytest_ollama_warmup.roles import is_looking, run_of, settings_of
+from pytest_ollama_warmup.roles import is_looking, run_of, settings_of, warn_unencrypted
 from pytest_ollama_warmup.verdict import NOT_READY, enforce, watch
 from pytest_ollama_warmup.warmup.guard import CannotLook
 from pytest_ollama_warmup.warmup.plan import Want, resolve
@@ -164,15 +164,19 @@ def bring_elsewhere(item: pytest.Item, url: str) -> Iterator[None]:
 
 
 def _run_at(config: pytest.Config, url: str) -> Run:
-    return run_of(config).at(host_of(url).url)
+    host = host_of(config, url)
+    warn_unencrypted(config, [host])
+    return run_of(config).at(host)
 
 
-def host_of(url: object) -> Host:
+def host_of(config: pytest.Config, url: object) -> Host:
     """Return the server that the fixture ollama_host, the suite's own maybe, names."""
-    problem = f"the fixture ollama_host returned {url!r}; a text like 'http://host:11434' is due"
+    problem, ours = f"the fixture ollama_host returned {url!r}", settings_of(config).host
     if isinstance(url, str):
         try:
-            return read_host(url, "the fixture ollama_host")
+            host = read_host(url, "the fixture ollama_host")
         except BadHost as exc:
-            problem = str(exc)
-    pytest.fail(problem, pytrace=False)
+            pytest.fail(str(exc), pytrace=False)
+        # One that leaves out the user and password of the run's own address means the same server.
+        return ours if host.url == ours.url and host.login in ("", ours.login) else host
+    pytest.fail(f"{problem}; a text like 'http://host:11434' is due", pytrace=False)

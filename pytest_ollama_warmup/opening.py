@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.host import again
+from pytest_ollama_warmup.ollama.host import again, names, shown_without_login
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.roles import settings_of
 from pytest_ollama_warmup.text import clean
@@ -47,11 +47,13 @@ def hints(config: pytest.Config) -> Iterator[str]:
             "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
             "list them in OLLAMA_PRELOAD_MODELS."
         )
-    elsewhere = os.environ.get("OLLAMA_BASE_URL", "").rstrip("/").removesuffix("/v1")
-    urls = [host.url for host in settings.pool or (settings.host,)]
-    same = {*urls, *(url.replace("127.0.0.1", "localhost") for url in urls)}
-    if elsewhere and elsewhere not in same:
-        yield f"OLLAMA_BASE_URL points elsewhere ({clean(elsewhere)}), to another server."
+    elsewhere = os.environ.get("OLLAMA_BASE_URL", "").strip()
+    if elsewhere and not any(names(elsewhere, one) for one in settings.pool or (settings.host,)):
+        shown = shown_without_login(elsewhere)
+        yield (
+            f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "
+            "--ollama-export OLLAMA_BASE_URL sets it to this one."
+        )
 
 
 def refuse_models_as_paths(config: pytest.Config) -> None:

@@ -26,7 +26,8 @@ class Option(NamedTuple):
     """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
 
     *read* turns what a source holds into the value, and gets the source for its error; *default* is
-    a value already. *pytest_only* rows mean nothing where there are no tests.
+    a value already. *pytest_only* rows mean nothing where there are no tests. What is given for
+    *secret* ones is not shown, unless it can be read so far that it is known what may be.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Option(NamedTuple):
     environ: str = ""
     ini_only: bool = False
     pytest_only: bool = False
+    secret: bool = False
 
     @property
     def flag(self) -> str:
@@ -284,10 +286,38 @@ OPTIONS = (
         "host",
         "server",
         "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434. In "
-        "pytest several, parted by commas: workers of pytest-xdist are spread over them.",
+        "pytest several, parted by commas: workers of pytest-xdist are spread over them. A user "
+        "and password before the host (https://USER:PASSWORD@HOST) are sent, and never shown.",
         read=read_host,
         metavar="URL[,URL...]",
         environ="OLLAMA_HOST",
+        secret=True,
+    ),
+    Option(
+        "header",
+        "server",
+        "A header for each request to the server, for a gateway before it that wants one: "
+        "'X-API-Key: $GATEWAY_KEY', where $GATEWAY_KEY is read from the environment. May be given "
+        "more than once; an empty one drops those before it.",
+        read=_as_given,
+        default=(),
+        metavar="NAME: VALUE",
+        ini_type="linelist",
+        action="append",
+        secret=True,
+    ),
+    Option(
+        "export",
+        "server",
+        "Another environment variable that is set to the server's URL for the tests, or to what "
+        "TEMPLATE says: OLLAMA_BASE_URL, or OPENAI_BASE_URL={openai_url}. Fields: {url}, "
+        "{openai_url}, {scheme}, {host}, {port}. May be given more than once.",
+        read=_as_given,
+        default=(),
+        metavar="NAME[=TEMPLATE]",
+        ini_type="linelist",
+        action="append",
+        pytest_only=True,
     ),
     Option(
         "serve",
@@ -368,10 +398,18 @@ def from_ini(config: pytest.Config, options: object, option: Option) -> tuple[An
         return config.getini(option.ini), source
     # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
     except (pytest.UsageError, ValueError, TypeError) as exc:
-        raise BadSetting(_given(exc), source, NEEDED_TYPES[option.ini_type]) from None
+        given = "***" if option.secret else _given(exc)
+        raise BadSetting(given, source, needed_type(option)) from None
+
+
+def needed_type(option: Option) -> str:
+    """Say what a configuration file has to hold for *option*."""
+    return NEEDED_TYPES.get(option.name, NEEDED_TYPES[option.ini_type])
 
 
 NEEDED_TYPES = {
+    "header": 'A list of texts is needed, like ["X-API-Key: $GATEWAY_KEY"].',
+    "export": 'A list of texts is needed, like ["OLLAMA_BASE_URL"].',
     "args": 'A list of texts is needed, like ["llama3.2:1b"].',
     "linelist": 'A list of texts is needed, like ["chat=llama3.2:1b"].',
     "bool": "true or false is needed.",

@@ -41,6 +41,7 @@ from pytest_ollama_warmup.roles import (
     note_address,
     read_address_again,
     set_environment,
+    set_exports,
     set_ollama_host,
     settings_of,
 )
@@ -85,6 +86,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         set_ollama_host(early_config)
         if settings.serve.value:
             set_environment(early_config, OWN_SERVER, settings.host.url)
+    if usable:
+        set_exports(early_config)
     note_address(early_config)
     # A worker, and a run inside a test, find what is listed ready.
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.leader import Leader
+from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.options import OPTIONS
 from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.settings import Settings, Sources
@@ -23,7 +25,8 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
     *specs* are written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``. *host* is
     the address of the server, else OLLAMA_HOST says it. *settings* are options without their
     ``--ollama-``: ``pull="always"``, ``warm="load"``, ``keep_alive="-1"``, ``wait=120`` (seconds),
-    ``alias=["chat=llama3.2:1b"]``, ``stall``, ``load_timeout``.
+    ``alias=["chat=llama3.2:1b"]``, ``header=["X-API-Key: $GATEWAY_KEY"]``, ``stall``,
+    ``load_timeout``.
 
     A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
     its ``model`` and ``error``; ``outcomes`` has all of them. Nothing is printed.
@@ -39,8 +42,9 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
         known = ", ".join(name for name in rows if name != "host")
         raise TypeError(f"preload() has no setting {unknown[0]!r}; there are host, {known}")
     given = {rows[name].dest: value for name, value in settings.items() if value is not None}
-    if isinstance(given.get(rows["alias"].dest), str):
-        given[rows["alias"].dest] = [given[rows["alias"].dest]]
+    for name in ("alias", "header"):
+        if isinstance(given.get(rows[name].dest), str):
+            given[rows[name].dest] = [given[rows[name].dest]]
     if host is not None:
         given[rows["host"].dest] = host
     options = SimpleNamespace(
@@ -55,6 +59,8 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
     read = Settings.read(sources)
     if read.problem is not None:
         raise read.problem
+    if text := readable_on_the_way([read.host], read.headers.value):
+        warnings.warn(text, stacklevel=2)
     return bring_listed(read, Screen(lambda line, **colours: None))
 
 

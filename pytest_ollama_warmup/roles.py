@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ import pytest
 from pytest_ollama_warmup.errors import BadSetting
 from pytest_ollama_warmup.options import from_ini, read_host
 from pytest_ollama_warmup.settings import Settings, Sources
+from pytest_ollama_warmup.text import Secret
 from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
@@ -70,6 +72,28 @@ def warn(config: pytest.Config, text: str) -> bool:
     except OllamaWarmupWarning:
         return False
     return True
+
+
+def warn_unencrypted(config: pytest.Config, hosts: Iterable[Host]) -> str:
+    """Warn of secrets that are sent to *hosts* unencrypted, once in a run for each of them.
+
+    Returns the warning where it was one of those that are errors.
+    """
+    extra = settings_of(config).headers.value
+    found = [host for host in hosts if host.login or extra]
+    if not found:
+        return ""
+    from pytest_ollama_warmup.ollama.requests import readable_on_the_way
+    from pytest_ollama_warmup.warmup.gate import file_name
+
+    new = []
+    for host in found:
+        # The processes of a run see by it what one of them has said.
+        with suppress(FileExistsError):
+            (folder_of(config) / f"warned-{file_name(host.url)}").touch(exist_ok=False)
+            new.append(host)
+    text = readable_on_the_way(new, extra)
+    return "" if not text or warn(config, text) else text
 
 
 def worker_input(config: pytest.Config) -> dict[str, Any]:
@@ -164,6 +188,13 @@ def set_ollama_host(config: pytest.Config) -> None:
         set_environment(config, "OLLAMA_HOST", value)
 
 
+def set_exports(config: pytest.Config) -> None:
+    """Set the variables of ``--ollama-export`` to the server in use."""
+    settings = settings_of(config)
+    for export in settings.exports.value:
+        set_environment(config, export.name, export.value(settings.host))
+
+
 def note_address(config: pytest.Config) -> None:
     """Remember OLLAMA_HOST, so that it is seen when a conftest or a plugin sets it later."""
     config.stash[_AT_START] = os.environ.get("OLLAMA_HOST")
@@ -180,7 +211,9 @@ def read_address_again(config: pytest.Config) -> None:
     if settings.given_host.given_by == "option" or settings.serve.value or settings.served:
         return
     if settings.number is None and (now or "").strip():
-        config.stash[SETTINGS] = settings.at_address(str(now), SET_LATE)
+        config.stash[SETTINGS] = settings = settings.at_address(str(now), SET_LATE)
+        if settings.problem is None:
+            set_exports(config)
 
 
 def address_differs(config: pytest.Config) -> str:
@@ -189,14 +222,14 @@ def address_differs(config: pytest.Config) -> str:
     # Asked in each test: nothing is read or imported where nothing has changed.
     if now == config.stash.get(_AT_START, now):
         return ""
-    from pytest_ollama_warmup.ollama.host import names
-    from pytest_ollama_warmup.text import clean
+    from pytest_ollama_warmup.ollama.host import names, shown_without_login
 
     host = settings_of(config).host
     if names(now, host):
         return ""
     return (
-        f"OLLAMA_HOST is {clean(now or 'not set')!r} in this test, and models are prepared at "
+        f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
+        f"prepared at "
         f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
         "fixture ollama_host of its own"
     )
@@ -210,9 +243,9 @@ def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str |
     from pytest_ollama_warmup.ollama.host import names
 
     found = config.stash.setdefault(_OLLAMA_HOST, now)
-    if names(now, host):
+    if names(now, host, with_login=True):
         return None
-    return found if found and names(found, host) else host.as_variable
+    return found if found and names(found, host, with_login=True) else host.as_variable
 
 
 def folder_of(config: pytest.Config) -> Path:
@@ -248,7 +281,12 @@ def has_outcomes(config: pytest.Config) -> bool:
 def write_host(config: pytest.Config, host: Host) -> None:
     """Make *host*, which the suite's own hook names, the server of all processes of the run."""
     path = folder_of(config) / _HOST_FILE
-    path.write_text(json.dumps({"url": host.url, "source": host.source}), encoding="utf-8")
+    content = {"url": host.url, "source": host.source}
+    if host.login and is_distributing(config):
+        # Workers that run by now have no other way to hear of it. The directory is the user's own,
+        # and goes with the run.
+        content["login"] = host.login
+    path.write_text(json.dumps(content), encoding="utf-8")
     _adopt(config, settings_of(config).on(host))
 
 
@@ -271,7 +309,8 @@ def adopt_host(config: pytest.Config) -> None:
     """Take over what the controller wrote by ``write_host`` or ``write_places``, if anything."""
     written, settings = _written(config), settings_of(config)
     if "url" in written:
-        _adopt(config, settings.on(read_host(written["url"], written["source"])))
+        host = read_host(written["url"], written["source"])
+        _adopt(config, settings.on(host._replace(login=Secret(written.get("login", "")))))
     elif "places" in written and settings.number is not None:
         _adopt(config, settings.moved(written["places"][settings.number]))
 
@@ -296,6 +335,7 @@ def _adopt(config: pytest.Config, settings: Settings) -> None:
     elif RUN in config.stash:
         config.stash[RUN].settings = settings
     set_ollama_host(config)
+    set_exports(config)
 
 
 def run_of(config: pytest.Config) -> Run:

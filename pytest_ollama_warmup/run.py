@@ -16,7 +16,6 @@ from pytest_ollama_warmup.errors import (
     WarmupError,
 )
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.text import at
 from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
+    from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.spec import ModelSpec
@@ -112,24 +112,20 @@ class Run:
             self._client.abort()
             self._client.close()
 
-    def at(self, url: str) -> Run:
-        """Return the view of the same run on the server *url*, which a suite gives some tests.
-
-        Raises:
-            BadHost: no client could connect to it.
-        """
-        if url == self.settings.host.url:
+    def at(self, host: Host) -> Run:
+        """Return the view of the same run on another server, which a suite gives some tests."""
+        ours = self.settings.host
+        if (host.url, host.login) == (ours.url, ours.login):
             return self
-        if url not in self._elsewhere:
-            host = read_host(url, "the fixture ollama_host")
-            self._elsewhere[url] = Run(
+        if host.address not in self._elsewhere:
+            self._elsewhere[host.address] = Run(
                 self.settings.on(host),
-                folder_at(self.root, url),
+                folder_at(self.root, host.url),
                 self.by,
                 self._ask_request,
                 self.root,
             )
-        return self._elsewhere[url]
+        return self._elsewhere[host.address]
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return what all processes of the run have recorded, also of other servers."""
@@ -323,7 +319,8 @@ class Run:
         if self._client is None:
             from pytest_ollama_warmup.ollama.client import Client
 
-            self._client = Client(self.settings.host, self.settings.api_key)
+            settings = self.settings
+            self._client = Client(settings.host, settings.api_key, settings.headers.value)
         return self._client
 
     def slot(self) -> AbstractContextManager[None]:
@@ -426,7 +423,7 @@ class Run:
         settings, error, brief, version = self.settings, "", "", ""
         try:
             if settings.problem is not None:
-                error, brief = str(settings.problem), "a bad environment variable"
+                error, brief = str(settings.problem), "a bad setting"
             else:
                 version = self.reach()
         except WarmupError as exc:

@@ -6,14 +6,23 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec, Conflict
-from pytest_ollama_warmup.options import NEEDED_TYPES, OPTIONS, Option, read_host, read_hosts
+from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec, Conflict, MissingVariable
+from pytest_ollama_warmup.options import (
+    NEEDED_TYPES,
+    OPTIONS,
+    Option,
+    needed_type,
+    read_host,
+    read_hosts,
+)
 from pytest_ollama_warmup.text import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_ollama_warmup.exports import Export
     from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.ollama.requests import Header
     from pytest_ollama_warmup.warmup.plan import Alias, GivenBy, Listed
     from pytest_ollama_warmup.warmup.work import Terms
 
@@ -80,7 +89,7 @@ class Settings(NamedTuple):
     *hosts* are the addresses as given, *given_host* is the one that this process uses; a worker
     that uses one of several has its *number*.
     What the environment holds and cannot be used waits in *problem* until a model is wanted: the
-    variables are other programs' too.
+    variables are other programs' too. So does an address, whoever gives it.
     """
 
     given_list: Listed | None
@@ -100,6 +109,8 @@ class Settings(NamedTuple):
     overlap: Setting[bool]
     serve: Setting[bool]
     serve_command: Setting[str]
+    headers: Setting[tuple[Header, ...]]
+    exports: Setting[tuple[Export, ...]]
     wait: Setting[float]
     stall: Setting[float]
     load_timeout: Setting[float]
@@ -275,7 +286,7 @@ class Settings(NamedTuple):
             given_host=Setting(next(iter(hosts.value), None), hosts.source, hosts.given_by),
             hosts=hosts.value,
             number=place.number if place else None,
-            problem=read.problem,
+            problem=None,
             off=off,
             pull=read.setting("pull"),
             on_missing=read.setting("on_missing"),
@@ -288,6 +299,8 @@ class Settings(NamedTuple):
             overlap=read.setting("overlap"),
             serve=serve,
             serve_command=read.setting("serve_command"),
+            headers=read.headers(),
+            exports=read.exports(),
             wait=wait,
             stall=read.setting("stall"),
             load_timeout=read.setting("load_timeout"),
@@ -297,6 +310,8 @@ class Settings(NamedTuple):
             inner=OUTER_RUN in environ,
             served=OWN_SERVER in environ,
         )
+        # Whichever of them had one.
+        settings = settings._replace(problem=read.problem)
         return settings.moved(place.url) if place else settings
 
 
@@ -365,8 +380,43 @@ class _Reader:
                 found = read_hosts(raw, source) if several else (read_host(raw, source),)
                 return Setting(found, source, given_by)
             except BadSetting as exc:
+                self.problem = exc
+                if given_by != "environment":
+                    return Setting((), source, given_by)
+        return Setting((), "default", "default")
+
+    def headers(self) -> Setting[tuple[Header, ...]]:
+        """Return the user's own headers; they matter only where a request is sent."""
+        option = self._table["header"]
+        for raw, source, given_by in self._given(option)[:1]:
+            from pytest_ollama_warmup.ollama.requests import read_headers
+
+            try:
+                # An empty one clears what came before it, so that it also overrides addopts.
+                texts = _after_empty(_texts(raw, source, option))
+                found = read_headers(texts, source, self._sources.environ)
+                return Setting(found, source, given_by)
+            except MissingVariable as exc:
+                self.problem = self.problem or exc
+            except BadSetting as exc:
                 self._tolerate(exc, given_by)
         return Setting((), "default", "default")
+
+    def exports(self) -> Setting[tuple[Export, ...]]:
+        """Return the variables to set; of two with one name that of the first source."""
+        option, first = self._table["export"], None
+        found: dict[str, Export] = {}
+        for raw, source, given_by in self._given(option):
+            from pytest_ollama_warmup.exports import parse_export
+
+            first = first or (source, given_by)
+            try:
+                exports = [parse_export(text, source) for text in _texts(raw, source, option)]
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+            else:
+                found = {one.name: one for one in exports} | found
+        return Setting(tuple(found.values()), *(first or ("default", "default")))
 
     def listed(self) -> Listed | None:
         """Return the listed models and the aliases; None where nobody gave any."""
@@ -387,10 +437,9 @@ class _Reader:
             if given_by == "configuration":
                 # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
                 texts = [" ".join(texts)]
-            empty = [index for index, text in enumerate(texts) if not text.strip()]
             # An empty value clears what came before it, so that it also overrides addopts.
-            if given_by == "option" and empty:
-                texts = texts[empty[-1] + 1 :]
+            if given_by == "option":
+                texts = _after_empty(texts)
             roles = Listed(aliases=aliases)
             specs = [roles.meant(spec) for spec in parse_specs(texts, source)]
             return Listed(distinct(specs, source), source, given_by, aliases)
@@ -430,8 +479,8 @@ class _Reader:
             found.append((given, sources.flag(option), "option"))
         if option.environ and sources.environ.get(option.environ, "").strip():
             found.append((sources.environ[option.environ], option.environ, "environment"))
-        # Only aliases add up: what wins already need not be read from the file.
-        if not found or option.name == "alias":
+        # Only these add up: what wins already need not be read from the file.
+        if not found or option.name in ("alias", "export"):
             try:
                 ini, source = sources.ini(option)
             except BadSetting:
@@ -456,8 +505,16 @@ def _from_variable(text: str, source: str) -> list[str]:
         raise BadSetting(text, source, NEEDED_TYPES["args"]) from None
 
 
-def _texts(raw: Any, source: str) -> list[str]:
+def _texts(raw: Any, source: str, option: Option | None = None) -> list[str]:
     texts = [raw] if isinstance(raw, str) else list(raw)
     if not all(isinstance(text, str) for text in texts):
-        raise BadSetting(str(raw), source, NEEDED_TYPES["args"])
+        shown = "***" if option and option.secret else str(raw)
+        needed = needed_type(option) if option else NEEDED_TYPES["args"]
+        raise BadSetting(shown, source, needed)
     return texts
+
+
+def _after_empty(texts: list[str]) -> list[str]:
+    """Return those of *texts* that come after the last empty one."""
+    empty = [index for index, text in enumerate(texts) if not text.strip()]
+    return texts[empty[-1] + 1 :] if empty else texts

@@ -35,6 +35,7 @@ from pytest_ollama_warmup.roles import (
     set_environment,
     settings_of,
     warn,
+    warn_unencrypted,
     write_host,
     write_places,
 )
@@ -109,7 +110,8 @@ class Controller(Leader):
         elif self._in_use is not None:
             # Where no lock can be had, models are left to their keep-alive.
             with suppress(WarmupError, OSError), self._in_use.leaving():
-                unload(self._to_unload(self._in_use), self.settings.api_key)
+                others = [run.settings.host for run in self._elsewhere.values()]
+                unload(self._to_unload(self._in_use), self.settings, others)
             self._in_use = None
 
     def _to_unload(self, in_use: InUse) -> list[Outcome]:
@@ -264,6 +266,9 @@ class Controller(Leader):
             raise pytest.UsageError(str(self.settings.problem))
         self._ask_host()
         self._say_header()
+        pool = self.settings.pool or (self.settings.host,)
+        if text := warn_unencrypted(self._config, pool):
+            self.say_once(text, least=-2)
         self._meet_hosts()
         for there in self._everywhere():
             there.room.learn(crowds(self._config, there.settings.host.url))

@@ -25,6 +25,15 @@ class Secret(str):
         return "'***'"
 
 
+class Address(str):
+    """A URL that ``repr``, and so ``--showlocals``, shows without its user and password."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(re.sub(_USERINFO, "***@", str(self)))
+
+
 def clean(text: object, limit: int = 500) -> str:
     """Return *text* from outside on one line, without control characters, URL passwords or excess.
 

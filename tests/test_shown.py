@@ -226,11 +226,12 @@ def test_variables_that_lead_elsewhere_are_hinted_at(
     suite.ollama.add(replace(LLAMA, present=True))
     suite.write(ONE_TEST)
     monkeypatch.setenv("OLLAMA_MODELS", "llama3.2:1b mistral:7b")
-    monkeypatch.setenv("OLLAMA_BASE_URL", "http://elsewhere:1/v1")
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://me:s3cret@elsewhere:1/v1")
     assert [
         "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
         "list them in OLLAMA_PRELOAD_MODELS.",
-        "OLLAMA_BASE_URL points elsewhere (http://elsewhere:1), to another server.",
+        "OLLAMA_BASE_URL points elsewhere (http://***@elsewhere:1/v1), to another server. "
+        "--ollama-export OLLAMA_BASE_URL sets it to this one.",
     ] == suite.run().ours[1:3]
     monkeypatch.setenv("OLLAMA_MODELS", "/var/lib/models")
     monkeypatch.setenv("OLLAMA_BASE_URL", f"{suite.ollama.url}/v1/")

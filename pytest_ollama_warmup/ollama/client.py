@@ -45,15 +45,15 @@ from pytest_ollama_warmup.ollama.limits import (
 )
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.proxy import proxy_for
-from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request
+from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request, secrets_of
 from pytest_ollama_warmup.ollama.tls import named_by, trust
 from pytest_ollama_warmup.text import Secret, clean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from pytest_ollama_warmup.ollama.host import Host
-    from pytest_ollama_warmup.ollama.requests import LoadKind
+    from pytest_ollama_warmup.ollama.requests import Header, LoadKind
 
 # What a gateway answers when the server behind it does not; from 520 on Cloudflare.
 _GATEWAYS = {502, 503, 504, *range(520, 528)}
@@ -66,10 +66,11 @@ class Client:
     with an error. Safe for use in several threads.
     """
 
-    def __init__(self, host: Host, api_key: str = "") -> None:
+    def __init__(self, host: Host, api_key: str = "", extra: Sequence[Header] = ()) -> None:
         self.host = host
-        self._secret = api_key = Secret(api_key)
-        self._key_state = key_state(host, api_key)
+        api_key = Secret(api_key)
+        self._secrets = [Secret(one) for one in secrets_of(host, api_key, extra)]
+        self._key_state = key_state(host, api_key, extra)
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         # A set must not grow while abort() goes through it.
         self._sockets_lock = threading.Lock()
@@ -79,7 +80,7 @@ class Client:
         try:
             self._http = httpx.Client(
                 base_url=host.url,
-                headers=headers(host, api_key),
+                headers=headers(host, api_key, extra),
                 verify=trust(host.url),
                 # httpx would send even loopback addresses to HTTP_PROXY.
                 trust_env=not host.loopback,
@@ -358,7 +359,9 @@ class Client:
     def _clean(self, text: object, limit: int = 500) -> str:
         # Some gateways echo the key that they refuse. It is hidden before the text is cut, which
         # would leave a part of it.
-        shown = str(text).replace(self._secret, "***") if self._secret else text
+        shown = str(text)
+        for secret in self._secrets:
+            shown = shown.replace(secret, "***")
         return clean(shown, limit)
 
     def _denied(self, status: int, words: str) -> AccessDenied:

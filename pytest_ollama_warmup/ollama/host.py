@@ -6,9 +6,10 @@ import ipaddress
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote
 
 from pytest_ollama_warmup.errors import BadHost
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.text import Address, Secret, clean
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -27,13 +28,26 @@ _PATH = re.compile(r"[A-Za-z0-9._~!$&()*+;=:%/-]*")
 
 
 class Host(NamedTuple):
-    """The address of a server, ready to connect to, and who gave it."""
+    """The address of a server, ready to connect to, and who gave it.
+
+    The *url* has no user and password, so that it can be shown and recorded; *login* has them.
+    """
 
     url: str
     source: str
     note: str = ""
     dropped: str = ""
     """What stood at the end of the address, and is a path of the API: ``/v1``."""
+    login: Secret = Secret()
+    """``USER:PASSWORD``, or empty."""
+
+    @property
+    def address(self) -> str:
+        """The URL for clients: with user and password, where they were given."""
+        if not self.login:
+            return self.url
+        parts = (quote(one, safe="") for one in self.login.split(":", 1))
+        return Address(self.url.replace("://", f"://{':'.join(parts)}@", 1))
 
     @property
     def name(self) -> str:
@@ -45,7 +59,8 @@ class Host(NamedTuple):
     def as_variable(self) -> str:
         """Value for ``OLLAMA_HOST``: ``host:port``, as Ollama documents it, or a URL if needed."""
         scheme, _, rest = self.url.partition("://")
-        return self.url if scheme != "http" or "/" in rest else rest
+        # A plain text: pytest-xdist sends it to workers, which nothing else can be.
+        return str(self.address) if scheme != "http" or "/" in rest or self.login else rest
 
     @property
     def loopback(self) -> bool:
@@ -61,26 +76,25 @@ def parse_host(text: str, source: str) -> Host:
 
     ``0.0.0.0``, ``::`` and an empty host are addresses to listen on; they become the loopback
     address. Unlike the server, which falls back to its default port with a warning, an impossible
-    port is refused: a client that talks to another port than the user typed helps nobody.
+    port is refused: a client that talks to another port than the user typed helps nobody. And a
+    user with a password, which Ollama does not read, is taken as gateways before it need them.
 
     Raises:
-        BadHost: user information, another scheme than http(s), an impossible host or port.
+        BadHost: another scheme than http(s), an impossible login, host or port.
     """
     value = text.strip().strip("\"'").strip()
     scheme, parted, rest = value.partition("://")
     if not parted:
         scheme, rest = ("https", "ollama.com:443") if value == "ollama.com" else ("http", value)
     scheme = scheme.lower()
-    shown = clean(value)
-    if "@" in rest:
-        # The text after the @ is all that may be shown: before it stands a password, which may
-        # hold slashes and colons.
-        shown = f"***@{clean(rest.rpartition('@')[2])}"
-        if parted and scheme in _DEFAULT_PORTS:
-            shown = f"{scheme}://{shown}"
-        raise BadHost(shown, source, "user and password in it; Ollama takes OLLAMA_API_KEY instead")
+    shown = shown_without_login(value)
+    given, _, rest = rest.rpartition("@")
     if scheme not in _DEFAULT_PORTS:
-        raise BadHost(shown, source, f"scheme {clean(scheme)}")
+        # What is taken for the scheme may be a part of the password.
+        raise BadHost(
+            shown, source, "no http:// or https://" if given else f"scheme {clean(scheme)}"
+        )
+    login = _read_login(given, shown, source)
     netloc, _, path = rest.partition("/")
     if "," in netloc:
         raise BadHost(shown, source, "more than one host; pytest's --ollama-host takes several")
@@ -96,7 +110,34 @@ def parse_host(text: str, source: str) -> Host:
     note = ""
     if parted and scheme == "http" and port is None:
         note = "http:// without a port means port 80"
-    return Host(f"{scheme}://{bracketed}:{port or default_port}{path}", source, note, dropped)
+    url = f"{scheme}://{bracketed}:{port or default_port}{path}"
+    return Host(url, source, note, dropped, login)
+
+
+def shown_without_login(value: str) -> str:
+    """Return an address as it may be shown, also one that cannot be read.
+
+    What stands before the last @ is a password, which may hold slashes and colons.
+    """
+    before, at, after = value.rpartition("@")
+    if not at:
+        return clean(value)
+    scheme = before.partition("://")[0].lower()
+    return f"{f'{scheme}://' if scheme in _DEFAULT_PORTS else ''}***@{clean(after)}"
+
+
+def _read_login(given: str, shown: str, source: str) -> Secret:
+    """Return ``USER:PASSWORD`` as it is sent; *given* may have signs as ``%40``.
+
+    Raises:
+        BadHost: no header could hold it, or it may be a path with an @ in it.
+    """
+    if any(sign in given for sign in "/?#"):
+        raise BadHost(shown, source, "a / ? or # before the @; in a password write %2F, %3F or %23")
+    user, colon, password = (unquote(one) for one in given.partition(":"))
+    if ":" in user or not (user + password).isprintable():
+        raise BadHost(shown, source, "a user with a colon, or a sign in it that nobody can type")
+    return Secret(f"{user}:{password}" if user or colon else "")
 
 
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
@@ -105,12 +146,24 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
     Raises:
         BadHost: names the one that is bad.
     """
-    parts = text.split(",")
-    # Before the text is shown: one that holds a password is refused, and shown without it.
-    hosts = tuple(parse_host(part, source) for part in parts)
+    parts, hosts = text.split(","), list[Host]()
+    for number, part in enumerate(parts, 1):
+        try:
+            hosts.append(parse_host(part, source))
+        except BadHost:
+            # It may be the first half of a password.
+            if "@" in part or not any("@" in one for one in parts[number:]):
+                raise
+            why = "a comma in a password is written %2C, and one between hosts needs a host before"
+            hidden = BadHost(shown_without_login(text), source, why)
+        else:
+            continue
+        # Not in the except: the other error would be kept as its context.
+        raise hidden
     if len(parts) > 1 and not all(part.strip() for part in parts):
-        raise BadHost(clean(text), source, "a comma with no host before or after it")
-    return hosts
+        shown = ",".join(map(shown_without_login, parts))
+        raise BadHost(shown, source, "a comma with no host before or after it")
+    return tuple(hosts)
 
 
 def distinct(hosts: Iterable[Host]) -> tuple[Host, ...]:
@@ -134,12 +187,18 @@ def same_url(host: Host) -> str:
     return re.sub(r"(?<=://)localhost(?=:\d+)", "127.0.0.1", host.url, count=1)
 
 
-def names(text: str | None, host: Host) -> bool:
-    """Return whether *text*, the value of ``OLLAMA_HOST``, means *host*; None is the default."""
+def names(text: str | None, host: Host, *, with_login: bool = False) -> bool:
+    """Return whether *text*, the value of ``OLLAMA_HOST``, means *host*; None is the default.
+
+    *with_login* is whether it also has to hold the user and password that *host* has.
+    """
     try:
-        return same_url(parse_host(text or "", "OLLAMA_HOST")) == same_url(host)
+        found = parse_host(text or "", "OLLAMA_HOST")
     except BadHost:
         return False
+    if with_login and host.login and found.login != host.login:
+        return False
+    return same_url(found) == same_url(host)
 
 
 def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:

@@ -16,7 +16,10 @@ from pytest_ollama_warmup.ollama.requests import headers
 from pytest_ollama_warmup.ollama.sockets import bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_ollama_warmup.ollama.host import Host
+    from pytest_ollama_warmup.ollama.requests import Header
 
 LIMIT_S = 5.0
 
@@ -26,7 +29,7 @@ def can_look(host: Host) -> bool:
     return host.url.startswith("http:") and not proxy_for(host)
 
 
-def resident(host: Host, api_key: str) -> list[Resident]:
+def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Resident]:
     """Return the models in memory, like ``Client.resident``.
 
     Raises:
@@ -38,7 +41,8 @@ def resident(host: Host, api_key: str) -> list[Resident]:
     try:
         connection.connect()
         connection.sock = bounded(connection.sock, Limit(LIMIT_S))
-        connection.request("GET", f"{url.path}/api/ps", headers=headers(host, api_key))
+        sent = headers(host, api_key, extra)
+        connection.request("GET", f"{url.path}/api/ps", headers=sent)
         response = connection.getresponse()
         data = parse(response.read(ANSWER_BYTES))
         if response.status != 200 or not isinstance(data, dict):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_ollama_warmup.text import Secret
+from pytest_ollama_warmup.errors import BadSetting, MissingVariable
+from pytest_ollama_warmup.text import Secret, clean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_ollama_warmup.ollama.host import Host
 
 LoadKind = Literal["generate", "embed"]
-KeyState = Literal["none", "unusable", "sent", "withheld"]
+KeyState = Literal["none", "unusable", "sent", "withheld", "login", "header"]
+# A header of the user's own: its name and its value.
+Header = tuple[str, Secret]
+
+_HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
+# Requests set these by themselves, and would be cut or never end with others.
+_FRAMING = ("content-length", "transfer-encoding")
 
 
 def load_request(
@@ -44,21 +51,130 @@ def load_request(
     return f"/api/{kind}", body
 
 
-def key_state(host: Host, api_key: str) -> KeyState:
-    """Say whether *api_key* is sent to *host*, or why not."""
+def read_headers(
+    texts: Iterable[str], source: str, environ: Mapping[str, str]
+) -> tuple[Header, ...]:
+    """Read headers that are given as ``NAME: VALUE``; ``$NAME`` in a value is of *environ*.
+
+    Raises:
+        BadSetting: one cannot be read, or not be sent. Its value, a secret, is not shown.
+        MissingVariable: a variable is not set, or empty.
+    """
+    return tuple(_read_header(text, source, environ) for text in texts)
+
+
+def _read_header(text: str, source: str, environ: Mapping[str, str]) -> Header:
+    # Imported here: few runs have such headers.
+    import re
+    from string import Template
+
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not re.fullmatch(_HEADER_NAME, name):
+        # All of it may be the secret.
+        raise BadSetting("***", source, "Expected NAME: VALUE, such as 'X-API-Key: $GATEWAY_KEY'.")
+    shown = f"{name}: ***"
+    if name.lower() in _FRAMING:
+        raise BadSetting(shown, source, "Each request sets this header itself.")
+    template = Template(value)
+    if not template.is_valid():
+        raise BadSetting(shown, source, "A $ that names no variable is written $$.")
+    for variable in template.get_identifiers():
+        if not environ.get(variable, "").strip():
+            raise MissingVariable(name, source, variable)
+    value = template.substitute(environ).strip()
+    if not (value and value.isascii() and value.isprintable()):
+        raise BadSetting(shown, source, "A value of plain ASCII text on one line is needed.")
+    return name, Secret(value)
+
+
+def key_state(host: Host, api_key: str, extra: Sequence[Header] = ()) -> KeyState:
+    """Say what *host* can know the user by: *api_key*, or why it is not sent, or something else.
+
+    Of what could be the header ``Authorization`` only one is sent: a header of the user's own, else
+    the login in the address, else the key.
+    """
+    if any(name.lower() == "authorization" for name, _ in extra):
+        return "header"
+    if host.login:
+        return "login"
+    state = _state_of_key(host, api_key)
+    return "header" if state == "none" and extra else state
+
+
+def _state_of_key(host: Host, api_key: str) -> KeyState:
     if not api_key:
         return "none"
     if not (api_key.isascii() and api_key.isprintable()):
         # No header can hold it, and the error that says so would show it.
         return "unusable"
-    # A key sent to a plain-http address elsewhere would cross the network in the clear.
-    return "sent" if host.url.startswith("https:") or host.loopback else "withheld"
+    # A key sent to a plain-http address elsewhere would cross the network in the clear. Nobody has
+    # given it for this server, as a login in its address is or a header.
+    return "withheld" if _is_readable_on_the_way(host) else "sent"
 
 
-def headers(host: Host, api_key: str) -> dict[str, str]:
+def _is_readable_on_the_way(host: Host) -> bool:
+    return not (host.url.startswith("https:") or host.loopback)
+
+
+def headers(host: Host, api_key: str, extra: Sequence[Header] = ()) -> dict[str, str]:
     """Return the headers of each request to *host*."""
     # A MB of gzip can be a GB of text.
     found = {"User-Agent": "pytest-ollama-warmup", "Accept-Encoding": "identity"}
-    if key_state(host, api_key) == "sent":
+    if not host.login and _state_of_key(host, api_key) == "sent":
         found["Authorization"] = Secret(f"Bearer {api_key}")
-    return found
+    return _with(found, own_headers(host, extra))
+
+
+def own_headers(host: Host, extra: Sequence[Header] = ()) -> dict[str, str]:
+    """Return those of them that the user has given for *host*: in its address, and as headers."""
+    found: dict[str, str] = {}
+    if host.login:
+        found["Authorization"] = Secret(f"Basic {_basic(host)}")
+    return _with(found, dict(extra))
+
+
+def _basic(host: Host) -> str:
+    from base64 import b64encode
+
+    return b64encode(host.login.encode()).decode()
+
+
+def _with(found: dict[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    replaced = {name.lower() for name in more}
+    return {name: one for name, one in found.items() if name.lower() not in replaced} | dict(more)
+
+
+def secrets_of(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[str]:
+    """Return what must not be shown, should a server echo it; the longest first."""
+    found = {api_key, host.login, host.login.partition(":")[2]}
+    if host.login:
+        found.add(_basic(host))
+    # One that is as short as "eu" is no secret, and would be found in every other word.
+    found |= {value for _, value in extra if len(value) > 3}
+    return sorted(found - {""}, key=len, reverse=True)
+
+
+def readable_on_the_way(hosts: Iterable[Host], extra: Sequence[Header]) -> str:
+    """Say what goes to which of *hosts* unencrypted; empty if nothing that is secret does."""
+    found = [one for one in hosts if _is_readable_on_the_way(one) and (one.login or extra)]
+    if not found:
+        return ""
+    what = [name for name, _ in extra]
+    if any(one.login for one in found):
+        what.insert(0, "the password in the address")
+    return (
+        f"{clean(', '.join(what))}: sent to {', '.join(one.url for one in found)} unencrypted, so "
+        "that others in the network can read it. Use an https:// address if the server has one."
+    )
+
+
+class Headers:
+    """Adds headers to a request, for httpx's ``auth``: in no frame of it can they be seen."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def __call__(self, request: Any) -> Any:
+        """Add them."""
+        request.headers.update(self._headers)
+        return request

@@ -20,6 +20,7 @@ from pytest_ollama_warmup.errors import (
     GatewayAnswered,
     LacksCapability,
     LoadFailed,
+    MissingVariable,
     ModelError,
     NoModelNamed,
     NotOllama,
@@ -67,6 +68,7 @@ EACH = [
     LoadFailed("m", "from x", "out of memory", "Try a smaller tag."),
     ApiError("POST /api/show", 500, "invalid file magic"),
     WaitedTooLong("m", 900.0),
+    MissingVariable("X-Gate", "--ollama-header", "GATE_KEY"),
 ]
 
 
@@ -204,7 +206,9 @@ def test_a_server_that_lets_wait_is_known(cause: str) -> None:
         (403, "no", "sent", '(HTTP 403 "no"). The server does not accept the key'),
         (401, "", "withheld", "(HTTP 401). OLLAMA_API_KEY was not sent: it goes to https and"),
         (401, "", "unusable", "(HTTP 401). OLLAMA_API_KEY was not sent: it is not plain ASCII"),
-        (401, "", "none", "(HTTP 401). Set OLLAMA_API_KEY if it wants a key."),
+        (401, "", "none", "(HTTP 401). Set OLLAMA_API_KEY if it wants a key, write USER:PASSWORD@"),
+        (401, "", "login", "(HTTP 401). The server does not accept the user and password in the"),
+        (403, "no", "header", '(HTTP 403 "no"). The server does not accept what --ollama-header'),
         (403, "", "none", "(HTTP 403). An Ollama bound to loopback answers so to a host name"),
         (403, "", "sent", "(HTTP 403). An Ollama bound to loopback answers so to a host name"),
     ],

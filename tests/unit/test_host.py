@@ -158,7 +158,9 @@ def test_the_variable_holds_host_and_port_and_a_url_only_where_they_do_not_say_i
         ("gpu/a", "gpu", False),
         ("gpu:port", "gpu", False),
         ("a,b", "a", False),
-        ("me:hunter2@gpu", "gpu", False),
+        ("me:hunter2@gpu", "gpu", True),
+        ("me:hunter2@gpu", "http://other@gpu:11434", True),
+        ("me:hunt/er2@gpu", "gpu", False),
     ],
 )
 def test_a_value_of_the_variable_names_a_host_or_not(
@@ -222,26 +224,79 @@ def test_the_refusal_is_one_line_that_a_terminal_can_show() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "url", "login", "address"),
     [
-        "http://user:hunter2@h:1",
-        "user:hunter2@h",
-        "https://user:hunter2@h/path",
-        "http://user:hunter2/hunter2@h",
-        "http://user:hunter2@hunter2@h",
-        "user:hunter2://hunter2@h",
-        "ftp://user:hunter2@h",
-        "http://user:hunter2@h:66000",
-        "http://user:hunter2@h?x",
-        "http://hunter2@h",
+        ("http://user:hunter2@h:1", "http://h:1", "user:hunter2", "http://user:hunter2@h:1"),
+        ("user:hunter2@h", "http://h:11434", "user:hunter2", "http://user:hunter2@h:11434"),
+        ("https://u:%2F%40ü@h/a/v1", "https://h:443/a", "u:/@ü", "https://u:%2F%40%C3%BC@h:443/a"),
+        ("http://u:p@ss:1@[::1]:9/", "http://[::1]:9", "u:p@ss:1", "http://u:p%40ss%3A1@[::1]:9"),
+        ("http://token@h:1", "http://h:1", "token:", "http://token:@h:1"),
+        ("http://:key@h:1", "http://h:1", ":key", "http://:key@h:1"),
+        ("http://@h:1", "http://h:1", "", "http://h:1"),
     ],
 )
-def test_user_information_is_refused_and_the_password_never_shown(text: str) -> None:
-    with pytest.raises(BadHost, match="OLLAMA_API_KEY") as caught:
+def test_user_and_password_are_parted_from_the_url(
+    text: str, url: str, login: str, address: str
+) -> None:
+    host = parse_host(text, "OLLAMA_HOST")
+    assert (url, login, address) == (host.url, host.login, host.address)
+    assert parse_host(host.address, "OLLAMA_HOST")._replace(note="", dropped="") == host._replace(
+        note="", dropped=""
+    )
+    assert host.as_variable == (address if login else "h:1")
+    # Workers of pytest-xdist get it, and nothing but plain texts can be sent to them.
+    assert type(host.as_variable) is str
+    for shown in (repr(host), repr(host.address)):
+        assert "***" in shown or not login
+        assert not any(one in shown for one in ("hunter2", "ü", "p@ss", "token", "key"))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "fits"),
+    [
+        ("u:p@h", "u:p@h", True),
+        ("http://u:p@h:11434/", "u:p@h", True),
+        ("u:other@h", "u:p@h", False),
+        ("h", "u:p@h", False),
+        ("u:p@h", "h", True),
+        (None, "u:p@127.0.0.1", False),
+    ],
+)
+def test_a_value_that_lacks_the_login_does_not_do(text: str | None, host: str, fits: bool) -> None:
+    assert names(text, parse_host(host, ""), with_login=True) is fits
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("http://user:hunter2/hunter2@h", "in a password write %2F, %3F or %23"),
+        ("http://user:hunter2?@h", "in a password write %2F"),
+        ("http://h/hunter2@h", "in a password write %2F"),
+        ("user:hunter2://hunter2@h", "no http:// or https://"),
+        ("ftp://user:hunter2@h", "no http:// or https://"),
+        ("http://user:hunter2@h:66000", "port '66000'"),
+        ("http://user:hunter2@h?x", "host 'h?x'"),
+        ("http://hunter2%3Aa:b@h", "a user with a colon"),
+        ("http://user:hunter2%0A@h", "a sign in it that nobody can type"),
+    ],
+)
+def test_a_login_that_cannot_be_read_is_refused_and_never_shown(text: str, why: str) -> None:
+    with pytest.raises(BadHost) as caught:
         parse_host(text, "OLLAMA_HOST")
+    assert why in str(caught.value)
     assert "***@h" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "hunter2" not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["u:hunter2,b@h", "a,u:hunter2,b@h", "u:hunter2@a,,b", "h:1,u:hunter2/@x"]
+)
+def test_nor_is_one_of_several(text: str) -> None:
+    with pytest.raises(BadHost) as caught:
+        parse_hosts(text, "--ollama-host")
+    assert "hunter2" not in str(caught.value) + repr(caught.value)
+    assert caught.value.__context__ is None
 
 
 _PIECES = st.lists(
