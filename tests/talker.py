@@ -53,6 +53,10 @@ class Talker:
                         return
                     connection.sendall(part)
                     self.sent += len(part)
+                # Closed with a part of the request unread, it would take back what it has sent.
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
             except OSError:
                 self.left.set()
 

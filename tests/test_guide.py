@@ -20,6 +20,9 @@ EACH = pytest.mark.parametrize("page", NAMES)
 # What the server reads (Ollama v0.33, envconfig/config.go), and the recipes.
 SERVERS = {"OLLAMA_MODELS", "OLLAMA_HOST", "OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS"}
 
+# What client libraries read, and --ollama-export sets.
+SERVERS |= {"OLLAMA_BASE_URL", "OLLAMA_API_BASE"}
+
 # Of pytest-recording and pytest-vcr.
 RECORDERS = {"--record-mode", "--block-network", "--disable-recording"}
 RECORDERS |= {"--vcr-record", "--disable-vcr"}
