@@ -16,6 +16,7 @@ WarmupError
 │   ├── AccessDenied
 │   ├── TlsFailed
 │   ├── Aborted
+│   ├── CannotAsk
 │   └── ServerStartFailed  the one that is started for the run; with the end of its log
 │       └── PortTaken
 ├── ModelError            one model cannot be made ready
@@ -316,6 +317,30 @@ class Aborted(ServerError):
 
     def __str__(self) -> str:
         return f"interrupted while working with {self.url} (from {self.source})."
+
+
+class CannotAsk(ServerError):
+    """Something stands in the way: *replaced* says which part of httpx is not its own, and why."""
+
+    def __init__(self, url: str, source: str, cause: str, replaced: str) -> None:
+        super().__init__(url, source, cause, replaced)
+        self.url, self.source, self.cause, self.replaced = url, source, cause, replaced
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        part = self.replaced.partition(" (")[0]
+        return f"cannot be asked: {f'{part} is replaced' if part else self.cause}"
+
+    def __str__(self) -> str:
+        said = f"the server at {self.url} (from {self.source}) cannot be asked: "
+        if not self.replaced:
+            return f"{said}{self.cause}. Does the suite, or a plugin, block network access?"
+        return (
+            f"{said}the suite, or a plugin, has replaced {self.replaced}: {self.cause}. Replace it "
+            "in a fixture, not on import. In a single process --ollama-overlap helps too: another "
+            "process then prepares the models."
+        )
 
 
 class ServerStartFailed(ServerError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.roles import folder_of, run_of, settings_of, worker_input
 from pytest_ollama_warmup.warmup.looks import LookLog
 
@@ -77,7 +78,7 @@ class _Glances:
         if self._log is None:
             return
         sent, loaded = clock.monotonic(), None
-        with suppress(Exception):
+        with suppressing():
             loaded = self._resident()
         # Of two or more tests nobody knows which it was: the others need not be named.
         self._log.write("between", sent, tests=self._tests[:2], loaded=loaded)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from pytest_ollama_warmup.errors import WarmupError
+from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.options import read_host
 from pytest_ollama_warmup.run import Run
 from pytest_ollama_warmup.text import seconds
@@ -42,14 +41,15 @@ def unload(outcomes: Iterable[Outcome], settings: Settings, others: Iterable[Hos
     # Outcomes hold no passwords.
     known = {host.url: host for host in (*others, *settings.hosts, settings.host)}
     for outcome in outcomes:
-        with suppress(WarmupError):
+        with suppressing():
             if outcome.host not in clients:
                 # A new one: that of the run may have been cut off by Ctrl-C.
                 host = known.get(outcome.host) or read_host(outcome.host, "this run")
                 clients[outcome.host] = Client(host, settings.api_key, settings.headers.value)
             clients[outcome.host].unload(outcome.model)
     for client in clients.values():
-        client.close()
+        with suppressing():
+            client.close()
 
 
 def waiting(settings: Settings, cause: str, waited_s: float, every_s: float) -> str:
@@ -109,7 +109,7 @@ class Leader(Run):
         for target in asked:
             # Made before the threads begin, which would else make one each. Why one cannot be made
             # is said where the server is asked.
-            with suppress(WarmupError):
+            with suppressing():
                 self.there(target).client()
             self._begun.setdefault(target.id, threading.Event())
         self._preparation.start(asked)

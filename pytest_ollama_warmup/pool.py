@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.leader import Leader
-from pytest_ollama_warmup.text import clean, seconds
+from pytest_ollama_warmup.ollama.replaced import as_error
+from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.plan import SERVER
 from pytest_ollama_warmup.warmup.record import Outcome
 
@@ -42,10 +43,10 @@ class Site(Leader):
         try:
             return self._ask_server(lambda: None)
         except BaseException as exc:  # pytest reports what a thread does not catch
-            url, words = self.settings.host.url, f"{type(exc).__name__}: {clean(exc)}"
-            error = f"{url} cannot be asked: {words}"
+            url, problem = self.settings.host.url, as_error(exc, self.settings.host)
+            brief = problem.brief
             return Outcome(
-                key=SERVER, model="", status="failed", error=error, brief=words, host=url
+                key=SERVER, model="", status="failed", error=str(problem), brief=brief, host=url
             )
 
 

@@ -13,9 +13,9 @@ from pytest_ollama_warmup.errors import (
     NoModelNamed,
     ServerUnreachable,
     WaitedTooLong,
-    WarmupError,
 )
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced, suppressing
 from pytest_ollama_warmup.text import at
 from pytest_ollama_warmup.warmup.gate import Beat, Gate, Slots, file_name, held
 from pytest_ollama_warmup.warmup.plan import (
@@ -110,7 +110,8 @@ class Run:
             run.close()
         if self._client is not None:
             self._client.abort()
-            self._client.close()
+            with suppressing():
+                self._client.close()
 
     def at(self, host: Host) -> Run:
         """Return the view of the same run on another server, which a suite gives some tests."""
@@ -215,7 +216,9 @@ class Run:
         except CannotLook:
             raise
         # Whatever else keeps us from looking: the test would run without us.
-        except Exception as exc:
+        except BaseException as exc:
+            if not is_for_us(exc):
+                raise
             raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
 
     def inside(self) -> AbstractContextManager[None]:
@@ -229,7 +232,7 @@ class Run:
         """See what *test* used, if it was looked before it; never raises."""
         wanted, self._wanted = self._wanted, None
         if wanted is not None:
-            with suppress(Exception):
+            with suppressing():
                 self._guarding().after(wanted, test, self._contexts)
 
     def _may_load(self) -> bool:
@@ -249,7 +252,7 @@ class Run:
         if keys == self._turn:
             return
         self._turn = keys
-        with suppress(Exception):
+        with suppressing():
             groups = [set(one) for one in json.loads((self.root / GROUPS).read_text("utf-8"))]
             later = groups[groups.index(keys) + 1 :]
             loaded = [one for one in self.gate.outcomes() if one.step("load") is not None]
@@ -426,8 +429,15 @@ class Run:
                 error, brief = str(settings.problem), "a bad setting"
             else:
                 version = self.reach()
-        except WarmupError as exc:
-            error, brief = str(exc), exc.brief
+        # Also what a suite has put in the place of httpx raises, which would end the run.
+        except BaseException as exc:
+            if not is_for_us(exc):
+                raise
+            problem = as_error(exc, settings.host)
+            error, brief = str(problem), problem.brief
+            if (part := replaced()) and part not in error:
+                # A stand-in may also answer, as no Ollama does.
+                error += f" Note: the suite, or a plugin, has replaced {part}."
         return Outcome(
             key=SERVER,
             model="",

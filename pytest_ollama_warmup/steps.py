@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from pytest_ollama_warmup import clock, notes
-from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.glance import WATCHED
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report import findings
@@ -108,8 +108,8 @@ class Controller(Leader):
             # With all that is loaded.
             self._managed.stop()
         elif self._in_use is not None:
-            # Where no lock can be had, models are left to their keep-alive.
-            with suppress(WarmupError, OSError), self._in_use.leaving():
+            # Where no lock can be had, or httpx is replaced, models are left to their keep-alive.
+            with suppressing(), self._in_use.leaving():
                 others = [run.settings.host for run in self._elsewhere.values()]
                 unload(self._to_unload(self._in_use), self.settings, others)
             self._in_use = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.marks import ELSEWHERE_FIXTURE, want_of
+from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
 from pytest_ollama_warmup.roles import (
     NEEDED,
     OllamaWarmupWarning,
@@ -102,8 +102,11 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
     except CannotLook as exc:
         item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.
-    except Exception as exc:
-        return Verdict("fail", str(exc))
+    except BaseException as exc:
+        if not is_for_us(exc):
+            raise
+        # The error of a stand-in for httpx needs a word of what it is.
+        return Verdict("fail", str(as_error(exc, settings_of(item.config).host)))
     return None
 
 
@@ -131,7 +134,8 @@ class _Watch:
             with suppress(OSError):
                 held.enter_context(_slot(item))
             item.stash[_FOUND] = _look(item, want)
-            with suppress(OSError, WarmupError):
+            # And where what the client needs is replaced.
+            with suppressing():
                 held.enter_context(_inside(item))
             result = yield
             run_of(item.config).look_after(item.nodeid)

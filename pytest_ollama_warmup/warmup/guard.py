@@ -17,6 +17,7 @@ from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama.answers import UNKNOWN, ModelInfo, resident_as
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.replaced import is_for_us
 from pytest_ollama_warmup.warmup.gate import Beat, Door, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.looks import LookLog
@@ -175,7 +176,9 @@ class Guard:
             raise
         # Also what a mocking library raises that a session fixture has started: it patches httpx
         # for all threads.
-        except Exception as exc:
+        except BaseException as exc:
+            if not is_for_us(exc):
+                raise
             raise CannotLook(str(exc)) from exc
 
     def _try_to_look(self) -> tuple[list[Resident] | None, bool]:
@@ -183,7 +186,9 @@ class Guard:
             return self._client.resident(), False
         except ServerUnreachable:
             return None, True
-        except Exception:
+        except BaseException as exc:
+            if not is_for_us(exc):
+                raise
             return None, False
 
     def _note(self, target: Target, outcome: Outcome, found: Resident, beside: Contexts) -> None:

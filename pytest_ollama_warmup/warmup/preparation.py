@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from pytest_ollama_warmup.errors import LoadFailed, WarmupError
+from pytest_ollama_warmup.ollama.replaced import replaced
 from pytest_ollama_warmup.text import clean
 from pytest_ollama_warmup.warmup.work import Event, failed
 
@@ -159,8 +160,10 @@ class InThreads(Preparation):
         except WarmupError as exc:
             outcome = failed(target, exc, "this run")
         except BaseException as exc:  # pytest reports what a thread does not catch
-            words = f"{type(exc).__name__}: {clean(exc)}"
-            outcome = failed(target, LoadFailed(target.spec.name, "", words, _REPORT), "this run")
+            words, advice = f"{type(exc).__name__}: {clean(exc)}", _REPORT
+            if part := replaced():
+                advice = f"The suite, or a plugin, has replaced {part}."
+            outcome = failed(target, LoadFailed(target.spec.name, "", words, advice), "this run")
         self._events.put(Event(target, "done", outcome=outcome))
 
 
