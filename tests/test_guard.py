@@ -310,6 +310,15 @@ def test_grouped_each_variant_is_loaded_once(suite: Suite) -> None:
 # Equal weights
 
 
+# A step is over when it was seen what it used: what two tests do between two looks nobody sees.
+STEPS = """
+    import pathlib
+
+    def pytest_runtest_logfinish(nodeid):
+        pathlib.Path("step-" + nodeid.rpartition("_")[2]).touch()
+"""
+
+
 def write_in_turn(suite: Suite, *steps: tuple[str, str]) -> None:
     """Write a test for each step: what it is marked with, and what it asks, after the one before.
 
@@ -325,9 +334,9 @@ def write_in_turn(suite: Suite, *steps: tuple[str, str]) -> None:
             "        assert time.monotonic() < end",
             "        time.sleep(0.01)",
             f'    ask("{asked}")',
-            f"    pathlib.Path('step-{index}').touch()",
         ]
-    suite.write({"tools.py": TOOLS, "test_it.py": "\n".join(["from tools import *", *tests])})
+    test_it = "\n".join(["from tools import *", *tests])
+    suite.write({"tools.py": TOOLS, "test_it.py": test_it, "conftest.py": STEPS})
 
 
 def numbers_of_loads(suite: Suite, *args: str) -> tuple[int, int]:
