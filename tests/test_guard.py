@@ -87,12 +87,41 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
     assert 2 == len(loads(suite))
     # Which test has loaded the others nobody has seen: it is not marked.
     assert re.search(
-        r"^a:1 was evicted when b:1 and c:1 and d:1 were loaded, and loaded again before "
+        r"^a:1 was gone when b:1, c:1 and d:1 were loaded \(evicted, or unloaded by somebody\), and "
+        r"loaded again before "
         r"test_it\.py::test_second \([\d.]+ m?s\)\.$",
         run.out,
         re.MULTILINE,
     ), run.out
     assert "is not listed" not in run.out
+
+
+def test_somebody_elses_model_that_comes_while_a_test_unloads_ours_has_not_evicted_it(
+    suite: Suite,
+) -> None:
+    # The second request stands for somebody who uses the server at that time.
+    write(
+        suite,
+        """
+        @A
+        def test_that_unloads():
+            unload("a:1")
+            ask("d:1")
+
+        @A
+        def test_after_it(): assert "a:1" in resident()
+        """,
+    )
+    # So that they are not seen together.
+    suite.ollama.scheduler._max_loaded = 1
+    run = suite.run("-p", "no:randomly")
+    assert {"passed": 2} == run.counts
+    assert (
+        "a:1 was gone during test_it.py::test_that_unloads when d:1 was loaded (evicted, or "
+        "unloaded by somebody), and loaded again before test_it.py::test_after_it"
+    ) in run.out
+    assert "evicted during" not in run.out
+    assert "OLLAMA_MAX_LOADED_MODELS" not in run.out
 
 
 @WORKERS
@@ -517,8 +546,8 @@ def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
 ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
 GOLDEN = """\
 ✓ a:1   ready   loaded in TIME   6 tests
-a:1 was evicted when b:1 and c:1 and d:1 were loaded, and loaded again before \
-test_it.py::test_after_an_eviction (TIME).
+a:1 was gone when b:1, c:1 and d:1 were loaded (evicted, or unloaded by somebody), and loaded again \
+before test_it.py::test_after_an_eviction (TIME).
 a:1 was gone (unloaded, or the server was restarted), and loaded again before \
 test_it.py::test_after_a_restart (TIME).
 a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. If your tests ask for all \

@@ -78,9 +78,10 @@ def _what(cause: Cause, gone: list[Gone]) -> str:
     tests = list(dict.fromkeys(test for one in gone if len(one.tests) == 1 for test in one.tests))
     during = f" during {first_of(tests)}" if tests else ""
     by = sorted({clean(name, 100) for one in gone for name in one.by})
-    came = f"{' and '.join(by)} {'was' if len(by) == 1 else 'were'} loaded"
+    came = f"{each_of(by)} {'was' if len(by) == 1 else 'were'} loaded"
     return {
         "evicted": f"evicted{during} when {came}",
+        "displaced": f"gone{during} when {came} (evicted, or unloaded by somebody)",
         "expired": "no longer loaded, as its keep-alive had ended",
         "restarted": "gone when the server answered again",
         "unloaded": f"unloaded{during}",

@@ -55,23 +55,37 @@ class Memory:
             one._replace(keys=keys) if one.when == "between" else one for one in read_looks(folder)
         ]
         memory = cls(host, usage_of(looks), known, ready)
-        memory.find_variants(show)
+        memory.judge_gone(show)
         return memory
 
-    def find_variants(self, show: Callable[[str], ModelInfo | None]) -> None:
-        """See which models were gone for one with the same weights, which has the same place."""
+    def judge_gone(self, show: Callable[[str], ModelInfo | None]) -> None:
+        """See for which models others were gone: of the same weights, of tests, or of nobody knows.
+
+        Two looks show that one was gone and another one had come. That the one had to go for the
+        other is concluded only where that is a model which tests use.
+        """
         displaced = [one for one in self.usage.gone if one.by and one.cause != "restarted"]
         for name in dict.fromkeys(name for one in displaced for name in (one.model, *one.by)):
             if self.info(name) is UNKNOWN and (info := show(name)) is not None:
                 self.others[name] = info
-        self.usage.gone = [self._as_variant(one) for one in self.usage.gone]
+        self.usage.gone = [self._judged(one) for one in self.usage.gone]
 
-    def _as_variant(self, gone: Gone) -> Gone:
+    def _judged(self, gone: Gone) -> Gone:
         weights = self.info(gone.model).weights
         by = tuple(name for name in gone.by if weights and weights == self.info(name).weights)
-        if not by or gone.cause == "restarted":
-            return gone
-        return gone._replace(cause="variant", by=by)
+        if by and gone.cause != "restarted":
+            return gone._replace(cause="variant", by=by)
+        if gone.cause == "evicted" and not any(self._is_used(name, gone.at) for name in gone.by):
+            return gone._replace(cause="displaced")
+        return gone
+
+    def _is_used(self, name: str, at: float) -> bool:
+        """Whether tests use a model, as far as was seen at other times than *at*."""
+        uses = [use for use in self.usage.uses if use.model == name]
+        if self.keys_of(name, ""):
+            return True
+        certain = any(len(use.tests) == 1 and use.at != at for use in uses)
+        return certain and all(use.tests for use in uses)
 
     def info(self, name: str) -> ModelInfo:
         """Return what is known of a model in memory."""

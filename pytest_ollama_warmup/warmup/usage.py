@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.warmup.looks import Look, Seen
 
-Cause = Literal["evicted", "expired", "restarted", "unloaded", "gone", "variant"]
+# Another model came meanwhile: *evicted* is for one that tests use, *variant* for one with the same
+# weights, *displaced* for any, which may be somebody else's and have nothing to do with it.
+Cause = Literal["evicted", "displaced", "variant", "expired", "restarted", "unloaded", "gone"]
 
 # A server notes the end of a request up to 6 ms after its client has the answer (two busy cores,
 # v0.33 and v0.6.5), and in one case of twenty after the look that follows the test.

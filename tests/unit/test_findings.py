@@ -60,6 +60,11 @@ def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: Any) 
             "a:1 was evicted when b:1 and c:1 were loaded, and loaded again before u (1.5 s).",
         ),
         (
+            reloaded("displaced", "t", by=("b:1",)),
+            "a:1 was gone during t when b:1 was loaded (evicted, or unloaded by somebody), and "
+            "loaded again before u (1.5 s).",
+        ),
+        (
             reloaded("expired"),
             "a:1 was no longer loaded, as its keep-alive had ended, and loaded again before u "
             "(1.5 s). Raise --ollama-keep-alive.",
@@ -108,6 +113,29 @@ def test_why_a_model_was_loaded_again(seen: Memory, line: str) -> None:
 )
 def test_what_has_cost_nothing_is_not_said(seen: Memory) -> None:
     assert [] == findings(seen, RUN)
+
+
+@pytest.mark.parametrize(
+    ("more", "outcomes", "cause"),
+    [
+        # Seen in no other interval: it may be somebody else's, who came while t unloaded a:1.
+        ([], (A,), "displaced"),
+        ([use("b:1", "t", at=1.0)], (A,), "displaced"),
+        # It is the run's, or another test has used it too.
+        ([], (A, B), "evicted"),
+        ([use("b:1", "t", at=1.0), use("b:1", "v", at=7.0)], (A,), "evicted"),
+        # Of two tests at once nobody knows; and it was used while no test ran.
+        ([Use("b:1", "", 4096, 7.0, ("v", "w"), frozenset())], (A,), "displaced"),
+        ([use("b:1", "v", at=7.0), use("b:1", "", at=8.0)], (A,), "displaced"),
+    ],
+)
+def test_evicted_is_said_only_for_a_model_that_tests_use(
+    more: list[Use], outcomes: tuple[Outcome, ...], cause: Cause
+) -> None:
+    seen = memory(*outcomes, gone=[gone("evicted", "t", by=("b:1",))], uses=more)
+    seen.judge_gone(lambda name: None)
+    assert [cause] == [one.cause for one in seen.usage.gone]
+    assert (cause == "evicted") == bool(seen.usage.crowds)
 
 
 MORE = [use(f"{name}:1") for name in "abcd"]
@@ -247,7 +275,7 @@ def displaced(*names: str, tests: tuple[str, ...] = ("t",)) -> list[Gone]:
 def shared(*outcomes: Outcome, names: tuple[str, ...], **more: Any) -> Memory:
     seen = memory(*outcomes, gone=displaced(*names), kept=1, **more)
     shown = {"d:1": ModelInfo(None, "", "w", "stop     x num_gpu    0"), "e:1": ModelInfo(None, "")}
-    seen.find_variants(shown.get)
+    seen.judge_gone(shown.get)
     return seen
 
 
