@@ -12,21 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.gates import Gate
 from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from pytest_ollama_warmup.gates import SetUp
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.memory import Memory
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.spec import ModelSpec
 
 _CONTEXTS = "ollama-warmup/contexts"
 _DIGESTS = "ollama-warmup/digests"
 _CROWDS = "ollama-warmup/crowds"
 _KINDS = "ollama-warmup/kinds"
 _LAST_RUN = "ollama-warmup/last-run"
+_SKIPPED = "ollama-warmup/skipped"
 
 
 def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> list[Target]:
@@ -77,6 +81,29 @@ def remember_run(config: pytest.Config, models: list[str]) -> None:
     now: dict[str, Any] = {"call": _call(config), "models": models} if models else {}
     if (cache := getattr(config, "cache", None)) is not None and now != _read(config, _LAST_RUN):
         cache.set(_LAST_RUN, now)
+
+
+def skipped(config: pytest.Config) -> dict[str, Gate]:
+    """Return the tests that skipped at set-up when they were last run, by no doing of ours."""
+    found = _read(config, _SKIPPED)
+    return {test: Gate(*gate) for test, gate in found.items() if _is_texts(gate) and len(gate) == 2}
+
+
+def learn_skips(
+    config: pytest.Config, set_ups: Mapping[str, SetUp], models: Iterable[ModelSpec]
+) -> None:
+    """Keep for the next run which tests skipped at set-up, of those that need *models*."""
+    if (cache := getattr(config, "cache", None)) is None:
+        return
+    # "llama3.2 is off": without tag, and without the registry.
+    names = {spec.name.lower().rpartition("/")[2].partition(":")[0] for spec in models}
+    before = skipped(config)
+    now = {test: gate for test, gate in before.items() if test not in set_ups}
+    for test, set_up in set_ups.items():
+        if set_up.gate is not None and set_up.confirms(before.get(test), names):
+            now[test] = set_up.gate
+    if now != before:
+        cache.set(_SKIPPED, now)
 
 
 def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:

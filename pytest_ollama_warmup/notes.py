@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-Kind = Literal["waits", "lost", "moved"]
+    from pytest_ollama_warmup.gates import SetUp
+
+Kind = Literal["waits", "lost", "moved", "set-ups"]
 
 
 def write(folder: Path, by: str, kind: Kind, notes: object) -> None:
@@ -45,6 +47,17 @@ def waits(root: Path) -> dict[str, float]:
 def moved(root: Path) -> list[str]:
     """Return a line for each test of any process that was skipped because of a changed order."""
     return [line for notes in _read(root.rglob("moved-*.json")) for line in notes.values()]
+
+
+def set_ups(root: Path) -> dict[str, SetUp]:
+    """Return how the set-up of each test of any process ended whose models nobody was short of."""
+    from pytest_ollama_warmup.gates import Gate, SetUp
+
+    return {
+        test: SetUp(Gate(*gate) if gate else None, ready)
+        for notes in _read(root.rglob("set-ups-*.json"))
+        for test, (gate, ready) in notes.items()
+    }
 
 
 def _read(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:

@@ -205,7 +205,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if is_worker(config) and RUN in config.stash:
         config.stash[RUN].write_notes()
-    elif _prepares(config) and has_outcomes(config):
+    elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
         _controller_of(config).learn()
     elif EARLY in config.stash:
         from pytest_ollama_warmup.learning import remember_run
@@ -222,6 +222,10 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
 def _prepares(config: pytest.Config) -> bool:
     # A worker that raises here is respawned for ever; looking must never download.
     return not (settings_of(config).off or is_worker(config) or is_looking(config))
+
+
+def _leaves(config: pytest.Config) -> bool:
+    return RUN in config.stash and config.stash[RUN].leaves
 
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup import clock, notes
+from pytest_ollama_warmup import clock, gates, notes
 from pytest_ollama_warmup.errors import (
     LoadFailed,
     NoModelNamed,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from pytest_ollama_warmup.gates import Gate as SuiteGate
+    from pytest_ollama_warmup.gates import SetUp
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
@@ -103,6 +105,12 @@ class Run:
         self._waits: dict[str, float] = {}
         self._lost: dict[str, list[str]] = {}
         self._turn: set[str] = set()
+        self._set_ups: dict[str, SetUp] = {}
+        self._gates: dict[str, SuiteGate] | None = None
+        self.leaves = False
+        """Whether models are left to tests that skipped in the last run."""
+        self.opened: set[str] = set()
+        """The reasons to skip that this process has seen to be none this time."""
 
     def close(self) -> None:
         """Cut what is still under way, so that the server stops it too."""
@@ -174,6 +182,18 @@ class Run:
         """Leave to the leader of the run what waited in this process, and what was lost."""
         notes.write(self.folder, self.by, "waits", self._waits)
         notes.write(self.folder, self.by, "lost", self._lost)
+        notes.write(self.folder, self.by, "set-ups", self._set_ups)
+
+    def closed_gate(self, test: str) -> SuiteGate | None:
+        """Return why *test* is expected to skip before it needs the models that were left to it."""
+        if self._gates is None:
+            self._gates = gates.read(self.root)
+        gate = self._gates.get(test)
+        return None if gate is None or gate.reason in self.opened else gate
+
+    def note_set_up(self, test: str, set_up: SetUp) -> None:
+        """Keep how the set-up of *test* ended, for the next run."""
+        self._set_ups[test] = set_up
 
     def verdict_now(self, want: Want) -> Verdict | None:
         """Return the same just before the test, and see that what is ready is still warm.

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from pytest_ollama_warmup import clock, notes
+from pytest_ollama_warmup import clock, gates, notes
 from pytest_ollama_warmup.fates import note_in_junit, told
 from pytest_ollama_warmup.glance import WATCHED
 from pytest_ollama_warmup.leader import Leader, unload
-from pytest_ollama_warmup.learning import changed, crowds, learn, remember_run, with_learned
+from pytest_ollama_warmup.learning import (
+    changed,
+    crowds,
+    learn,
+    learn_skips,
+    remember_run,
+    skipped,
+    with_learned,
+)
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
@@ -94,6 +102,8 @@ class Controller(Leader):
         self._host_asked = self._header_said = False
         self._seen: dict[str, Memory] | None = None
         self._learned: dict[str, int] = {}
+        self._left = gates.Left({}, set(), {})
+        self._left_targets: list[Target] = []
         # Servers of several that do not answer, while others do.
         self._down: list[Outcome] = []
         # Not in a child or a run inside a test, which uses what this run has loaded.
@@ -147,9 +157,11 @@ class Controller(Leader):
         # Where those run that get another server is known when their fixtures are.
         here = [want for want in wants if not want.elsewhere]
         self._plan = make_plan(settings.listed, here, up_front=settings.up_front)
+        self._leave_out()
         if settings.group_by_model.value:
             groups = groups_of(here, settings.listed)
-            self._first, self.takes_turns = (groups[0], True) if groups else (None, False)
+            first = next((one for one in groups if one & self._plan.targets.keys()), frozenset())
+            self._first, self.takes_turns = (first, True) if groups else (None, False)
             if not groups:
                 self.say_once(
                     f"{settings.group_by_model.source} groups nothing: no selected test says which "
@@ -163,13 +175,36 @@ class Controller(Leader):
         self.record.collected = clock.time()
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
-        if selected and (self._plan.targets or self._plan.needs):
+        if selected and (self._plan.targets or self._plan.needs) and not self._leaves_all():
             with self._blocking():
                 self._begin()
                 self._wait_for_all()
             self._conclude()
             if not self._plan.marked and any(is_watched(one) for one in self.record.outcomes):
                 (self.root / WATCHED).touch()
+
+    def _leave_out(self) -> None:
+        """Leave models to tests that skipped at set-up in the last run, if only those need them."""
+        up_front = self.settings.up_front
+        always = [spec.key for spec in self.settings.listed.specs] if up_front else []
+        self._left = gates.what_is_left(self._plan, skipped(self._config), always)
+        self._left_targets = [self._plan.targets.pop(key) for key in sorted(self._left.targets)]
+        self.leaves = bool(self._left.gates)
+        gates.write(self.root, self._left.gates)
+        for line in gates.lines(self._plan, self._left):
+            self.say_once(line, least=-1)
+
+    def _leaves_all(self) -> bool:
+        """Whether all tests that need Ollama are expected to skip, and nothing is to be asked.
+
+        Where the address is to be found out first, it has to be known when one of them runs.
+        """
+        plan, settings = self._plan, self.settings
+        if plan.targets or not self.leaves or settings.serve.value or settings.pool:
+            return False
+        if self._config.hook.pytest_ollama_host.get_hookimpls():
+            return False
+        return all(need.test in self._left.gates for needs in plan.needs.values() for need in needs)
 
     def after_tests(self) -> None:
         """Where models were brought beside the tests, see it to its end."""
@@ -195,8 +230,13 @@ class Controller(Leader):
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
         self.write_notes()
+        targets = [*self._plan.targets.values(), *self._left_targets]
+        learn_skips(self._config, notes.set_ups(self.root), [one.spec for one in targets])
         if self.settings.listed.given_by == "configuration":
-            remember_run(self._config, [*self._plan.targets])
+            left = gates.what_is_left(self._plan, skipped(self._config), ())
+            remember_run(
+                self._config, [key for key in self._plan.targets if key not in left.targets]
+            )
         for url, memory in self._memories().items():
             self._learned |= learn(self._config, memory, url)
 

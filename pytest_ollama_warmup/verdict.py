@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import traceback
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -19,10 +20,12 @@ from pytest_ollama_warmup.roles import (
     run_of,
     settings_of,
 )
+from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from pytest_ollama_warmup.gates import Gate
     from pytest_ollama_warmup.warmup.plan import Verdict, Want
 
 _HERE = str(Path(__file__).parent)
@@ -36,6 +39,11 @@ _FOUND = pytest.StashKey["Verdict | None"]()
 _UNSEEN = pytest.StashKey[str]()
 _WARNED = pytest.StashKey[bool]()
 _MOVED = pytest.StashKey[bool]()
+# Where a test is expected to skip that did so in the last run; the test that was last seen there.
+_GATE = pytest.StashKey["Gate"]()
+_AT_GATE = pytest.StashKey[pytest.Item]()
+# Whether the models of a test are ready; None where they are left until it has passed its gate.
+_READY = pytest.StashKey["bool | None"]()
 
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
@@ -60,9 +68,18 @@ def watch(config: pytest.Config) -> None:
         config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
 
 
-def set_up(item: pytest.Item) -> None:
-    """Skip or fail *item* whose model is not ready, or no longer."""
+def set_up(item: pytest.Item, *, passed: bool = False) -> None:
+    """Skip or fail *item* whose model is not ready, or no longer.
+
+    Where a fixture is expected to skip it, this waits until *passed* says that it has not.
+    """
     # Not there for the second attempt of a test: what reruns tests does it within the protocol.
+    if (gate := item.stash.get(_GATE, None)) is not None:
+        if gate.fixture and not passed:
+            return
+        # Once one of them runs, the others of the same reason are no longer expected to skip.
+        del item.stash[_GATE]
+        run_of(item.config).opened.add(gate.reason)
     if _FOUND not in item.stash:
         want, item.stash[_FOUND] = _want(item)
         if want is not None:
@@ -97,8 +114,11 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
     from pytest_ollama_warmup.warmup.guard import CannotLook
     from pytest_ollama_warmup.warmup.plan import Verdict
 
+    item.stash[_READY] = False
     try:
-        return run_of(item.config).verdict_now(want)
+        verdict = run_of(item.config).verdict_now(want)
+        item.stash[_READY] = verdict is None
+        return verdict
     except CannotLook as exc:
         item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.
@@ -122,6 +142,8 @@ def _inside(item: pytest.Item) -> AbstractContextManager[None]:
 
 
 class _Watch:
+    _looks_at_fixtures = False
+
     # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -133,17 +155,35 @@ class _Watch:
             # test runs without its turn, as it would without us.
             with suppress(OSError):
                 held.enter_context(_slot(item))
-            item.stash[_FOUND] = _look(item, want)
+            if (gate := run_of(item.config).closed_gate(item.nodeid)) is None:
+                item.stash[_FOUND] = _look(item, want)
+            else:
+                self._stop_at(gate, item)
             # And where what the client needs is replaced.
             with suppressing():
                 held.enter_context(_inside(item))
             result = yield
+            # It has skipped: what later tests set up is no gate of this one.
+            if _GATE in item.stash:
+                del item.stash[_GATE]
             run_of(item.config).look_after(item.nodeid)
             return result
+
+    def _stop_at(self, gate: Gate, item: pytest.Item) -> None:
+        """Look at the models of *item* only when it has passed its gate."""
+        del item.stash[_FOUND]
+        item.stash[_GATE], item.stash[_READY] = gate, None
+        item.config.stash[_AT_GATE] = item
+        if gate.fixture and not self._looks_at_fixtures:
+            self._looks_at_fixtures = True
+            item.config.pluginmanager.register(_AtFixtures(), "ollama_warmup_fixtures")
 
     # After set-up: a fixture may have changed the address, and takes it back at its end.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
+        if _GATE in item.stash:
+            # The fixture was not asked for this time, or it was set up for an earlier test.
+            set_up(item, passed=True)
         if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
             return
         if _MOVED not in item.config.stash and (text := address_differs(item.config)):
@@ -154,11 +194,51 @@ class _Watch:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
+        if report.when == "setup" and _READY in item.stash:
+            with suppress(Exception):
+                _note_set_up(report, item, call)
         _mend(report, item)
         return report
+
+
+class _AtFixtures:
+    # A fixture that skips by itself goes through here as an exception.
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        result = yield
+        item = request.config.stash[_AT_GATE]
+        gate = item.stash.get(_GATE, None)
+        if gate is not None and gate.fixture == fixturedef.argname:
+            set_up(item, passed=True)
+        return result
+
+
+def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Keep for the next run whether the suite itself has skipped *item*, and where."""
+    from pytest_ollama_warmup.gates import Gate, SetUp
+
+    if NOT_READY in item.stash:
+        return
+    gate = None
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        gate = Gate(clean(reason), _fixture_of(call))
+    run_of(item.config).note_set_up(item.nodeid, SetUp(gate, item.stash[_READY]))
+
+
+def _fixture_of(call: pytest.CallInfo[None]) -> str:
+    """Return the fixture in whose set-up an exception was raised; empty for none."""
+    found = ""
+    for frame, _ in traceback.walk_tb(call.excinfo.tb if call.excinfo else None):
+        # Whoever implements this hook has an argument of this name.
+        if frame.f_code.co_name == "pytest_fixture_setup":
+            found = frame.f_locals["fixturedef"].argname
+    return found
 
 
 def _mend(report: pytest.TestReport, item: pytest.Item) -> None:

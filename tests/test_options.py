@@ -95,6 +95,7 @@ def test_an_empty_list_on_the_command_line_overrides_addopts(suite: Suite) -> No
         (["--ollama-pull=soon"], {}, "'soon' is not a valid --ollama-pull. Valid values: auto, missing, always, never."),
         (["--ollama-on-missing=cry"], {}, "'cry' is not a valid --ollama-on-missing. Valid values: auto, exit, fail, skip."),
         (["--ollama-warm=hot"], {}, "'hot' is not a valid --ollama-warm. Valid values: auto, prompt, load, off."),
+        (["--ollama-keep-order=file"], {}, "'file' is not a valid --ollama-keep-order. Valid values: auto, module, class, test."),
         (["--ollama-wait=long"], {}, "'long' is not a valid --ollama-wait. A number of seconds is needed, at least 0."),
         (["--ollama-wait=-1"], {}, "'-1' is not a valid --ollama-wait."),
         (["--ollama-wait=inf"], {}, "'inf' is not a valid --ollama-wait."),
