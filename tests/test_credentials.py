@@ -338,10 +338,32 @@ def test_plain_http_elsewhere_gets_them_with_one_warning(
             locked.refused,
         )
         assert 1 == run.out.count(f"{what}: {RISK}")
+        assert ", 1 warning in" in run.out
         nothing_is_shown(run)
         run = suite.run(address, *args, *workers, "-W", "error")
         assert {"passed": 2} == run.counts
         assert f"{what}: {RISK} Use an https:// address if the server has one." in run.ours
+
+
+@pytest.mark.parametrize("workers", [[], N2])
+def test_so_does_a_server_of_the_suites_own_fixture(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, locked: Gateway, workers: list[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", locked.url)
+    test = """
+        import pytest
+
+        @pytest.mark.requires_model("llama3.2:1b")
+        @pytest.mark.parametrize("n", range(4))
+        def test_it(ollama_host, n):
+            pass
+    """
+    conftest = own_fixture("http://ann:s3cr%40t%2F@ollama:11434")
+    suite.write({"conftest.py": conftest, "test_it.py": test})
+    run = suite.run(*workers)
+    assert [] == locked.refused
+    assert 1 == run.out.count(f"the password in the address: {RISK}")
+    assert "4 passed, 1 warning in" in run.out
 
 
 def test_the_key_of_the_environment_is_withheld_where_a_header_is_sent(
