@@ -8,6 +8,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.roles import settings_of
+from pytest_ollama_warmup.text import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,8 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def ollama_openai_url(ollama_host: str) -> str:
     """Base URL for OpenAI clients: the server's /v1."""
-    return type(ollama_host)(f"{ollama_host}/v1")
+    url = f"{ollama_host}/v1"
+    return Address(url) if isinstance(ollama_host, Address) else url
 
 
 @pytest.fixture
