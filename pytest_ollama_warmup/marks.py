@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadMark, BadSpec
+from pytest_ollama_warmup.errors import CAPABILITIES, BadMark, BadSpec
 from pytest_ollama_warmup.roles import settings_of
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _requires_model(
     options: Mapping[str, object] | None = None,
     on_missing: str | None = None,
 ) -> _Read:
-    from pytest_ollama_warmup.ollama.names import CAPABILITIES, closest
+    from pytest_ollama_warmup.ollama.names import closest
     from pytest_ollama_warmup.warmup.spec import parse_specs
 
     source = f"@pytest.mark.{NAME}"

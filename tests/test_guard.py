@@ -167,14 +167,14 @@ def test_a_lease_that_ran_out_is_told_as_such(suite: Suite) -> None:
         @A
         def test_first(): pass
 
-        def test_slow(): time.sleep(1.6)
+        def test_slow(): time.sleep(3.6)
 
         @A
         def test_second(): assert "a:1" in resident()
         """,
     )
-    suite.ollama.scheduler._lease_s = 1.0
-    run = suite.run("--ollama-keep-alive=1")
+    suite.ollama.scheduler._lease_s = 3.0
+    run = suite.run("--ollama-keep-alive=3")
     assert {"passed": 3} == run.counts
     assert (
         "a:1 was no longer loaded, as its keep-alive had ended, and loaded again before" in run.out

@@ -210,10 +210,10 @@ def test_capabilities_of_no_model_in_particular_are_an_error(models: Suite) -> N
 
 
 def test_a_capability_that_no_server_knows_is_named_as_such(models: Suite) -> None:
-    models.write({name: text.replace("tools", "tool") for name, text in CALLS_TOOLS.items()})
+    models.write({name: text.replace("tools", "telepathy") for name, text in CALLS_TOOLS.items()})
     run = models.run()
     assert "Servers know completion, tools, insert," in run.out
-    assert "(v0.33), not tool." in run.out
+    assert "(v0.33), not telepathy." in run.out
 
 
 def test_a_missing_capability_ends_the_run_where_that_is_asked(models: Suite) -> None:

@@ -14,18 +14,6 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
-# What a model may be able to do (v0.33, types/model/capability.go); later versions may add to it.
-CAPABILITIES = (
-    "completion",
-    "tools",
-    "insert",
-    "vision",
-    "embedding",
-    "thinking",
-    "image",
-    "audio",
-)
-
 # What each part may hold after its first character (a letter, a digit or "_"), and its greatest
 # length (v0.33, types/model/name.go). ASCII only: re's \w would let "é" pass.
 _PARTS = {
