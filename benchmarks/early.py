@@ -1,8 +1,9 @@
 """Measure whole runs against those without the plugin, and against what suites write by hand.
 
-Run as ``python benchmarks/early.py [--rounds N] [--only chats|imports|loaded]``, in an environment
-like that of ``tox -e live``. The sides take turns; a ratio is the median of the rounds' own ratios.
-Timing never decides: what misses its goal is marked ``over``, and the exit code is 0.
+Run as ``python benchmarks/early.py [--rounds N] [--only chats|imports|loaded] [--workers N]``, in
+an environment like that of ``tox -e live``. The sides take turns; a ratio is the median of the
+rounds' own ratios. Timing never decides: what misses its goal is marked ``over``, and the exit code
+is 0.
 """
 
 from __future__ import annotations
@@ -219,7 +220,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Whole runs with the plugin, and without it.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--workers", type=int, choices=GOALS, help="of the chats, only these")
     given = parser.parse_args()
+    for workers in GOALS.keys() - {given.workers} if given.workers is not None else ():
+        del GOALS[workers]
     for name, part in PARTS.items():
         if given.only in (None, name):
             part(given.rounds)
