@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+# httpx imports it with its first client: where that is in a test that uses pytester, it would be
+# forgotten after that test, and a second copy raise what httpx does not know.
+import httpcore  # noqa: F401
 import hypothesis
 import pytest
 
