@@ -87,8 +87,8 @@ _COMMANDS = {
     ),
 }
 _SPECS_EPILOG = """\
-SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are parted by
-spaces or commas. OLLAMA_MODELS is taken for a list unless it looks like a directory.
+SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are
+separated by spaces or commas. OLLAMA_MODELS is taken for a list unless it looks like a directory.
 
 """
 

@@ -31,7 +31,7 @@ SHOW_S = 5.0
 
 
 def unload(outcomes: Iterable[Outcome], settings: Settings, others: Iterable[Host] = ()) -> None:
-    """Take models out of memory; those that cannot be are left to their lease.
+    """Take models out of memory; those that cannot be are left to their keep-alive.
 
     *others* are servers that may be among them, beside those of *settings*.
     """

@@ -179,4 +179,4 @@ def host_of(config: pytest.Config, url: object) -> Host:
             pytest.fail(str(exc), pytrace=False)
         # One that leaves out the user and password of the run's own address means the same server.
         return ours if host.url == ours.url and host.login in ("", ours.login) else host
-    pytest.fail(f"{problem}; a text like 'http://host:11434' is due", pytrace=False)
+    pytest.fail(f"{problem}; a text such as 'http://host:11434' is needed", pytrace=False)

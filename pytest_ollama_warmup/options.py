@@ -105,7 +105,7 @@ def read_host(value: Any, source: str) -> Host:
 
 
 def read_hosts(value: Any, source: str) -> tuple[Host, ...]:
-    """Read one address or several, parted by commas.
+    """Read one address or several, separated by commas.
 
     Raises:
         BadHost: no client could connect to one of them.
@@ -129,8 +129,8 @@ OPTIONS = (
     Option(
         "preload",
         "what",
-        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE...], several parted by "
-        "spaces. May be given more than once; an empty one lists nothing.",
+        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE...], several separated "
+        "by spaces. May be given more than once; an empty one lists nothing.",
         read=_as_given,
         metavar="SPECS",
         ini_type="args",
@@ -286,7 +286,7 @@ OPTIONS = (
         "host",
         "server",
         "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434. In "
-        "pytest several, parted by commas: workers of pytest-xdist are spread over them. A user "
+        "pytest several, separated by commas: workers of pytest-xdist are spread over them. A user "
         "and password before the host (https://USER:PASSWORD@HOST) are sent, and never shown.",
         read=read_host,
         metavar="URL[,URL...]",

@@ -75,7 +75,8 @@ def ask_host(config: pytest.Config, settings: Settings, say: Say) -> Host | None
         return None
     if not isinstance(value, str):
         raise pytest.UsageError(
-            f"{where} returned {clean(repr(value), 80)}; a text like 'http://host:11434' is due"
+            f"{where} returned {clean(repr(value), 80)}; "
+            "a text such as 'http://host:11434' is needed"
         )
     try:
         return read_host(value, where)
@@ -106,7 +107,7 @@ def ask_request(config: pytest.Config, spec: ModelSpec) -> dict[str, Any] | None
 
 def _problem_of(body: object) -> str:
     if not isinstance(body, dict):
-        return f"a dict is due, not {clean(repr(body), 80)}"
+        return f"a dict is needed, not {clean(repr(body), 80)}"
     if not any(body.get(key) for key in ("messages", "input", "prompt")):
         return "one of messages, input and prompt is needed, and not empty"
     options = body.get("options", {})

@@ -284,7 +284,7 @@ def test_a_hook_that_returns_none_leaves_the_usual_server(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return 7", "pytest_ollama_host in conftest.py returned 7; a text like 'http://host:11434' is due"),
+        ("return 7", "pytest_ollama_host in conftest.py returned 7; a text such as 'http://host:11434' is needed"),
         ("return 'ftp://x'", "is not an address of an Ollama server: scheme ftp"),
         ("import pytest; pytest.importorskip('no_such_library')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Skipped: could not import 'no_such_library'"),
         ("import pytest; pytest.fail('no docker')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Failed: no docker"),

@@ -141,7 +141,7 @@ def _read_login(given: str, shown: str, source: str) -> Secret:
 
 
 def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
-    """Read one address, or several that are parted by commas, each as ``parse_host`` does.
+    """Read one address, or several separated by commas, each as ``parse_host`` does.
 
     Raises:
         BadHost: names the one that is bad.
