@@ -186,7 +186,6 @@ class Settings(NamedTuple):
             warm=self.warm.value,
             keep_alive_s=self.keep_alive.value,
             keep_alive_asked=self.keep_alive.given_by != "default",
-            unloads=self.at_end.value == "unload",
             # A service manager starts a crashed server again, after 3 s by Ollama's unit file.
             comes_back_s=(
                 max(self.wait.value, 10.0) if self.wait.given_by == "default" else self.wait.value

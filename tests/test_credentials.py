@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import http.client
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,9 +14,13 @@ from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.errors import BadSetting
 from pytest_ollama_warmup.ollama.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
+from tests.front import front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.server import BaseHTTPRequestHandler
+
+    from tests.front import Answer
 
 THERE = replace(LLAMA, present=True)
 N2 = ["-n2"]
@@ -36,41 +36,16 @@ def gateway(port: int, *wanted: tuple[str, str]) -> Iterator[Gateway]:
     """Pass on to *port* what has the headers that are *wanted*; else answer as nginx does."""
     refused: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(request: BaseHTTPRequestHandler, path: str) -> Answer | None:
+        if all(request.headers.get_all(name) == [value] for name, value in wanted):
+            return None
+        refused.append(path)
+        # Some echo what they refuse.
+        echoed = " ".join(value for _, value in request.headers.items())
+        return 401, "text/plain", f"no access: {echoed}".encode()
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            # A proxy is asked for the whole URL.
-            path = urlsplit(self.path).path
-            if any(self.headers.get_all(name) != [value] for name, value in wanted):
-                refused.append(path)
-                # Some echo what they refuse.
-                echoed = " ".join(value for _, value in self.headers.items())
-                self.answer(401, "text/plain", f"no access: {echoed}".encode())
-                return
-            behind = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            behind.request(self.command, path, sent, {"Content-Type": "application/json"})
-            got = behind.getresponse()
-            self.answer(got.status, got.getheader("Content-Type", ""), got.read())
-            behind.close()
-
-        do_POST = do_GET
-
-        def answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Gateway(f"127.0.0.1:{server.server_address[1]}", refused)
-        server.shutdown()
+    with front(port, answer) as address:
+        yield Gateway(address, refused)
 
 
 class Gateway:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import LLAMA, ONE_TEST, Suite
+from tests.front import front
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.server import BaseHTTPRequestHandler
+
+    from tests.front import Answer
 
 PAGE = b"<html><title>Web Gateway</title></html>"
 LIST = "--ollama-preload=llama3.2:1b"
@@ -34,38 +35,15 @@ def gateway(
     """
     left = [times]
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(request: BaseHTTPRequestHandler, asked: str) -> Answer | None:
+        if path not in asked or not left[0]:
+            return None
+        left[0] -= 1
+        time.sleep(after_s)
+        return status, "text/html", PAGE
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def answer(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if path in self.path and left[0]:
-                left[0] -= 1
-                time.sleep(after_s)
-                self.answer(status, "text/html", PAGE)
-                return
-            behind = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            behind.request(self.command, self.path, sent, {"Content-Type": "application/json"})
-            got = behind.getresponse()
-            self.answer(got.status, got.getheader("Content-Type", ""), got.read())
-            behind.close()
-
-        do_POST = do_GET
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with front(port, answer) as address:
+        yield f"http://{address}"
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])

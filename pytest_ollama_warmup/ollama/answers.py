@@ -125,6 +125,22 @@ def parse(content: bytes | str) -> Any:
         return None
 
 
+def models_in(data: Json) -> list[dict[str, Any]]:
+    """Return the models that the answer of ``/api/tags`` or ``/api/ps`` lists."""
+    models = data.get("models")
+    found = models if isinstance(models, list) else []
+    return [one for one in found if isinstance(one, dict)]
+
+
+def residents_in(models: list[dict[str, Any]], date: str | None) -> list[Resident]:
+    """Return *models* as they are in memory; *date* is the answer's header.
+
+    Leases are measured by the server's own clock.
+    """
+    now = server_time(date)
+    return [Resident.read(one, now) for one in models]
+
+
 def server_time(date: str | None) -> datetime:
     """Return the time in an answer's ``Date``, ours where it has none.
 

@@ -32,8 +32,9 @@ from pytest_ollama_warmup.ollama.answers import (
     Stored,
     find,
     is_missing_model,
+    models_in,
     parse,
-    server_time,
+    residents_in,
 )
 from pytest_ollama_warmup.ollama.limits import (
     ANSWER_BYTES,
@@ -290,8 +291,7 @@ class Client:
     def resident(self) -> list[Resident]:
         """Return the models in memory, leases measured by the server's own clock."""
         models, headers = self._models(self._ps, 5.0)
-        now = server_time(headers.get("date"))
-        return [Resident.read(one, now) for one in models]
+        return residents_in(models, headers.get("date"))
 
     def stored(self, *, limit_s: float = 5.0) -> list[Stored]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
@@ -320,9 +320,7 @@ class Client:
     ) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
         """Return a list of models, and the headers of the answer."""
         response = self._answer(request, limit_s, most)
-        models = self._data(request.url.path, response).get("models")
-        found = models if isinstance(models, list) else []
-        return [one for one in found if isinstance(one, dict)], response.headers
+        return models_in(self._data(request.url.path, response)), response.headers
 
     def _post(
         self, path: str, body: Mapping[str, object], limit_s: float, most: int = ANSWER_BYTES

@@ -9,7 +9,7 @@ import http.client
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pytest_ollama_warmup.ollama.answers import Resident, parse, server_time
+from pytest_ollama_warmup.ollama.answers import models_in, parse, residents_in
 from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers
@@ -18,6 +18,7 @@ from pytest_ollama_warmup.ollama.sockets import bounded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_ollama_warmup.ollama.answers import Resident
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
 
@@ -47,8 +48,6 @@ def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Res
         data = parse(response.read(ANSWER_BYTES))
         if response.status != 200 or not isinstance(data, dict):
             raise ValueError(f"HTTP {response.status}")
-        models, now = data.get("models"), server_time(response.getheader("date"))
-        found = models if isinstance(models, list) else []
-        return [Resident.read(one, now) for one in found if isinstance(one, dict)]
+        return residents_in(models_in(data), response.getheader("date"))
     finally:
         connection.close()

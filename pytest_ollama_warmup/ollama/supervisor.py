@@ -126,16 +126,19 @@ def _pump(server: subprocess.Popen[bytes], log: Log) -> None:
         log.write(data)
 
 
-if sys.platform == "win32":
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        # A group of its own, which its children stay in when it has died.
+        process_group=None if sys.platform == "win32" else 0,
+    )
 
-    def _start(command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-        )
+
+if sys.platform == "win32":
 
     def _adopt_orphans() -> None:
         pass
@@ -155,17 +158,6 @@ if sys.platform == "win32":
         over.wait(GRACE_S)
 
 else:
-
-    def _start(command: list[str]) -> subprocess.Popen[bytes]:
-        # A group of its own, which its children stay in when it has died.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            process_group=0,
-        )
 
     def _end(server: subprocess.Popen[bytes], over: threading.Event) -> None:
         if not over.is_set():

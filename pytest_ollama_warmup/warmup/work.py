@@ -66,8 +66,6 @@ class Terms(NamedTuple):
     keep_alive_s: float = 600.0
     keep_alive_asked: bool = False
     """Whether the user has given it, and not only left it as it is."""
-    unloads: bool = False
-    """Whether what the run has loaded is unloaded at its end, so that it must know what it was."""
     comes_back_s: float = 10.0
     """How long a server that went away in a pull may take to come back."""
     stall_s: float = 25.0
@@ -109,7 +107,7 @@ class Work:
         self.already_loaded = False
         """Whether it was in memory as it is needed, so that nothing was sent for it."""
         self.leased = False
-        """Whether the lease has to be asked for: known from before, it is asked with the load."""
+        """Whether the keep-alive has to be asked for: with the load, if that is known before."""
         self.kept = ""
         """What a refresh found to be so already."""
         self.early: EarlyLoad | None = None

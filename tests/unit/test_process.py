@@ -814,7 +814,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has subre
 
 @LINUX
 @pytest.mark.parametrize("modes", ["escapes", "daemon", "escapes+daemon+deaf"])
-@pytest.mark.parametrize("how", ["stop", "server dies", "supervisor is told"])
+@pytest.mark.parametrize("how", ["stop", "server dies", "supervisor is asked"])
 def test_children_in_a_session_of_their_own_end_with_the_server(
     fakes: Fakes, modes: str, how: str
 ) -> None:

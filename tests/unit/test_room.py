@@ -106,10 +106,11 @@ def test_making_room_counts_equal_weights_as_one(client: Client, ollama: Emulato
         ollama.add(ScriptedModel(name, present=True, weights="w" * 64, num_ctx=num_ctx))
     for name in ("a1", "b", "a2"):
         client.load(name, "generate", prompt="", options={}, keep_alive=None, limit_s=10.0)
-    known = {
-        name: Outcome(key=name, model=name, status="ready", weights=client.show(name).weights)  # type: ignore[union-attr]
-        for name in ("a1", "b", "a2")
-    }
+    known = {}
+    for name in ("a1", "b", "a2"):
+        info = client.show(name)
+        assert info is not None
+        known[name] = Outcome(key=name, model=name, status="ready", weights=info.weights)
     # All that can be in memory at once is there: nothing has lacked room so far.
     make_room(client, {"d"}, [{"b"}], list(known.values()))
     assert {"a2:latest", "b:latest"} == {one.name for one in client.resident()}
