@@ -80,12 +80,15 @@ class EarlyLoad:
         """Cut the connection, with which the server ends a load, and see the thread end."""
         with self._lock:
             self._closed.set()
+        # One that waits for a name server cannot be woken.
+        deadline = clock.monotonic() + _END_S
+        while self._thread.is_alive() and clock.monotonic() < deadline:
+            # close() alone would not wake a thread that waits in recv() or connect(). Once is not
+            # enough: a socket that is not connecting yet is not shut down, and connects after it.
             if self._socket is not None:
-                # close() alone would not wake a thread that waits in recv() or connect().
                 with suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
-        # One that waits for a name server cannot be woken.
-        self._thread.join(_END_S)
+            self._thread.join(_PAUSE_S)
 
     def _run(self) -> None:
         try:
