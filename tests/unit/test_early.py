@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pytest_ollama_warmup.ollama.early import EarlyLoad
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.requests import headers, load_request
+from pytest_ollama_warmup.ollama.sockets import BoundedSocket
 from tests.conftest import LLAMA
 from tests.test_faults import until
 
@@ -122,13 +124,36 @@ def test_closing_ends_the_wait_for_a_silent_server() -> None:
             assert is_over()
 
 
-def test_closing_ends_the_wait_for_a_connection() -> None:
+@contextmanager
+def no_answer() -> Iterator[str]:
+    """The URL of a port that answers no first packet."""
     with closing(socket.socket()) as listening, closing(socket.socket()) as first:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
-        # What comes after it gets no answer to its first packet.
         first.connect(listening.getsockname())
-        load = early(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_closing_ends_the_wait_for_a_connection() -> None:
+    with no_answer() as url:
+        load = early(url)
+        load.start()
+        until(lambda: load._socket is not None)
+        load.close()
+        assert is_over()
+
+
+def test_closing_ends_a_connection_that_begins_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = BoundedSocket.connect
+
+    def late(sock: BoundedSocket, address: tuple[str, int]) -> None:
+        load._closed.wait(10)
+        time.sleep(0.1)
+        connect(sock, address)
+
+    monkeypatch.setattr(BoundedSocket, "connect", late)
+    with no_answer() as url:
+        load = early(url)
         load.start()
         until(lambda: load._socket is not None)
         load.close()
