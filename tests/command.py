@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests import forked
 from tests.conftest import hearing_signals
 
 
@@ -12,15 +13,8 @@ class Run:
     """How a command ended, and what it wrote."""
 
     def __init__(self, *arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest_ollama_warmup", *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            stdin=subprocess.DEVNULL,
-            timeout=100,
-            check=False,
-        )
-        self.ret, self.out, self.err = done.returncode, done.stdout, done.stderr
+        done = forked.run("pytest_ollama_warmup", *arguments)
+        self.ret, self.out, self.err = done
 
     @property
     def lines(self) -> list[str]:

@@ -22,6 +22,7 @@ from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.settings import CI_VARIABLES
+from tests import forked
 
 # Timing never decides a test: on a busy machine an example takes as long as it takes.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -127,21 +128,13 @@ class UserSuite:
         plugins = ["-p", "ollama_warmup", *(["-p", "xdist"] if distributed else [])]
         return [sys.executable, "-m", "pytest", *plugins, *args]
 
-    def run(self, *args: str) -> Result:
-        """Run pytest as a process of its own."""
-        done = subprocess.run(
-            self.command(*args),
-            cwd=self.pytester.path,
-            capture_output=True,
-            encoding="utf-8",
-            stdin=subprocess.DEVNULL,
-            timeout=100,
-            check=False,
-        )
+    def run(self, *args: str, fresh: bool = False) -> Result:
+        """Run pytest in its own process, a *fresh* one where it matters what is imported."""
+        done = forked.run(*self.command(*args)[2:], cwd=self.pytester.path, fresh=fresh)
         # Of a test that fails once in a hundred runs this is all that is left to read.
-        print(done.stdout)
-        print(done.stderr, file=sys.stderr)
-        return Result(done.returncode, done.stdout, done.stderr)
+        print(done.out)
+        print(done.err, file=sys.stderr)
+        return Result(*done)
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start pytest in a process group of its own, so that what it leaves can be counted."""

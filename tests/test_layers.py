@@ -180,7 +180,7 @@ def test_a_run_that_needs_nothing_imports_no_library(
 def test_workers_of_a_suite_that_marks_no_test_import_no_library(suite: Suite, mark: str) -> None:
     test = f"import pytest\n\n{mark}\ndef test_a():\n    pass\n"
     suite.write({"conftest.py": CONFTEST, "test_it.py": test})
-    assert {"passed": 1} == suite.run("--ollama-preload=llama3.2:1b", "-n1").counts
+    assert {"passed": 1} == suite.run("--ollama-preload=llama3.2:1b", "-n1", fresh=True).counts
     imported = (suite.pytester.path / "worker").read_text("utf-8").split()
     assert (
         f"{PACKAGE}.ollama.plain" not in imported if mark else f"{PACKAGE}.ollama.plain" in imported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # The first test waits for the parts to be built; only its body counts.
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(120, func_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _started_as_by_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork no run that meets a real server."""
+    monkeypatch.setattr(UserSuite, "run", partialmethod(UserSuite.run, fresh=True))
 
 
 @pytest.fixture(scope="session")
