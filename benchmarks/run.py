@@ -303,7 +303,7 @@ def _beside(where: str, processes: int, args: list[str], rounds: int) -> Row:
                 "beside.py", how, *args, OLLAMA_HOST=emulator.url, PROCESSES=str(processes)
             )
 
-    a, b = _in_turn(rounds, [lambda: run("--ollama-overlap"), lambda: run("--ollama-off")])
+    a, b = _in_turn(rounds, [lambda: run("--ollama-background"), lambda: run("--ollama-off")])
     return Row(f"{where}: 5 s of preparation beside 5 s of tests", _walls(a), _walls(b), 1.1)
 
 

@@ -21,7 +21,7 @@ _SPECS = PREFIX + "preload"
 _BRINGING = tuple(option.name for option in OPTIONS if not option.pytest_only)
 _LOOKING = ("alias", "host", "header", "wait")
 # Who looks wants to know how it is now, also in CI.
-_WAIT_TO_LOOK_S = "2"
+_WAIT_TO_LOOK = "2s"
 
 
 class _Command(NamedTuple):
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         for option in OPTIONS:
             if option.name in command.options:
                 at_once = option.name == "wait" and "stall" not in command.options
-                _add(one, option, default=_WAIT_TO_LOOK_S if at_once else None)
+                _add(one, option, default=_WAIT_TO_LOOK if at_once else None)
     for name in ("preload", "pull"):
         parsers[name].add_argument(
             "--json", action="store_true", help="Write what happened as JSON; progress to stderr."
@@ -232,17 +232,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
     text = option.help
-    if default is not None:
-        text = f"{text.partition(' Default:')[0]} Default: {default}."
+    if option.name == "wait":
+        text = f"{text.partition(' Default:')[0]} Default: {default or '60s'}."
     parser.add_argument(
         _flag(option),
         # As pytest has it, so that a command can be copied from there.
-        *([] if option.ini_only else [option.flag]),
+        option.flag,
         action=option.action,
         dest=option.dest,
         default=default,
         help=text.replace("%", "%%"),
-        metavar=option.metavar or "SECONDS",
+        metavar=option.metavar,
     )
 
 

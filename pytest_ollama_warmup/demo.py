@@ -283,7 +283,7 @@ def _key(model: str) -> str:
     try:
         return ModelName.parse(model).key
     except ValueError as exc:
-        raise BadSpec(model, "--model", f"{exc}; a model name is needed, like {SMALL}") from None
+        raise BadSpec(model, "--model", f"{exc}; expected a model name such as {SMALL}") from None
 
 
 def _completes(client: Client, name: str) -> bool:

@@ -153,9 +153,9 @@ class WorkerSide:
     def __init__(self, config: pytest.Config) -> None:
         slots = worker_input(config).get(WORKER_INPUT, {}).get("slots")
         settings = settings_of(config)
-        if slots is not None and settings.slots.value is None:
+        if slots is not None and settings.max_parallel.value is None:
             slots = Setting(slots, settings.serve.source, settings.serve.given_by)
-            config.stash[SETTINGS] = settings._replace(slots=slots)
+            config.stash[SETTINGS] = settings._replace(max_parallel=slots)
 
     # First: xdist's own sends the event on which the controller reads this file.
     @pytest.hookimpl(tryfirst=True)

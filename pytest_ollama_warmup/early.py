@@ -100,7 +100,7 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
     if not host.url.startswith("http:") or settings.pool or proxy_for(host):
         return False
     # What is pulled in any case is loaded after that; in a child process, nobody knows of it here.
-    if settings.pull.value == "always" or settings.overlap.value:
+    if settings.pull.value == "always" or settings.background.value:
         return False
     if settings.warm.value == "off" or settings.group_by_model.value:
         return False

@@ -338,7 +338,7 @@ class CannotAsk(ServerError):
             return f"{said}{self.cause}. Does the suite, or a plugin, block network access?"
         return (
             f"{said}the suite, or a plugin, has replaced {self.replaced}: {self.cause}. Replace it "
-            "in a fixture, not on import. In a single process --ollama-overlap helps too: another "
+            "in a fixture, not on import. Without workers --ollama-background helps too: another "
             "process then prepares the models."
         )
 
@@ -517,9 +517,9 @@ class LoadFailed(ModelError):
 
 
 def _or_alias(model: str) -> str:
-    # One bare word may be a role that nobody has given a model.
+    # One bare word may be an alias that nobody has defined a model.
     bare = re.fullmatch(r"[\w.-]+", model)
-    return f"; for a role add --ollama-alias {model}=MODEL" if bare else ""
+    return f"; for an alias add --ollama-alias {model}=MODEL" if bare else ""
 
 
 class ApiError(WarmupError):
@@ -564,5 +564,5 @@ class WaitedTooLong(WarmupError):
     def __str__(self) -> str:
         return (
             f"{self.what}: another process works on it and has shown no progress for "
-            f"{seconds(self.waited_s)} (ollama_load_timeout). End that process, or run again."
+            f"{seconds(self.waited_s)} (--ollama-load-timeout). End that process, or run again."
         )

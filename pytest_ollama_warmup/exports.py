@@ -12,7 +12,7 @@ from pytest_ollama_warmup.text import clean
 if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
-FIELDS = ("url", "openai_url", "scheme", "host", "port")
+FIELDS = ("url", "openai_base_url", "scheme", "host", "port")
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -28,7 +28,7 @@ class Export(NamedTuple):
         name, _, port = rest.partition("/")[0].rpartition(":")
         return self.template.format(
             url=host.address,
-            openai_url=f"{host.address}/v1",
+            openai_base_url=f"{host.address}/v1",
             scheme=scheme,
             # An IPv6 address in brackets, so that {host}:{port} is right.
             host=name,

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]], *, server: bool) -> str:
     """Say what tests do, and why; *server* is whether it is that which they lack, and no model."""
-    setting = settings.on_missing
+    setting = settings.on_unavailable
     fates: dict[str, tuple[Policy, str]] = {}
     reason = settings.ci_words if setting.value == "auto" else f"from {setting.source}"
     for need, policy in fates_of_needs:
-        own = need.on_missing not in ("", "auto")
+        own = need.on_unavailable not in ("", "auto")
         fates[need.test] = (policy, "from the mark" if own else reason)
     parts = []
     for (fate, because), number in Counter(fates.values()).items():
@@ -30,7 +30,7 @@ def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]], *, serve
         which = count(number, "test")
         if fate == "skip":
             does = f"Skipped: {which} that {needs} it" if server else f"Its {which} {be} skipped"
-            other = f"; --ollama-on-missing=fail makes {them} fail"
+            other = f"; --ollama-on-unavailable=fail makes {them} fail"
             parts.append(does + (f" ({because})" if because == "from the mark" else other))
         else:
             fail = "fails" if number == 1 else "fail"

@@ -38,7 +38,7 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def ollama_openai_url(ollama_host: str) -> str:
+def ollama_openai_base_url(ollama_host: str) -> str:
     """Base URL for OpenAI clients: the server's /v1."""
     url = f"{ollama_host}/v1"
     return Address(url) if isinstance(ollama_host, Address) else url

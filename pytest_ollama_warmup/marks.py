@@ -23,12 +23,12 @@ NAME = "requires_model"
 LONG_NAME = "requires_ollama_model"
 # The mark of pytest-recording and pytest-vcr.
 RECORDED = "vcr"
-_SIGNATURE = "(*specs, capabilities=(), options=None, on_missing=None)"
+_SIGNATURE = "(*specs, capabilities=(), options=None, on_unavailable=None)"
 MARK = f"{NAME}{_SIGNATURE}"
 MARK_HELP = (
     f"{MARK}: the test needs these Ollama models, pulled and loaded before it runs; without specs "
     "it needs the listed one. capabilities are what they must be able to do, such as tools; "
-    "options are runner options such as num_ctx; on_missing is skip, fail, exit or auto."
+    "options are runner options such as num_ctx; on_unavailable is skip, fail, exit or auto."
 )
 LONG_MARK_HELP = (
     f"{LONG_NAME}{_SIGNATURE}: the same, for suites that have a mark {NAME} of their own."
@@ -36,9 +36,9 @@ LONG_MARK_HELP = (
 KEEP_ORDER = "ollama_keep_order"
 KEEP_ORDER_HELP = (
     f"{KEEP_ORDER}: the tests of this module or class stay together in their order, also where "
-    "--ollama-group-by-model or --ollama-overlap reorders tests."
+    "--ollama-group-by-model or --ollama-background reorders tests."
 )
-ON_MISSING = ("auto", "exit", "fail", "skip")
+ON_UNAVAILABLE = ("auto", "exit", "fail", "skip")
 
 # Who gets one of these needs Ollama, and of these two, to know which model.
 NEEDING_A_NAME = ("ollama_model", "ollama_options")
@@ -172,14 +172,14 @@ def _want_of(
     from pytest_ollama_warmup.warmup.plan import Want
 
     specs = {spec.model_key: spec for spec in _parameter(item)}
-    on_missing, of_listed = "", list[str]()
+    on_unavailable, of_listed = "", list[str]()
     before = item.config.stash.setdefault(_READ, {})
     for mark in marks:
         if id(mark) not in before:
             # With the mark itself, whose id could else become another one's.
             before[id(mark)] = mark, _read(mark, item.nodeid)
         _, read = before[id(mark)]
-        on_missing = on_missing or read.on_missing
+        on_unavailable = on_unavailable or read.on_unavailable
         if not read.specs:
             of_listed += read.capabilities
         for spec in read.specs:
@@ -198,7 +198,7 @@ def _want_of(
         test=item.nodeid,
         specs=tuple(specs.values()),
         fixture=fixture,
-        on_missing=on_missing,
+        on_unavailable=on_unavailable,
         capabilities=_united(of_listed),
         elsewhere=_is_elsewhere(item),
     )
@@ -237,7 +237,7 @@ _READ = pytest.StashKey["dict[int, tuple[pytest.Mark, _Read]]"]()
 class _Read(NamedTuple):
     specs: tuple[ModelSpec, ...]
     capabilities: tuple[str, ...]
-    on_missing: str
+    on_unavailable: str
 
 
 def _read(mark: pytest.Mark, test: str) -> _Read:
@@ -254,7 +254,7 @@ def _requires_model(
     *specs: str,
     capabilities: str | Iterable[str] = (),
     options: Mapping[str, object] | None = None,
-    on_missing: str | None = None,
+    on_unavailable: str | None = None,
 ) -> _Read:
     from pytest_ollama_warmup.ollama.names import closest
     from pytest_ollama_warmup.warmup.spec import parse_specs
@@ -281,13 +281,14 @@ def _requires_model(
         if not read:
             raise TypeError("options are for the models that the mark names, and it names none")
         read = tuple(spec.given(options, source) for spec in read)
-    if on_missing is not None and on_missing not in ON_MISSING:
-        raise TypeError(
-            f"{on_missing!r} is not a valid on_missing; valid values: {', '.join(ON_MISSING)}"
-        )
+    if on_unavailable is not None and on_unavailable not in ON_UNAVAILABLE:
+        valid = ", ".join(ON_UNAVAILABLE)
+        raise TypeError(f"{on_unavailable!r} is not a valid on_unavailable; valid values: {valid}")
     able = tuple(wanted)
     return _Read(
-        tuple(spec._replace(capabilities=_united(able)) for spec in read), able, on_missing or ""
+        tuple(spec._replace(capabilities=_united(able)) for spec in read),
+        able,
+        on_unavailable or "",
     )
 
 
@@ -331,7 +332,7 @@ def parameter_of(item: pytest.Item) -> ModelSpec | None:
         return None
     spec = _one_spec(value, item)
     if spec is None:
-        raise BadMark(f"parametrize: one model is needed, not {value!r}", item.nodeid, MARK)
+        raise BadMark(f"parametrize: expected one model, got {value!r}", item.nodeid, MARK)
     return spec
 
 

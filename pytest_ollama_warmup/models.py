@@ -54,7 +54,7 @@ class Models:
     def __getitem__(self, key: str) -> Model:
         """Return the model that *key* names (alias, name or spec), ready for use.
 
-        A model that cannot be had skips or fails the test, as --ollama-on-missing says.
+        A model that cannot be had skips or fails the test, as --ollama-on-unavailable says.
 
         Raises:
             KeyError: *key* names no model, or more than one, or is a slip of an alias.
@@ -107,7 +107,7 @@ def _one_spec(key: str) -> ModelSpec:
     except BadSpec as exc:
         raise KeyError(str(exc)) from None
     if len(specs) != 1:
-        raise KeyError(f"one model is needed, not {key!r}")
+        raise KeyError(f"expected one model, got {key!r}")
     return specs[0]
 
 
@@ -179,4 +179,4 @@ def host_of(config: pytest.Config, url: object) -> Host:
             pytest.fail(str(exc), pytrace=False)
         # One that leaves out the user and password of the run's own address means the same server.
         return ours if host.url == ours.url and host.login in ("", ours.login) else host
-    pytest.fail(f"{problem}; a text such as 'http://host:11434' is needed", pytrace=False)
+    pytest.fail(f"{problem}; expected a string such as 'http://host:11434'", pytrace=False)

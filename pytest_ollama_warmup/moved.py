@@ -76,7 +76,7 @@ class _Moved:
     def _words(self, item: pytest.Item, reason: str, others: list[pytest.Item]) -> str:
         settings = settings_of(self._config)
         by = " and ".join(
-            one.source for one in (settings.group_by_model, settings.overlap) if one.value
+            one.source for one in (settings.group_by_model, settings.background) if one.value
         )
         before = others[0].nodeid if len(others) == 1 else count(len(others), "test")
         if any(_file(one) == _file(item) for one in others):

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def header(config: pytest.Config) -> str:
     """Say where the server is, what is listed, and what missing models do, each with its source."""
     settings = settings_of(config)
-    listed, on_missing = settings.listed, settings.on_missing
-    if on_missing.value == "auto":
+    listed, on_unavailable = settings.listed, settings.on_unavailable
+    if on_unavailable.value == "auto":
         what = f"{'fail' if settings.ci else 'skip'} ({settings.ci_words})"
         if listed.given_by == "option" and listed.specs:
             what += ", but listed ones end the run"
     else:
-        what = f"{on_missing.value} (from {on_missing.source})"
+        what = f"{on_unavailable.value} (from {on_unavailable.source})"
     return f"{settings.title}, missing models: {what}"
 
 

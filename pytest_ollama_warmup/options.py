@@ -36,10 +36,9 @@ class Option(NamedTuple):
     read: Callable[[Any, str], Any]
     default: Any = None
     metavar: str = ""
-    ini_type: Literal["string", "args", "linelist", "bool", "float"] = "string"
+    ini_type: Literal["string", "args", "linelist", "bool"] = "string"
     action: str = "store"
     environ: str = ""
-    ini_only: bool = False
     pytest_only: bool = False
     secret: bool = False
 
@@ -68,17 +67,15 @@ def _choice(*allowed: str) -> Callable[[Any, str], str]:
     return read
 
 
-def _number(least: float) -> Callable[[Any, str], float]:
+def _seconds(least: float) -> Callable[[Any, str], float]:
     def read(value: Any, source: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and number >= least):
-            raise BadSetting(
-                str(value), source, f"A number of seconds is needed, at least {least:g}."
-            )
-        return number
+        from pytest_ollama_warmup.warmup.spec import read_seconds
+
+        seconds = read_seconds(str(value))
+        if seconds is None or not least <= seconds < math.inf:
+            needed = f"Expected a duration such as 30, 30s or 1h30m, at least {least:g} s."
+            raise BadSetting(str(value), source, needed)
+        return seconds
 
     return read
 
@@ -87,7 +84,7 @@ def _count(least: int) -> Callable[[Any, str], int]:
     def read(value: Any, source: str) -> int:
         text = str(value).strip()
         if not (text.isascii() and text.isdigit() and int(text) >= least):
-            raise BadSetting(text, source, f"A whole number is needed, at least {least}.")
+            raise BadSetting(text, source, f"Expected a whole number, at least {least}.")
         return int(text)
 
     return read
@@ -129,8 +126,8 @@ OPTIONS = (
     Option(
         "preload",
         "what",
-        "Pull and load the models SPECS before the tests: NAME[,KEY=VALUE...], several separated "
-        "by spaces. May be given more than once; an empty one lists nothing.",
+        "Pull and load these models before the tests: NAME[,KEY=VALUE...], separated by spaces. "
+        "Repeat to add models; an empty value clears earlier ones.",
         read=_as_given,
         metavar="SPECS",
         ini_type="args",
@@ -141,8 +138,8 @@ OPTIONS = (
     Option(
         "alias",
         "what",
-        "A name of your own for a model: chat=llama3.2:1b, or chat=llama3.2:1b,num_ctx=8192. It "
-        "can stand wherever a model can. May be given more than once.",
+        "Your own name for a model: chat=llama3.2:1b, or chat=llama3.2:1b,num_ctx=8192. Use it "
+        "wherever a model name is expected. Repeat to add aliases.",
         read=_as_given,
         metavar="NAME=SPEC",
         ini_type="linelist",
@@ -151,19 +148,19 @@ OPTIONS = (
     Option(
         "pull",
         "what",
-        "What may be downloaded: auto (models listed on the command line or in the environment, "
-        "and any wanted model in CI), missing (any wanted model), always (refresh "
-        "present ones too) or never. Default: auto.",
+        "Which models may be downloaded: auto (those listed on the command line or in the "
+        "environment, and in CI any that a test needs), missing (any that a test needs), always "
+        "(also update local ones) or never. Default: auto.",
         read=_choice("auto", "missing", "always", "never"),
         default="auto",
         metavar="WHEN",
     ),
     Option(
-        "on_missing",
+        "on_unavailable",
         "what",
-        "What a model that cannot be made ready does: exit (end the run), fail or skip the tests "
-        "that need it, or auto (exit when listed on the command line, else fail in CI "
-        "and skip elsewhere). Default: auto.",
+        "What to do if a model can't be made ready: exit (stop the run), fail or skip the tests "
+        "that need it, or auto (exit if the command line lists it, otherwise fail in CI and skip "
+        "elsewhere). Default: auto.",
         read=_choice("auto", "exit", "fail", "skip"),
         default="auto",
         metavar="WHAT",
@@ -172,9 +169,9 @@ OPTIONS = (
     Option(
         "ci",
         "what",
-        "Whether this is a run in CI, where missing models fail and wanted ones are downloaded: "
-        "yes, no, or auto (if CI is set, or a variable of Jenkins, Azure Pipelines, TeamCity or "
-        "AWS CodeBuild). Default: auto.",
+        "Whether this run counts as CI, where missing models are downloaded and tests without "
+        "their model fail: yes, no, or auto (yes if CI is set, or a variable of Jenkins, Azure "
+        "Pipelines, TeamCity or AWS CodeBuild). Default: auto.",
         read=_choice("auto", "yes", "no"),
         default="auto",
         metavar="WHAT",
@@ -182,7 +179,7 @@ OPTIONS = (
     Option(
         "off",
         "when",
-        "Do nothing in this run: tests run as if the plugin were not installed.",
+        "Do nothing: tests run as if the plugin were not installed.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -192,9 +189,9 @@ OPTIONS = (
     Option(
         "warm",
         "when",
-        "How models are warmed: load (nothing is generated), prompt (one short generation), auto "
-        "(prompt for servers before v0.30, which do not warm up by themselves, else load) or off "
-        "(present is enough). Default: auto.",
+        "How to warm up models: load (generate nothing), prompt (generate a few tokens), auto "
+        "(prompt for servers before v0.30, which need it, otherwise load) or off (local is "
+        "enough). Default: auto.",
         read=_choice("auto", "prompt", "load", "off"),
         default="auto",
         metavar="HOW",
@@ -202,27 +199,30 @@ OPTIONS = (
     Option(
         "keep_alive",
         "when",
-        "How long the server keeps models loaded after their last use: seconds, 10m, 1h30m, or -1 "
-        "for ever. Never shortens a longer lease. Default: 10m.",
+        "How long the server keeps models loaded after their last use: 600, 10m, 1h30m, or -1 for "
+        "no limit. Never shortens a longer keep-alive. Default: 10m.",
         read=_duration,
         default=600.0,
         metavar="DURATION",
     ),
     Option(
-        "at_end",
+        "unload",
         "when",
-        "What becomes of models that this run has loaded: keep (until their lease ends, so that "
-        "the next run finds them) or unload. Those that it found loaded stay. Default: keep.",
-        read=_choice("keep", "unload"),
-        default="keep",
-        metavar="WHAT",
+        "Unload the models that this run loaded when it ends, unless another run uses them. Models "
+        "that were already loaded are left alone. Default: they stay loaded until their keep-alive "
+        "ends, so that the next run starts fast.",
+        read=_as_given,
+        default=False,
+        ini_type="bool",
+        action="store_true",
         pytest_only=True,
     ),
     Option(
-        "slots",
+        "max_parallel",
         "when",
-        "How many tests that need models may run at once on each server, over all workers of "
-        "pytest-xdist; the others wait outside of their own time. Default: all.",
+        "Run at most N tests that need models at once on each server, over all workers of "
+        "pytest-xdist. Other tests wait before they start, so the wait does not count towards "
+        "their duration. Default: no limit.",
         read=_count(1),
         metavar="N",
         pytest_only=True,
@@ -230,8 +230,9 @@ OPTIONS = (
     Option(
         "group_by_model",
         "when",
-        "Run the tests of one set of models after those of another, so that each is loaded once; "
-        "also over all workers of pytest-xdist, where tests that need no model fill the gaps.",
+        "Run all tests of one set of models before those of the next, so that each model is loaded "
+        "once. All workers of pytest-xdist share one set at a time; tests that need no model fill "
+        "the gaps.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -241,9 +242,9 @@ OPTIONS = (
     Option(
         "keep_order",
         "when",
-        "Which tests stay together in the order in which they are collected, where "
-        "--ollama-group-by-model or --ollama-overlap reorders tests: module, class, test (none), "
-        "or auto (those of a class, and those of a module with a mark such as dependency, order or "
+        "Which tests keep their collected order when --ollama-group-by-model or "
+        "--ollama-background reorders tests: those of a module, those of a class, test (none), or "
+        "auto (those of a class, and those of a module with a mark such as dependency, order or "
         "incremental). Default: auto.",
         read=_choice("auto", "module", "class", "test"),
         default="auto",
@@ -251,10 +252,10 @@ OPTIONS = (
         pytest_only=True,
     ),
     Option(
-        "overlap",
+        "background",
         "when",
-        "Bring the models in the background while the tests run that need none; those that need "
-        "one come later, and wait for their own.",
+        "Pull and load models in the background while tests that need none run first. A test that "
+        "needs a model waits for that model only.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -264,30 +265,28 @@ OPTIONS = (
     Option(
         "stall",
         "when",
-        "Seconds without a new byte after which a pull is dropped and resumed; five resumptions "
-        "without one fail it. Above 30 the server's own retry comes first, which throws away what "
-        "the stalled part had. Default: 25.",
-        read=_number(0.1),
+        "Resume a pull that has received no new byte for this long; five resumptions without one "
+        "fail it. Above 30 s the server retries first and throws away what the stalled part had. "
+        "Default: 25s.",
+        read=_seconds(0.1),
         default=25.0,
-        ini_type="float",
-        ini_only=True,
+        metavar="DURATION",
     ),
     Option(
         "load_timeout",
         "when",
-        "Seconds after which a load, or a pull without a word from the server, fails. "
-        "Default: 900.",
-        read=_number(0.1),
+        "How long a load may take before it fails, and a pull about which the server says "
+        "nothing. Default: 15m.",
+        read=_seconds(0.1),
         default=900.0,
-        ini_type="float",
-        ini_only=True,
+        metavar="DURATION",
     ),
     Option(
         "host",
         "server",
-        "Address of the Ollama server. Default: OLLAMA_HOST, else http://127.0.0.1:11434. In "
-        "pytest several, separated by commas: workers of pytest-xdist are spread over them. A user "
-        "and password before the host (https://USER:PASSWORD@HOST) are sent, and never shown.",
+        "Address of the Ollama server. Separate several with commas to spread the workers of "
+        "pytest-xdist over them. Credentials (https://USER:PASSWORD@HOST) are sent but never "
+        "shown. Default: OLLAMA_HOST, otherwise http://127.0.0.1:11434.",
         read=read_host,
         metavar="URL[,URL...]",
         environ="OLLAMA_HOST",
@@ -296,9 +295,9 @@ OPTIONS = (
     Option(
         "header",
         "server",
-        "A header for each request to the server, for a gateway before it that wants one: "
-        "'X-API-Key: $GATEWAY_KEY', where $GATEWAY_KEY is read from the environment. May be given "
-        "more than once; an empty one drops those before it.",
+        "Send this header with each request, for a gateway in front of the server: 'X-API-Key: "
+        "$GATEWAY_KEY', where $GATEWAY_KEY is read from the environment. Repeat to add headers; an "
+        "empty value clears earlier ones.",
         read=_as_given,
         default=(),
         metavar="NAME: VALUE",
@@ -309,9 +308,9 @@ OPTIONS = (
     Option(
         "export",
         "server",
-        "Another environment variable that is set to the server's URL for the tests, or to what "
-        "TEMPLATE says: OLLAMA_BASE_URL, or OPENAI_BASE_URL={openai_url}. Fields: {url}, "
-        "{openai_url}, {scheme}, {host}, {port}. May be given more than once.",
+        "Set another environment variable to the server's URL for the tests: OLLAMA_BASE_URL, or "
+        "OPENAI_BASE_URL={openai_base_url}. Fields: {url}, {openai_base_url}, {scheme}, {host}, "
+        "{port}. Repeat to add variables.",
         read=_as_given,
         default=(),
         metavar="NAME[=TEMPLATE]",
@@ -322,8 +321,8 @@ OPTIONS = (
     Option(
         "serve",
         "server",
-        "Start a server of this run's own, on a free port and with the user's models; it ends with "
-        "the run, whatever ends that.",
+        "Start a private Ollama server on a free port, with your models. It stops with the run, "
+        "even if pytest is killed.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -333,7 +332,7 @@ OPTIONS = (
     Option(
         "serve_command",
         "server",
-        "What --ollama-serve starts. Default: ollama serve.",
+        "Command that --ollama-serve starts. Default: ollama serve.",
         read=_as_given,
         default="ollama serve",
         metavar="COMMAND",
@@ -342,11 +341,10 @@ OPTIONS = (
     Option(
         "wait",
         "server",
-        "How long the server may take to answer. Default: 60 outside pytest, when models are "
-        "listed on the command line, for a server of the run's own, and in CI; else 2.",
-        read=_number(0),
-        metavar="SECONDS",
-        ini_type="float",
+        "How long the server may take to answer. Default: 60s when models are listed on the "
+        "command line, with --ollama-serve, and in CI; otherwise 2s.",
+        read=_seconds(0),
+        metavar="DURATION",
     ),
 )
 _GROUPS = {
@@ -359,22 +357,18 @@ _GROUPS = {
 def add_options(parser: pytest.Parser) -> None:
     """Add every row of the table to pytest's options and configuration keys."""
     for option in OPTIONS:
-        if not option.ini_only:
-            group = parser.getgroup(f"ollama-{option.group}", _GROUPS[option.group])
-            extra = {"metavar": option.metavar} if option.metavar else {}
-            group.addoption(
-                option.flag,
-                action=option.action,
-                dest=option.dest,
-                default=None,
-                help=option.help.replace("%", "%%"),
-                **extra,
-            )
-        parser.addini(
-            option.ini,
-            option.help if option.ini_only else f"Default value of {option.flag}.",
-            type=option.ini_type,
+        group = parser.getgroup(f"ollama-{option.group}", _GROUPS[option.group])
+        extra = {"metavar": option.metavar} if option.metavar else {}
+        group.addoption(
+            option.flag,
+            action=option.action,
+            dest=option.dest,
             default=None,
+            help=option.help.replace("%", "%%"),
+            **extra,
+        )
+        parser.addini(
+            option.ini, f"Default value of {option.flag}.", type=option.ini_type, default=None
         )
 
 
@@ -408,13 +402,12 @@ def needed_type(option: Option) -> str:
 
 
 NEEDED_TYPES = {
-    "header": 'A list of texts is needed, like ["X-API-Key: $GATEWAY_KEY"].',
-    "export": 'A list of texts is needed, like ["OLLAMA_BASE_URL"].',
-    "args": 'A list of texts is needed, like ["llama3.2:1b"].',
-    "linelist": 'A list of texts is needed, like ["chat=llama3.2:1b"].',
-    "bool": "true or false is needed.",
-    "float": "A number of seconds is needed.",
-    "string": 'A text is needed; in TOML write it in quotes, like "10m".',
+    "header": 'Expected a list of strings such as ["X-API-Key: $GATEWAY_KEY"].',
+    "export": 'Expected a list of strings such as ["OLLAMA_BASE_URL"].',
+    "args": 'Expected a list of strings such as ["llama3.2:1b"].',
+    "linelist": 'Expected a list of strings such as ["chat=llama3.2:1b"].',
+    "bool": "Expected true or false.",
+    "string": 'Expected a string; in TOML, quote it: "10m".',
 }
 
 

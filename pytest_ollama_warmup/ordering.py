@@ -71,7 +71,7 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
     if grouped:
         # A story begins with the models of the group that it follows: that saves a load.
         groups = [next(iter(sets[story]), _NONE) for story in stories]
-        if not settings.overlap.value:
+        if not settings.background.value:
             groups = _with_neighbours(items, groups)
             of_story: dict[object, Group] = {}
             groups = [
@@ -81,7 +81,7 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
     ranks: dict[Group, int] = {}
     places = []
     for index, (story, group) in enumerate(zip(stories, groups, strict=True)):
-        later = bool(settings.overlap.value and story in waiting)
+        later = bool(settings.background.value and story in waiting)
         rank = ranks.setdefault(group, len(ranks)) if grouped else 0
         # One that needs several sets comes last in its group: it ends with other models in memory.
         places.append((later, rank, grouped and len(sets[story]) > 1, index))

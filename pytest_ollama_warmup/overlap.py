@@ -1,6 +1,6 @@
-"""Models come beside the tests that need none: what ``--ollama-overlap`` changes in the two steps.
+"""Prepare models while tests that need none run: ``--ollama-background``.
 
-A single process has a child bring them. With pytest-xdist the controller does, which runs no tests.
+A single process starts a child for it. With pytest-xdist the controller, which runs no tests, does.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pytest_ollama_warmup.fixtures import (
     ollama_host,
     ollama_model,
     ollama_models,
-    ollama_openai_url,
+    ollama_openai_base_url,
     ollama_options,
 )
 from pytest_ollama_warmup.marks import (
@@ -66,7 +66,7 @@ __all__ = [
     "ollama_host",
     "ollama_model",
     "ollama_models",
-    "ollama_openai_url",
+    "ollama_openai_base_url",
     "ollama_options",
 ]
 
@@ -186,7 +186,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))
     result = yield
-    if settings_of(config).overlap.value and _prepares(config) and RUN in config.stash:
+    if settings_of(config).background.value and _prepares(config) and RUN in config.stash:
         _controller_of(config).after_tests()
     return result
 
@@ -244,7 +244,7 @@ def _controller_of(config: pytest.Config) -> Controller:
 
 
 def _new_controller(config: pytest.Config) -> Controller:
-    if settings_of(config).overlap.value:
+    if settings_of(config).background.value:
         from pytest_ollama_warmup.overlap import Overlapping
 
         return Overlapping(config)

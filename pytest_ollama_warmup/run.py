@@ -175,7 +175,7 @@ class Run:
             problem = self.server()
         if problem is None or problem.ready:
             return None
-        policy = decide(settings.on_missing.value, want.on_missing, given_by, settings.ci)
+        policy = decide(settings.on_unavailable.value, want.on_unavailable, given_by, settings.ci)
         return Verdict(policy, problem.error)
 
     def write_notes(self) -> None:
@@ -348,7 +348,7 @@ class Run:
 
     def slot(self) -> AbstractContextManager[None]:
         """Return what a test that needs a model holds while it runs: its share of the server."""
-        number = self.settings.slots.value
+        number = self.settings.max_parallel.value
         return nullcontext() if number is None else Slots(self.folder, number).one()
 
     def asked(self, target: Target) -> Target:

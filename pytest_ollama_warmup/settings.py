@@ -99,14 +99,14 @@ class Settings(NamedTuple):
     problem: BadSetting | None
     off: bool
     pull: Setting[str]
-    on_missing: Setting[str]
+    on_unavailable: Setting[str]
     warm: Setting[str]
     keep_alive: Setting[float]
-    at_end: Setting[str]
-    slots: Setting[int | None]
+    unload: Setting[bool]
+    max_parallel: Setting[int | None]
     group_by_model: Setting[bool]
     keep_order: Setting[str]
-    overlap: Setting[bool]
+    background: Setting[bool]
     serve: Setting[bool]
     serve_command: Setting[str]
     headers: Setting[tuple[Header, ...]]
@@ -239,7 +239,7 @@ class Settings(NamedTuple):
     @property
     def reorders(self) -> bool:
         """Whether tests run in another order than they are collected in."""
-        return bool(self.group_by_model.value or self.overlap.value)
+        return bool(self.group_by_model.value or self.background.value)
 
     @property
     def up_front(self) -> bool:
@@ -288,14 +288,14 @@ class Settings(NamedTuple):
             problem=None,
             off=off,
             pull=read.setting("pull"),
-            on_missing=read.setting("on_missing"),
+            on_unavailable=read.setting("on_unavailable"),
             warm=read.setting("warm"),
             keep_alive=read.setting("keep_alive"),
-            at_end=read.setting("at_end"),
-            slots=read.setting("slots"),
+            unload=read.setting("unload"),
+            max_parallel=read.setting("max_parallel"),
             group_by_model=read.setting("group_by_model"),
             keep_order=read.setting("keep_order"),
-            overlap=read.setting("overlap"),
+            background=read.setting("background"),
             serve=serve,
             serve_command=read.setting("serve_command"),
             headers=read.headers(),
@@ -439,8 +439,8 @@ class _Reader:
             # An empty value clears what came before it, so that it also overrides addopts.
             if given_by == "option":
                 texts = _after_empty(texts)
-            roles = Listed(aliases=aliases)
-            specs = [roles.meant(spec) for spec in parse_specs(texts, source)]
+            named = Listed(aliases=aliases)
+            specs = [named.meant(spec) for spec in parse_specs(texts, source)]
             return Listed(distinct(specs, source), source, given_by, aliases)
         except BadSetting as exc:
             self._tolerate(exc, given_by)

@@ -133,7 +133,7 @@ class Controller(Leader):
             key = ModelName.parse(one.model).key
             # A note from before this run loaded it is out of date.
             asked = in_use.was_asked(one.host, key) and one.found_loaded
-            if not asked and (one.found_loaded or self.settings.at_end.value != "unload"):
+            if not asked and (one.found_loaded or not self.settings.unload.value):
                 continue
             if in_use.others(one.host, key):
                 in_use.ask_to_unload(one.host, key)
@@ -455,10 +455,10 @@ class Controller(Leader):
     def _decisions(self, key: str) -> list[Policy]:
         settings = self.settings
         if self._collected:
-            return decisions(self._plan, key, settings.on_missing.value, settings.ci)
+            return decisions(self._plan, key, settings.on_unavailable.value, settings.ci)
         # Before collection nobody knows which tests there are to fail or to skip.
         given_by = self._plan.targets[key].given_by
-        one = decide(settings.on_missing.value, "", given_by, settings.ci)
+        one = decide(settings.on_unavailable.value, "", given_by, settings.ci)
         return ["exit" if one == "exit" else "skip"]
 
     def _fates(self, key: str) -> list[tuple[Need, Policy]]:
@@ -470,11 +470,11 @@ class Controller(Leader):
             # After an exit at session start pytest prints no summary.
             self.summary()
         needs = self._plan.needs.get(outcome.key, ())
-        overridden = any(need.on_missing == "exit" for need in needs)
+        overridden = any(need.on_unavailable == "exit" for need in needs)
         otherwise = (
-            "The mark of a test that needs it says on_missing='exit'."
+            "The mark of a test that needs it says on_unavailable='exit'."
             if overridden
-            else "--ollama-on-missing=skip goes on without it."
+            else "--ollama-on-unavailable=skip goes on without it."
         )
         if self._collected:
             note_in_junit(self._config, outcome)
@@ -516,8 +516,8 @@ class Controller(Leader):
             for need in self._plan.needs.get(outcome.key, ()):
                 if need.capabilities:
                     # The model is there: what is listed is no matter of one test's wishes.
-                    on_missing, ci = self.settings.on_missing.value, self.settings.ci
-                    policy = decide(on_missing, need.on_missing, "default", ci)
+                    on_unavailable, ci = self.settings.on_unavailable.value, self.settings.ci
+                    policy = decide(on_unavailable, need.on_unavailable, "default", ci)
                     asking.setdefault(need.capabilities, []).append((need, policy))
             for capabilities, fates in asking.items():
                 if outcome.capabilities is None:
@@ -598,7 +598,7 @@ class Controller(Leader):
         limit_s = self.settings.load_timeout.value
         if limit_s < SERVERS_OWN_STALL_S:
             self._warn_once(
-                f"ollama_load_timeout is {seconds(limit_s)}, shorter than the "
+                f"--ollama-load-timeout is {seconds(limit_s)}, shorter than the "
                 f"{seconds(SERVERS_OWN_STALL_S)} after which the server itself ends a stalled load"
             )
 

@@ -76,7 +76,7 @@ def ask_host(config: pytest.Config, settings: Settings, say: Say) -> Host | None
     if not isinstance(value, str):
         raise pytest.UsageError(
             f"{where} returned {clean(repr(value), 80)}; "
-            "a text such as 'http://host:11434' is needed"
+            "expected a string such as 'http://host:11434'"
         )
     try:
         return read_host(value, where)
@@ -107,9 +107,9 @@ def ask_request(config: pytest.Config, spec: ModelSpec) -> dict[str, Any] | None
 
 def _problem_of(body: object) -> str:
     if not isinstance(body, dict):
-        return f"a dict is needed, not {clean(repr(body), 80)}"
+        return f"expected a dict, got {clean(repr(body), 80)}"
     if not any(body.get(key) for key in ("messages", "input", "prompt")):
-        return "one of messages, input and prompt is needed, and not empty"
+        return "expected one of messages, input and prompt, not empty"
     options = body.get("options", {})
     if not isinstance(options, dict):
         return f"options is a dict, not {clean(repr(options), 80)}"

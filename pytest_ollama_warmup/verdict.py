@@ -131,7 +131,7 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
 
 
 def _slot(item: pytest.Item) -> AbstractContextManager[None]:
-    if settings_of(item.config).slots.value is None:
+    if settings_of(item.config).max_parallel.value is None:
         return nullcontext()
     return run_of(item.config).slot()
 

@@ -14,7 +14,7 @@ from tests.test_faults import end, until, wait_for
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
 THERE = replace(LLAMA, present=True)
-UNLOAD = "--ollama-at-end=unload"
+UNLOAD = "--ollama-unload"
 
 
 def resident(suite: Suite) -> list[str]:

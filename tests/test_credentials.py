@@ -80,7 +80,7 @@ USES = """
         assert files
         assert not [one for one in files if bytes.fromhex("73336372") in one.read_bytes()]
 
-    def test_fails(ollama_host, ollama_openai_url, ollama_client, ollama_models, pytestconfig):
+    def test_fails(ollama_host, ollama_openai_base_url, ollama_client, ollama_models, pytestconfig):
         settings = pytestconfig.stash
         from pytest_ollama_warmup.roles import run_of
         run, settings = run_of(pytestconfig), run_of(pytestconfig).settings
@@ -137,9 +137,9 @@ def test_the_tests_own_clients_find_it_in_the_variable_and_in_the_fixtures(
                 import pytest
 
                 @pytest.mark.requires_model("llama3.2:1b")
-                def test_it(ollama_host, ollama_openai_url):
+                def test_it(ollama_host, ollama_openai_base_url):
                     assert {locked.with_login!r} == ollama_host
-                    assert {locked.with_login + "/v1"!r} == ollama_openai_url
+                    assert {locked.with_login + "/v1"!r} == ollama_openai_base_url
                     for one in (ollama_host, os.environ["OLLAMA_HOST"]):
                         assert 200 == httpx.get(one + "/api/tags").status_code
             """,
@@ -188,7 +188,7 @@ HEADERS = {
     ("given", "listed", "workers"),
     [
         *((one, [LIST], []) for one in HEADERS),
-        ("variable", [LIST, "--ollama-overlap"], []),
+        ("variable", [LIST, "--ollama-background"], []),
         ("variable", [], N2),
         ("file", [LIST], N2),
     ],
@@ -448,13 +448,13 @@ def test_what_the_run_has_loaded_is_unloaded_with_the_login(suite: Suite, locked
             """
         }
     )
-    run = suite.run(LIST, f"--ollama-host={locked.with_login}", "--ollama-at-end=unload")
+    run = suite.run(LIST, f"--ollama-host={locked.with_login}", "--ollama-unload")
     assert ({"passed": 1}, []) == (run.counts, locked.refused)
     assert 0 == suite.ollama.calls("generate")[-1].body["keep_alive"]
     # On a server of the suite's own fixture too.
     suite.write({"conftest.py": own_fixture(locked.with_login)})
     with Emulator([THERE]) as other:
-        run = suite.run(LIST, f"--ollama-host={other.url}", "--ollama-at-end=unload")
+        run = suite.run(LIST, f"--ollama-host={other.url}", "--ollama-unload")
         assert 0 == other.calls("generate")[-1].body["keep_alive"]
     assert ({"passed": 1}, []) == (run.counts, locked.refused)
     assert 0 == suite.ollama.calls("generate")[-1].body["keep_alive"]

@@ -159,7 +159,7 @@ def test_an_embedding_model_is_loaded_as_the_last_run_did_it(there: Suite) -> No
 
 def test_what_it_has_loaded_is_unloaded_at_the_end(there: Suite) -> None:
     there.write({"conftest.py": WAITS_FOR_THE_LOAD})
-    there.run(LIST, "--ollama-at-end=unload")
+    there.run(LIST, "--ollama-unload")
     assert (ASKED, []) == (sent_early(there.ollama), resident(there.ollama))
 
 
@@ -175,10 +175,10 @@ QUIET: dict[str, tuple[list[str], dict[str, str]]] = {
     "cache-show": ([LIST, "--cache-show"], {}),
     "off": ([LIST, "--ollama-off"], {}),
     "grouped": ([LIST, "--ollama-group-by-model"], {}),
-    "overlap": ([LIST, "--ollama-overlap"], {}),
+    "overlap": ([LIST, "--ollama-background"], {}),
     "not warmed": ([LIST, "--ollama-warm=off"], {}),
     "pulled in any case": ([LIST, "--ollama-pull=always"], {}),
-    "cloud": (["--ollama-preload=gpt-oss:20b-cloud", "--ollama-on-missing=skip"], {}),
+    "cloud": (["--ollama-preload=gpt-oss:20b-cloud", "--ollama-on-unavailable=skip"], {}),
     "pinned": (["--ollama-preload=llama3.2:1b@sha256:" + "a" * 64, "--ollama-pull=never"], {}),
     "alias": (["--ollama-alias=chat=llama3.2:1b"], {}),
     "no such file": ([LIST, "llama3.2"], {}),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 PROCESSES = pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
-LISTED = ["--ollama-preload=llama3.2:1b", "--ollama-on-missing=skip"]
+LISTED = ["--ollama-preload=llama3.2:1b", "--ollama-on-unavailable=skip"]
 GOES_ON = "no complete answer for 1 s"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 N2 = ["-n2"]
 THERE = replace(LLAMA, present=True)
-BASE, OPENAI = "--ollama-export=BASE_URL", "--ollama-export=OPENAI_URL={openai_url}"
+BASE, OPENAI = "--ollama-export=BASE_URL", "--ollama-export=OPENAI_URL={openai_base_url}"
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def finds(url: str, *, late: str | None = None) -> dict[str, str]:
 
             @pytest.mark.requires_model("llama3.2:1b")
             @pytest.mark.parametrize("n", range(2))
-            def test_it(ollama_host, ollama_openai_url, n):
+            def test_it(ollama_host, ollama_openai_base_url, n):
                 assert {late or url!r} == os.environ["BASE_URL"] == ollama_host
-                assert os.environ["OPENAI_URL"] == ollama_openai_url
+                assert os.environ["OPENAI_URL"] == ollama_openai_base_url
         """,
     }
 
@@ -75,7 +75,7 @@ def test_they_hold_the_address_when_conftests_are_imported(
         args += [f"--ollama-host={suite.ollama.url}", BASE, OPENAI]
     else:
         monkeypatch.delenv("OLLAMA_HOST")
-        exports = "ollama_export =\n    BASE_URL\n    OPENAI_URL = {openai_url}\n"
+        exports = "ollama_export =\n    BASE_URL\n    OPENAI_URL = {openai_base_url}\n"
         ini = f"ollama_host = {suite.ollama.url}\n{exports}"
     suite.write({"pytest.ini": f"[pytest]\n{ini}"})
     assert {"passed": 2} == suite.run(*args).counts
@@ -179,7 +179,7 @@ def test_workers_that_move_to_another_server_take_them_along(suite: Suite, other
     [
         (["--ollama-export=A-B"], "", "'A-B' is not a valid --ollama-export. Expected NAME or NAME=TEMPLATE"),
         (["--ollama-export="], "", "'' is not a valid --ollama-export. Expected NAME or NAME=TEMPLATE"),
-        (["--ollama-export=A={base}"], "", "Valid fields: {url}, {openai_url}, {scheme}, {host}, {port}. Write other braces twice."),
+        (["--ollama-export=A={base}"], "", "Valid fields: {url}, {openai_base_url}, {scheme}, {host}, {port}. Write other braces twice."),
         (["--ollama-export=A={url"], "", "The template cannot be read: expected '}' before end of string."),
         (["--ollama-export=OLLAMA_HOST"], "", "The plugin sets OLLAMA_HOST itself. Leave it out."),
         ([], "1A", "'1A' is not a valid ollama_export in pytest.ini. Expected NAME or NAME=TEMPLATE"),
@@ -211,7 +211,7 @@ def test_nothing_is_set_where_the_plugin_is_off_or_the_address_is_bad(suite: Sui
     [
         ("A", "gpu", "http://gpu:11434"),
         ("A", "https://me:p%40ss@gpu/a", "https://me:p%40ss@gpu:443/a"),
-        ("A={openai_url}", "http://gpu/a", "http://gpu:80/a/v1"),
+        ("A={openai_base_url}", "http://gpu/a", "http://gpu:80/a/v1"),
         ("A = {scheme}, {host}, {port}", "https://gpu", "https, gpu, 443"),
         ("A={host}:{port}", "[::1]:9", "[::1]:9"),
         ("A={host}", "me:pass@gpu", "gpu"),

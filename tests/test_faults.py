@@ -178,7 +178,9 @@ def test_a_killed_worker_is_replaced_and_its_successor_brings_the_model(suite: S
 
 PRELOAD = "--ollama-preload=llama3.2:1b"
 IMPATIENT = ("-o", "ollama_stall=0.3")
-STALLED = "llama3.2:1b pulling: no new byte for 0.3 s (ollama_stall) at 400 kB of 1.3 MB, resuming"
+STALLED = (
+    "llama3.2:1b pulling: no new byte for 0.3 s (--ollama-stall) at 400 kB of 1.3 MB, resuming"
+)
 
 
 @WORKERS
@@ -329,7 +331,7 @@ def test_where_a_file_cannot_be_written_tests_run_without(
             """,
         }
     )
-    run = suite.run("--ollama-slots=1", "--ollama-preload=llama3.2:1b", *workers)
+    run = suite.run("--ollama-max-parallel=1", "--ollama-preload=llama3.2:1b", *workers)
     assert (0, {"passed": 4}) == (run.ret, run.counts)
     assert "Traceback" not in run.out + run.err
     assert (suite.pytester.path / "full").exists()

@@ -96,7 +96,7 @@ def test_where_the_plugin_is_configured_the_short_name_is_ours(
     suite.write(
         {"test_it.py": 'import pytest\n@pytest.mark.requires_model("nix:1")\ndef test_it(): pass\n'}
     )
-    run = suite.run("--ollama-on-missing=skip", "--ollama-wait=0", *configured)
+    run = suite.run("--ollama-on-unavailable=skip", "--ollama-wait=0", *configured)
     assert {"skipped": 1} == run.counts
 
 

@@ -274,9 +274,9 @@ def test_the_work_in_the_background_leaves_it_too(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     close(monkeypatch, "fixture")
-    assert left_out(suite, "--ollama-overlap")
+    assert left_out(suite, "--ollama-background")
     close(monkeypatch, "")
-    assert {"passed": 2} == suite.run("--ollama-overlap").counts
+    assert {"passed": 2} == suite.run("--ollama-background").counts
 
 
 def test_groups_go_on_with_the_next_one(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

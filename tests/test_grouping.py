@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_had_fails_its_own_tests_only(
     suite: Suite, workers: list[str]
 ) -> None:
     suite.ollama.add(ScriptedModel("c:1"))
-    run = suite.run(GROUP, "--ollama-on-missing=fail", *workers)
+    run = suite.run(GROUP, "--ollama-on-unavailable=fail", *workers)
     assert {"passed": 18, "error": 6} == run.counts
     assert "c:1 is not pulled" in run.out
     assert ["a:1", "b:1", "d:1"] == loads(suite)
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_load_in_its_turn_ends_the_run_where_it_is_to(
     suite: Suite, workers: list[str]
 ) -> None:
     suite.ollama.add(ScriptedModel("c:1", present=True, digest="c" * 64, load_error="no room"))
-    run = suite.run(GROUP, "--ollama-on-missing=exit", *workers)
+    run = suite.run(GROUP, "--ollama-on-unavailable=exit", *workers)
     assert 2 == run.ret
     assert "no room" in run.out
     assert "d:1" not in loads(suite)

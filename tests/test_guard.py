@@ -607,7 +607,7 @@ def test_what_another_test_asks_for_is_not_what_the_next_run_learns(suite: Suite
         def test_small(n, ollama_options): ask("a:1", **ollama_options)
         """,
     )
-    for args in ([], ["--ollama-overlap"], ["--ollama-group-by-model"], []):
+    for args in ([], ["--ollama-background"], ["--ollama-group-by-model"], []):
         run = suite.run(*args)
         assert {"passed": 7} == run.counts
         assert "num_ctx 512, learned" not in run.out, run.out

@@ -60,7 +60,7 @@ def help_of(command: str) -> str:
 
 @EACH
 def test_a_page_names_only_options_that_there_are(page: str) -> None:
-    ours = {option.flag for option in OPTIONS if not option.ini_only}
+    ours = {option.flag for option in OPTIONS}
     found = set(re.findall(r"--ollama-[\w-]+", PAGES[page]))
     assert found
     assert set() == found - ours

@@ -58,10 +58,10 @@ ASKS_WHERE = """
 
     @pytest.mark.requires_model("llama3.2:1b")
     @pytest.mark.parametrize("n", range(4))
-    def test_where(ollama_host, ollama_openai_url, n):
+    def test_where(ollama_host, ollama_openai_base_url, n):
         assert "URL" == ollama_host
         assert "VALUE" == os.environ["OLLAMA_HOST"]
-        assert "URL/v1" == ollama_openai_url
+        assert "URL/v1" == ollama_openai_base_url
 """
 
 
@@ -84,10 +84,10 @@ import os, pytest
 from pytest_ollama_warmup.roles import settings_of
 
 {mark}@pytest.mark.parametrize("n", range(2))
-def test_it(ollama_host, ollama_openai_url, pytestconfig, n):
+def test_it(ollama_host, ollama_openai_base_url, pytestconfig, n):
     assert {value!r} == os.environ.get("OLLAMA_HOST")
     assert {url!r} == ollama_host
-    assert {url + "/v1"!r} == ollama_openai_url
+    assert {url + "/v1"!r} == ollama_openai_base_url
     assert {source!r} == settings_of(pytestconfig).host.source
 """,
     }
@@ -259,7 +259,7 @@ def test_with_a_hook_the_address_alone_is_a_need(
     suite.write(
         {
             "conftest.py": a_hook(other.url),
-            "test_it.py": f"def test_it(ollama_openai_url): assert '{other.url}/v1' == ollama_openai_url\n",
+            "test_it.py": f"def test_it(ollama_openai_base_url): assert '{other.url}/v1' == ollama_openai_base_url\n",
         }
     )
     assert {"passed": 1} == suite.run(*workers).counts
@@ -284,7 +284,7 @@ def test_a_hook_that_returns_none_leaves_the_usual_server(suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return 7", "pytest_ollama_host in conftest.py returned 7; a text such as 'http://host:11434' is needed"),
+        ("return 7", "pytest_ollama_host in conftest.py returned 7; expected a string such as 'http://host:11434'"),
         ("return 'ftp://x'", "is not an address of an Ollama server: scheme ftp"),
         ("import pytest; pytest.importorskip('no_such_library')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Skipped: could not import 'no_such_library'"),
         ("import pytest; pytest.fail('no docker')", "pytest_ollama_host in conftest.py failed at conftest.py:2: Failed: no docker"),
@@ -387,11 +387,11 @@ def test_what_is_missing_there_skips_or_fails_the_test(
                 @pytest.mark.requires_model("phi9")
                 def test_skips(): pass
 
-                @pytest.mark.requires_model("phi9", on_missing="fail")
+                @pytest.mark.requires_model("phi9", on_unavailable="fail")
                 def test_fails(): pass
 
                 @pytest.mark.xfail
-                @pytest.mark.requires_model("phi9", on_missing="fail")
+                @pytest.mark.requires_model("phi9", on_unavailable="fail")
                 def test_expected_to_fail(): pass
 
                 @pytest.mark.requires_model("llama3.2:1b", capabilities=["tools"])
@@ -471,9 +471,9 @@ def test_a_path_of_the_api_in_the_address_is_left_out_and_said(
                 import pytest
 
                 @pytest.mark.requires_model("llama3.2:1b")
-                def test_it(ollama_host, ollama_openai_url):
+                def test_it(ollama_host, ollama_openai_base_url):
                     assert {suite.ollama.url!r} == ollama_host
-                    assert ollama_host + "/v1" == ollama_openai_url
+                    assert ollama_host + "/v1" == ollama_openai_base_url
                     # Others read it as it is.
                     assert {suite.ollama.url + path!r} == os.environ["OLLAMA_HOST"]
             """

@@ -251,7 +251,7 @@ def test_a_model_that_cannot_be_looked_up_skips_or_fails_the_test(suite: Suite) 
     run = suite.run("-rs")
     assert {"skipped": 1} == run.counts
     assert "SKIPPED [1] test_it.py:1: nope is not pulled" in run.out
-    assert {"failed": 1} == suite.run("--ollama-on-missing=fail").counts
+    assert {"failed": 1} == suite.run("--ollama-on-unavailable=fail").counts
 
 
 @pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
@@ -270,7 +270,7 @@ def test_a_model_that_cannot_be_looked_up_ends_the_run_where_that_is_asked(
             """
         }
     )
-    run = suite.run("--ollama-on-missing=exit", *args)
+    run = suite.run("--ollama-on-unavailable=exit", *args)
     assert 2 == run.ret
     assert "ollama: nope is not pulled" in run.out
     assert run.counts.get("passed", 0) < 20
@@ -289,7 +289,7 @@ def test_asking_whether_a_model_is_listed_asks_no_server(suite: Suite) -> None:
                     assert (1, ["a:1"]) == (len(ollama_models), list(ollama_models))
                     with pytest.raises(KeyError, match="unknown key"):
                         ollama_models["a:1,x=1"]
-                    with pytest.raises(KeyError, match="one model is needed"):
+                    with pytest.raises(KeyError, match="expected one model"):
                         ollama_models["a b"]
             """,
         }
@@ -346,7 +346,7 @@ def test_fixtures_explain_themselves(suite: Suite) -> None:
 
 def test_the_mark_explains_itself(suite: Suite) -> None:
     assert (
-        "@pytest.mark.requires_model(*specs, capabilities=(), options=None, on_missing=None): "
+        "@pytest.mark.requires_model(*specs, capabilities=(), options=None, on_unavailable=None): "
         in suite.run("--markers").out
     )
 
@@ -434,7 +434,7 @@ def test_a_parameter_that_names_no_model_is_an_error_and_no_guess(
     )
     run = suite.run(*args)
     assert {"error": 2} == run.counts
-    assert "one model is needed, not 1" in run.out
+    assert "expected one model, got 1" in run.out
 
 
 def test_an_overriding_fixture_that_asks_nothing_of_us_may_have_any_parameter(

@@ -35,7 +35,7 @@ TWO_TESTS = {
 }
 NO_SUCH = (
     "phi9: the registry has no such model (pull model manifest: file does not exist), {origin}. "
-    "Check name and tag; for a role add --ollama-alias phi9=MODEL."
+    "Check name and tag; for an alias add --ollama-alias phi9=MODEL."
 )
 
 
@@ -49,7 +49,7 @@ def nobody() -> str:
 
 @PROCESSES
 @pytest.mark.parametrize(
-    ("on_missing", "ci", "counts"),
+    ("on_unavailable", "ci", "counts"),
     [
         ("auto", "", {"passed": 1, "skipped": 1}),
         ("auto", "true", {"passed": 1, "error": 1}),
@@ -63,20 +63,20 @@ def test_a_marked_model_that_is_missing_skips_or_fails_its_tests(
     suite: Suite,
     monkeypatch: pytest.MonkeyPatch,
     args: list[str],
-    on_missing: str,
+    on_unavailable: str,
     ci: str,
     counts: dict[str, int],
 ) -> None:
     monkeypatch.setenv("CI", ci)
     suite.write(TWO_TESTS)
-    run = suite.run(f"--ollama-on-missing={on_missing}", "--ollama-pull=never", *args)
+    run = suite.run(f"--ollama-on-unavailable={on_unavailable}", "--ollama-pull=never", *args)
     assert counts == run.counts
 
 
 @PROCESSES
 def test_exit_ends_the_run_before_the_first_test(suite: Suite, args: list[str]) -> None:
     suite.write(TWO_TESTS)
-    run = suite.run("--ollama-on-missing=exit", "-rA", *args)
+    run = suite.run("--ollama-on-unavailable=exit", "-rA", *args)
     assert 2 == run.ret
     assert "PASSED" not in run.out
     assert "phi9 is not pulled (wanted by test_two.py::test_phi)." in run.out
@@ -88,7 +88,7 @@ def test_a_run_that_ends_before_its_tests_leaves_no_green_junit_file(
     suite: Suite, args: list[str]
 ) -> None:
     suite.write(TWO_TESTS)
-    suite.run("--ollama-on-missing=exit", "--junit-xml=junit.xml", *args)
+    suite.run("--ollama-on-unavailable=exit", "--junit-xml=junit.xml", *args)
     (junit,) = ElementTree.parse(suite.pytester.path / "junit.xml").getroot()
     assert ("1", "1") == (junit.get("errors"), junit.get("tests"))
     assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit]
@@ -96,12 +96,12 @@ def test_a_run_that_ends_before_its_tests_leaves_no_green_junit_file(
 
 
 @PROCESSES
-@pytest.mark.parametrize("on_missing", ["auto", "exit"])
+@pytest.mark.parametrize("on_unavailable", ["auto", "exit"])
 def test_what_the_command_line_lists_ends_the_run_at_session_start(
-    suite: Suite, args: list[str], on_missing: str
+    suite: Suite, args: list[str], on_unavailable: str
 ) -> None:
     suite.write(TWO_TESTS)
-    run = suite.run("--ollama-preload=phi9", f"--ollama-on-missing={on_missing}", *args)
+    run = suite.run("--ollama-preload=phi9", f"--ollama-on-unavailable={on_unavailable}", *args)
     assert 2 == run.ret
     assert "test session starts" not in run.out
     assert ["✗ phi9   failed   pull model manifest: file does not exist"] == run.table[:1]
@@ -117,11 +117,13 @@ def test_fail_lets_the_run_go_on_also_for_what_the_command_line_lists(
     if server == "down":
         suite.ollama.stop()
     suite.write(TWO_TESTS)
-    run = suite.run("--ollama-preload=phi9", "--ollama-on-missing=fail", "--ollama-wait=0", *args)
+    run = suite.run(
+        "--ollama-preload=phi9", "--ollama-on-unavailable=fail", "--ollama-wait=0", *args
+    )
     assert {"passed": 1, "error": 1} == run.counts
     assert 1 == run.ret
     failed = "Failed: 1 test that needs it" if server == "down" else "Its 1 test fails"
-    assert f"{failed} (from --ollama-on-missing)." in run.out
+    assert f"{failed} (from --ollama-on-unavailable)." in run.out
 
 
 @PROCESSES
@@ -133,7 +135,7 @@ def test_what_the_environment_lists_skips_its_tests(
     run = suite.run(*args)
     assert {"passed": 1, "skipped": 1} == run.counts
     message = NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS")
-    tail = "Its 1 test is skipped; --ollama-on-missing=fail makes it fail."
+    tail = "Its 1 test is skipped; --ollama-on-unavailable=fail makes it fail."
     assert f"{message} {tail}" in run.ours
 
 
@@ -177,16 +179,16 @@ def test_the_marks_own_policy_wins(suite: Suite) -> None:
             "test_own.py": """
                 import pytest
 
-                @pytest.mark.requires_model("phi9", on_missing="fail")
+                @pytest.mark.requires_model("phi9", on_unavailable="fail")
                 def test_fails(): pass
 
-                @pytest.mark.requires_model("phi9", on_missing="skip")
+                @pytest.mark.requires_model("phi9", on_unavailable="skip")
                 def test_skips(): pass
             """
         }
     )
-    for on_missing in ("skip", "fail"):
-        run = suite.run(f"--ollama-on-missing={on_missing}")
+    for on_unavailable in ("skip", "fail"):
+        run = suite.run(f"--ollama-on-unavailable={on_unavailable}")
         assert {"skipped": 1, "error": 1} == run.counts
         told = "Its 1 test fails (from the mark). Its 1 test is skipped (from the mark)."
         assert told in run.ours[-1]
@@ -198,14 +200,14 @@ def test_a_mark_that_ends_the_run_is_named(suite: Suite) -> None:
             "test_own.py": """
                 import pytest
 
-                @pytest.mark.requires_model("phi9", on_missing="exit")
+                @pytest.mark.requires_model("phi9", on_unavailable="exit")
                 def test_exits(): pass
             """
         }
     )
-    run = suite.run("--ollama-on-missing=skip")
+    run = suite.run("--ollama-on-unavailable=skip")
     assert 2 == run.ret
-    assert "The mark of a test that needs it says on_missing='exit'." in run.out
+    assert "The mark of a test that needs it says on_unavailable='exit'." in run.out
 
 
 def test_a_skip_is_reported_where_the_test_is(suite: Suite) -> None:
@@ -229,7 +231,7 @@ def test_an_expected_failure_is_an_error_when_its_model_is_missing(
             """
         }
     )
-    run = suite.run("--ollama-on-missing=fail", *args)
+    run = suite.run("--ollama-on-unavailable=fail", *args)
     assert {"error": 1} == run.counts
     assert 1 == run.ret
     assert "Traceback" not in run.out
@@ -257,7 +259,7 @@ def test_pytests_own_skips_and_the_suites_setup_come_first(suite: Suite) -> None
             """,
         }
     )
-    run = suite.run("--ollama-on-missing=fail", "-rs")
+    run = suite.run("--ollama-on-unavailable=fail", "-rs")
     assert {"skipped": 2} == run.counts
     assert "the text's own reason" in run.out
     assert "the conftest's own reason" in run.out
@@ -284,7 +286,7 @@ def test_message_1_no_server(suite: Suite, monkeypatch: pytest.MonkeyPatch, nobo
     assert (
         f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s. "
         "Start it with 'ollama serve', or set --ollama-host. "
-        "Skipped: 60 tests that need it; --ollama-on-missing=fail makes them fail."
+        "Skipped: 60 tests that need it; --ollama-on-unavailable=fail makes them fail."
     ) in run.ours
 
 
@@ -306,7 +308,7 @@ def test_message_2_not_pulled(suite: Suite) -> None:
     assert (
         "llama3.2:1b is not pulled (wanted by tests/test_chat.py::test_tone and 11 more). "
         "Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing. "
-        "Its 12 tests are skipped; --ollama-on-missing=fail makes them fail."
+        "Its 12 tests are skipped; --ollama-on-unavailable=fail makes them fail."
     ) in run.ours
 
 
@@ -383,7 +385,7 @@ def test_message_8_another_service(suite: Suite) -> None:
     assert (
         f"{url} (from OLLAMA_HOST) answers, but is not Ollama "
         '(GET /api/version: 200 text/html "Sign in"). Another service? Set --ollama-host. '
-        "Skipped: 1 test that needs it; --ollama-on-missing=fail makes it fail."
+        "Skipped: 1 test that needs it; --ollama-on-unavailable=fail makes it fail."
     ) in run.ours
 
 

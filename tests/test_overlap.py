@@ -18,7 +18,7 @@ from tests.test_guard import TOOLS
 from tests.unit.test_process import command_lines
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
-OVERLAP = "--ollama-overlap"
+OVERLAP = "--ollama-background"
 SLOW = replace(LLAMA, present=True, load_s=1.5)
 # The tests tell one after the other that they have run.
 MIXED = """

@@ -32,9 +32,9 @@ SPREAD = """
 
     @pytest.mark.requires_model("llama3.2:1b")
     @pytest.mark.parametrize("n", range(COUNT))
-    def test_where(ollama_host, ollama_openai_url, worker_id, n):
+    def test_where(ollama_host, ollama_openai_base_url, worker_id, n):
         assert ollama_host == "http://" + os.environ["OLLAMA_HOST"]
-        assert f"{ollama_host}/v1" == ollama_openai_url
+        assert f"{ollama_host}/v1" == ollama_openai_base_url
         (HERE / f"at-{worker_id}").write_text(f"{ollama_host} http://{AT_IMPORT}")
         deadline = time.monotonic() + 30
         while len(list(HERE.glob("at-*"))) < COUNT:
@@ -334,7 +334,7 @@ def test_the_workers_of_a_host_that_is_down_move_to_those_that_answer(
         text = SPREAD.replace("http://{AT_IMPORT}", "{ollama_host}").replace("COUNT", "5")
         suite.write({"test_where.py": text})
     run = suite.run(
-        "-n5", hosts(*three), "--ollama-wait=0.3", f"--ollama-on-missing={policy}", *args
+        "-n5", hosts(*three), "--ollama-wait=0.3", f"--ollama-on-unavailable={policy}", *args
     )
     assert {"passed": 5} == run.counts
     here, _, there = (one.url for one in three)
@@ -355,10 +355,10 @@ def test_one_that_is_down_ends_the_run_where_that_is_asked(
 ) -> None:
     three[1].stop()
     spread(suite, 3)
-    run = suite.run("-n3", hosts(*three), "--ollama-wait=0", "--ollama-on-missing=exit", *args)
+    run = suite.run("-n3", hosts(*three), "--ollama-wait=0", "--ollama-on-unavailable=exit", *args)
     assert 2 == run.ret
     assert f"no Ollama at {three[1].url} (from --ollama-host): connection refused." in run.out
-    assert "--ollama-on-missing=skip goes on without it." in run.out
+    assert "--ollama-on-unavailable=skip goes on without it." in run.out
     assert f"at {three[1].url}: no Ollama: connection refused" in run.out
     assert {} == used(suite)
     assert [0, 0, 0] == [len(one.loads) for one in three]
@@ -389,7 +389,7 @@ def test_none_that_answers_is_like_the_only_one_that_does_not(
         one.stop()
     spread(suite, 3)
     run = suite.run(
-        "-n3", hosts(*three), "--ollama-wait=0", f"--ollama-on-missing={policy}", "-rs", *args
+        "-n3", hosts(*three), "--ollama-wait=0", f"--ollama-on-unavailable={policy}", "-rs", *args
     )
     each = "; ".join(f"{one.url}: connection refused" for one in three)
     assert f"no Ollama at any of 3 hosts (from --ollama-host): {each}; gave up after" in run.out
@@ -406,7 +406,7 @@ def test_hosts_are_waited_for_side_by_side(suite: Suite, three: list[Emulator]) 
     for one in three:
         one.stop()
     spread(suite, 3)
-    run = suite.run("-n3", hosts(*three), "--ollama-wait=3", "--ollama-on-missing=skip", LIST)
+    run = suite.run("-n3", hosts(*three), "--ollama-wait=3", "--ollama-on-unavailable=skip", LIST)
     assert "; gave up after 3." in run.out
     waiting = {line for line in run.ours if line.startswith("waiting for")}
     assert {f"waiting for {one.url} (connection refused), up to 3 s" for one in three} == waiting
@@ -431,7 +431,9 @@ def test_a_model_that_one_host_lacks_ends_the_run_where_that_is_asked(
 ) -> None:
     two = [start(), absent]
     spread(suite, 2)
-    run = suite.run("-n2", hosts(*two), "--ollama-on-missing=exit", "--ollama-pull=never", *args)
+    run = suite.run(
+        "-n2", hosts(*two), "--ollama-on-unavailable=exit", "--ollama-pull=never", *args
+    )
     assert 2 == run.ret
     assert f"ollama: {two[1].url}: llama3.2:1b is not pulled" in run.out
 
@@ -441,7 +443,7 @@ def test_a_model_that_one_host_lacks_ends_the_run_where_that_is_asked(
 
 @STEPS
 @pytest.mark.parametrize("down", [0, 1, 2])
-@pytest.mark.parametrize("how", [[], ["--ollama-overlap"]], ids=["", "overlap"])
+@pytest.mark.parametrize("how", [[], ["--ollama-background"]], ids=["", "overlap"])
 def test_one_process_uses_the_first_that_answers(
     suite: Suite, three: list[Emulator], args: list[str], down: int, how: list[str]
 ) -> None:
@@ -474,7 +476,7 @@ def test_one_process_to_which_none_answers(
     for one in three:
         one.stop()
     suite.write(ONE_TEST)
-    run = suite.run(hosts(*three), "--ollama-wait=0", "--ollama-on-missing=skip", "-rs", *args)
+    run = suite.run(hosts(*three), "--ollama-wait=0", "--ollama-on-unavailable=skip", "-rs", *args)
     assert {"skipped": 1} == run.counts
     assert 2 == run.out.count("no Ollama at any of 3 hosts (from --ollama-host): ")
 
@@ -556,7 +558,7 @@ def test_slots_are_counted_for_each_host(
             """
         }
     )
-    run = suite.run("-n4", hosts(*two), f"--ollama-slots={slots}")
+    run = suite.run("-n4", hosts(*two), f"--ollama-max-parallel={slots}")
     assert {"passed": 8} == run.counts
     busy = [path.read_text().split() for path in suite.pytester.path.glob("busy-*")]
     assert slots == max(int(there) for there, _ in busy)
@@ -615,8 +617,8 @@ def test_overlap_prepares_all_hosts_in_the_background(
             """,
         }
     )
-    policy = ["--ollama-on-missing=skip", "--ollama-wait=0"]
-    run = suite.run("-n3", hosts(*three), "--ollama-overlap", "-v", *policy, *args)
+    policy = ["--ollama-on-unavailable=skip", "--ollama-wait=0"]
+    run = suite.run("-n3", hosts(*three), "--ollama-background", "-v", *policy, *args)
     assert {"passed": 9} == run.counts
     assert [1, int(not down), 1] == [len(one.loads) for one in three]
     lines = run.out.splitlines()
@@ -704,7 +706,7 @@ def test_ctrl_c_leaves_hosts_that_are_waited_for(suite: Suite, three: list[Emula
 
 def test_all_hosts_are_unloaded_at_the_end(suite: Suite, three: list[Emulator]) -> None:
     spread(suite, 3)
-    assert {"passed": 3} == suite.run("-n3", hosts(*three), "--ollama-at-end=unload").counts
+    assert {"passed": 3} == suite.run("-n3", hosts(*three), "--ollama-unload").counts
     assert [0, 0, 0] == [len(httpx.get(f"{one.url}/api/ps").json()["models"]) for one in three]
 
 
@@ -807,7 +809,7 @@ def test_such_a_worker_skips_and_says_what_it_lacks(suite: Suite, args: list[str
     spread(suite, 2)
     suite.write({"conftest.py": AWAY.replace("WORKERS", "['gw0', 'gw1']")})
     run = suite.run(
-        "-n2", "-rs", "-W", "error", "--ollama-on-missing=skip", "--ollama-pull=never", *args
+        "-n2", "-rs", "-W", "error", "--ollama-on-unavailable=skip", "--ollama-pull=never", *args
     )
     assert {"skipped": 2} == run.counts
     assert "llama3.2:1b is not pulled" in run.out

@@ -113,7 +113,7 @@ KINDS = {
 KIND = pytest.mark.parametrize("kind", KINDS)
 FEW = pytest.mark.parametrize("kind", ["send raises", "class that fails the test", "module mocked"])
 PROCESSES = pytest.mark.parametrize("args", [[], ["-n2"]], ids=["single", "n2"])
-CALM = ["--ollama-wait=0.2", "--ollama-on-missing=skip", "-rs"]
+CALM = ["--ollama-wait=0.2", "--ollama-on-unavailable=skip", "-rs"]
 TESTS = """
 import pytest
 
@@ -204,7 +204,7 @@ def test_a_session_fixture_that_replaces_it_costs_the_looks(
 @pytest.mark.parametrize("where", ["conftest.py", "test_it.py"])
 def test_listed_models_do_not_change_that(suite: Suite, kind: str, where: str) -> None:
     write(suite, kind, where)
-    run = suite.run(*CALM, "--ollama-preload=llama3.2:1b", "--ollama-at-end=unload")
+    run = suite.run(*CALM, "--ollama-preload=llama3.2:1b", "--ollama-unload")
     assert sound(run) in ({"passed": 1, "skipped": 3}, {"passed": 4})
     if where == "conftest.py":
         assert f"has replaced {KINDS[kind][1]} (now " in run.out
@@ -212,7 +212,7 @@ def test_listed_models_do_not_change_that(suite: Suite, kind: str, where: str) -
 
 def test_another_process_prepares_models_all_the_same(suite: Suite) -> None:
     write(suite, "send raises")
-    run = suite.run(*CALM, "--ollama-overlap")
+    run = suite.run(*CALM, "--ollama-background")
     assert {"passed": 4} == sound(run)
     assert 1 == len(suite.ollama.loads)
 

@@ -99,8 +99,8 @@ def test_without_a_prompt_the_hook_is_not_asked(suite: Suite, how: str) -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ("'Hi'", "pytest_ollama_warmup_request for llama3.2:1b: a dict is needed, not 'Hi'"),
-        ("{'model': 'x'}", "one of messages, input and prompt is needed, and not empty"),
+        ("'Hi'", "pytest_ollama_warmup_request for llama3.2:1b: expected a dict, got 'Hi'"),
+        ("{'model': 'x'}", "expected one of messages, input and prompt, not empty"),
         ("{'prompt': 'x', 'options': 3}", "options is a dict, not 3"),
         ("{'prompt': 'x', 'options': {'num_predict': 0}}", "num_predict 0 generates without end; 1 is the least"),
         ("{'prompt': {1, 2}}", "it cannot be written as JSON (Object of type set is not JSON serializable)"),

@@ -116,7 +116,7 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @WORKERS
-@pytest.mark.parametrize("more", [[], ["--ollama-overlap"], ["--ollama-group-by-model"]])
+@pytest.mark.parametrize("more", [[], ["--ollama-background"], ["--ollama-group-by-model"]])
 @pytest.mark.parametrize("listed", [[], ["--ollama-preload=a:1 b:1"]], ids=["", "listed"])
 def test_one_server_serves_the_run_and_goes_with_it(
     suite: Served, workers: list[str], more: list[str], listed: list[str]
@@ -374,7 +374,7 @@ def test_slots_are_those_of_the_server(suite: Served) -> None:
             + """
 def test_slots(pytestconfig):
     from pytest_ollama_warmup.roles import settings_of
-    assert 2 == settings_of(pytestconfig).slots.value
+    assert 2 == settings_of(pytestconfig).max_parallel.value
 """
         }
     )

@@ -244,7 +244,7 @@ def test_a_limit_below_the_servers_own_is_warned_about(suite: Suite) -> None:
     suite.ollama.add(replace(LLAMA, present=True))
     suite.write(ONE_TEST)
     run = suite.run("-o", "ollama_load_timeout=30")
-    assert "ollama_load_timeout is 30 s, shorter than the 5 min after which the server" in run.out
+    assert "--ollama-load-timeout is 30 s, shorter than the 5 min after which the server" in run.out
 
 
 @pytest.mark.parametrize(

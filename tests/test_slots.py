@@ -48,12 +48,12 @@ def test_without_slots_some_clients_run_into_their_time_out(busy: Suite) -> None
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_with_slots_none_does(busy: Suite, slots: int) -> None:
-    assert {"passed": 6} == busy.run("-n6", f"--ollama-slots={slots}", *PRELOAD).counts
+    assert {"passed": 6} == busy.run("-n6", f"--ollama-max-parallel={slots}", *PRELOAD).counts
 
 
 def test_waiting_is_no_part_of_a_tests_time(busy: Suite) -> None:
     timeout = ["-p", "timeout", "--timeout=2"]
-    assert {"passed": 6} == busy.run("-n6", "--ollama-slots=1", *timeout, *PRELOAD).counts
+    assert {"passed": 6} == busy.run("-n6", "--ollama-max-parallel=1", *timeout, *PRELOAD).counts
 
 
 def test_tests_without_a_model_do_not_wait(busy: Suite) -> None:
@@ -69,7 +69,7 @@ def test_tests_without_a_model_do_not_wait(busy: Suite) -> None:
             """,
         }
     )
-    process = busy.start("-n2", "--ollama-slots=1", "-v", *PRELOAD)
+    process = busy.start("-n2", "--ollama-max-parallel=1", "-v", *PRELOAD)
     assert process.stdout is not None
     passed = 0
     for line in process.stdout:
@@ -100,7 +100,7 @@ def test_the_slot_of_a_worker_that_dies_is_free(suite: Suite) -> None:
             """
         }
     )
-    process = suite.start("-n2", "--ollama-slots=1", "-rA")
+    process = suite.start("-n2", "--ollama-max-parallel=1", "-rA")
     pid = suite.pytester.path / "pid"
     until(lambda: pid.exists() and pid.read_text())
     os.kill(int(pid.read_text()), signal.SIGKILL)
@@ -110,8 +110,9 @@ def test_the_slot_of_a_worker_that_dies_is_free(suite: Suite) -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
 def test_a_number_of_slots_that_is_none_is_refused(suite: Suite, value: str) -> None:
-    run = suite.run(f"--ollama-slots={value}")
+    run = suite.run(f"--ollama-max-parallel={value}")
     assert 4 == run.ret
-    assert f"'{value}' is not a valid --ollama-slots. A whole number is needed, at least 1." in (
-        run.err
+    assert (
+        f"'{value}' is not a valid --ollama-max-parallel. Expected a whole number, at least 1."
+        in (run.err)
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import Suite
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
-GROUP, OVERLAP = "--ollama-group-by-model", "--ollama-overlap"
+GROUP, OVERLAP = "--ollama-group-by-model", "--ollama-background"
 HEAD = """
 from tools import *
 import os, pathlib

@@ -83,7 +83,7 @@ def _read_header(text: str, source: str, environ: Mapping[str, str]) -> Header:
             raise MissingVariable(name, source, variable)
     value = template.substitute(environ).strip()
     if not (value and value.isascii() and value.isprintable()):
-        raise BadSetting(shown, source, "A value of plain ASCII text on one line is needed.")
+        raise BadSetting(shown, source, "Expected plain ASCII text on one line.")
     return name, Secret(value)
 
 

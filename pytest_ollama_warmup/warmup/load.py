@@ -124,7 +124,7 @@ def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
         advice = "The server went away; its log says why."
         if exc.timed_out:
             limit = seconds(work.terms.load_timeout_s)
-            advice = f"ollama_load_timeout is {limit}; raise it if the load needs more."
+            advice = f"--ollama-load-timeout is {limit}; raise it if the load needs more."
         raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
 
 

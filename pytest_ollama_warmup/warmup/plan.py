@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
 
 class Alias(NamedTuple):
-    """A user's own name for a model: a role that tests ask for."""
+    """A user's own name for a model."""
 
     name: str
     spec: ModelSpec
@@ -94,7 +94,7 @@ def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple
     for text in texts:
         name, equals, rest = (part.strip() for part in text.partition("="))
         if not (equals and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)):
-            raise BadSpec(text, source, "NAME=SPEC is needed, like chat=llama3.2:1b")
+            raise BadSpec(text, source, "expected NAME=SPEC, such as chat=llama3.2:1b")
         specs = parse_specs(rest, source)
         if len(specs) != 1:
             raise BadSpec(text, source, "an alias means one model, like chat=llama3.2:1b")
@@ -117,7 +117,7 @@ class Want(NamedTuple):
     test: str
     specs: tuple[ModelSpec, ...] = ()
     fixture: str = ""
-    on_missing: str = ""
+    on_unavailable: str = ""
     capabilities: tuple[str, ...] = ()
     elsewhere: bool = False
 
@@ -127,7 +127,7 @@ class Want(NamedTuple):
             "test": self.test,
             "specs": [[str(spec), spec.capabilities] for spec in self.specs],
             "fixture": self.fixture,
-            "on_missing": self.on_missing,
+            "on_unavailable": self.on_unavailable,
             "capabilities": self.capabilities,
             "elsewhere": self.elsewhere,
         }
@@ -187,10 +187,10 @@ SERVER = "server"
 
 
 class Need(NamedTuple):
-    """One test's part in a plan: its own ``on_missing``, and what its model must be able to do."""
+    """What a test says in a plan: its ``on_unavailable``, and what its model must be able to do."""
 
     test: str
-    on_missing: str = ""
+    on_unavailable: str = ""
     capabilities: tuple[str, ...] = ()
 
 
@@ -262,10 +262,10 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
             known[want.specs] = needed
         for key, spec in needed.items():
             specs.setdefault(key, spec)
-            need = Need(want.test, want.on_missing, spec.capabilities)
+            need = Need(want.test, want.on_unavailable, spec.capabilities)
             plan.needs.setdefault(key, []).append(need)
         if not needed:
-            plan.needs.setdefault(SERVER, []).append(Need(want.test, want.on_missing))
+            plan.needs.setdefault(SERVER, []).append(Need(want.test, want.on_unavailable))
     if SERVER in plan.needs:
         # A test that needs Ollama without naming a model may look up any listed one.
         specs = {spec.key: spec for spec in listed.all} | specs
@@ -292,9 +292,9 @@ def target_of(spec: ModelSpec, listed: Listed, tests: list[str]) -> Target:
     return Target(spec, wanted_by(tests) if tests else "asked for at run time")
 
 
-def decide(on_missing: str, override: str, given_by: GivenBy, ci: bool) -> Policy:
+def decide(on_unavailable: str, override: str, given_by: GivenBy, ci: bool) -> Policy:
     """Return what a test does whose model, listed by *given_by*, cannot be made ready."""
-    for choice in (override, on_missing):
+    for choice in (override, on_unavailable):
         if choice in _POLICIES:
             return _POLICIES[choice]
     if given_by == "option":
@@ -302,7 +302,7 @@ def decide(on_missing: str, override: str, given_by: GivenBy, ci: bool) -> Polic
     return "fail" if ci else "skip"
 
 
-def decisions(plan: Plan, key: str, on_missing: str, ci: bool) -> list[Policy]:
+def decisions(plan: Plan, key: str, on_unavailable: str, ci: bool) -> list[Policy]:
     """Return what each test does that needs *key*, should that fail, in the order of its needs.
 
     Where no selected test says what it needs, any may need a listed model: there is none to fail
@@ -310,8 +310,10 @@ def decisions(plan: Plan, key: str, on_missing: str, ci: bool) -> list[Policy]:
     """
     given_by = plan.targets[key].given_by if key in plan.targets else "default"
     if key in plan.needs:
-        return [decide(on_missing, need.on_missing, given_by, ci) for need in plan.needs[key]]
-    one = decide(on_missing, "", given_by, ci)
+        return [
+            decide(on_unavailable, need.on_unavailable, given_by, ci) for need in plan.needs[key]
+        ]
+    one = decide(on_unavailable, "", given_by, ci)
     return ["exit" if one == "fail" and not plan.marked else one]
 
 

@@ -121,7 +121,7 @@ def pull(
             if exc.timed_out:
                 why = f"no word from the server for {seconds(terms.load_timeout_s)}"
                 advice = f"Is the server still running? {RUN_AGAIN}"
-                raise PullFailed(name, origin, f"{why} (ollama_load_timeout)", advice) from exc
+                raise PullFailed(name, origin, f"{why} (--ollama-load-timeout)", advice) from exc
         if progress.completed > before:
             fruitless = 0
         elif resumed:
@@ -169,7 +169,7 @@ def _read(
             # Silence is no stall: the server says nothing while it asks the registry for the
             # manifest and a part's size, and while it verifies.
             elif line.total and now - moved_at > terms.stall_s:
-                raise _Stalled(f"no new byte for {seconds(terms.stall_s)} (ollama_stall)")
+                raise _Stalled(f"no new byte for {seconds(terms.stall_s)} (--ollama-stall)")
             # Nor are lines without a size: another pull, of a model with the same part, asks for
             # it. Who leaves before it is told crashes the server (v0.33, seen).
             elif now - moved_at > terms.load_timeout_s:

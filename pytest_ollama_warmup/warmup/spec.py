@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,7 +121,7 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
                 before = specs[-1] = _with_option(before, *_split(token, source), token, source)
                 continue
             if not name or (asked and not query):
-                raise BadSpec(token, source, "a model name is needed, like llama3.2:1b")
+                raise BadSpec(token, source, "expected a model name such as llama3.2:1b")
             if before is not None and _VERSION.fullmatch(name):
                 # No model has such a name; with a space less the one before it may.
                 raise BadSpec(
@@ -152,35 +153,42 @@ def distinct(specs: Iterable[ModelSpec], source: str) -> tuple[ModelSpec, ...]:
 
 
 def parse_duration(text: str, source: str, token: str = "") -> float:
-    """Read a lease in seconds: a number of seconds, or Go's form ``1h30m``; negative is for ever.
+    """Read a keep-alive in seconds; -1 for no limit.
 
     The API refuses a string without unit and takes numbers above about 292 years as zero
-    (tried on v0.33.0), so a lease of more than a year becomes -1, for ever.
+    (tried on v0.33.0), so a keep-alive of more than a year becomes -1.
 
     Raises:
         BadSpec: no duration, or zero, which would unload the model at once.
     """
     value = text.strip()
-    negative, digits = value.startswith("-"), value.lstrip("+-")
+    negative = value.startswith("-")
+    amount = read_seconds(value.removeprefix("-").removeprefix("+"))
+    if amount is None or not amount > 0 or (amount < 1 and not negative):
+        raise BadSpec(token or value, source, _DURATION_FORMS)
+    return FOREVER if negative or amount > _YEAR_S else amount
+
+
+_DURATION_FORMS = "expected a duration: seconds (600), 10m, 1h30m, or -1 for no limit; at least 1 s"
+
+
+def read_seconds(text: str) -> float | None:
+    """Read a number of seconds, or Go's form ``1h30m``; None if *text* is neither."""
+    digits = text.strip()
     try:
         amount = float(digits)
     except ValueError:
         parts = _DURATION.findall(digits)
         if not parts or "".join(number + unit for number, unit in parts) != digits:
-            raise BadSpec(token or value, source, _DURATION_FORMS) from None
+            return None
         amount = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not amount > 0 or (amount < 1 and not negative):
-        raise BadSpec(token or value, source, _DURATION_FORMS)
-    return FOREVER if negative or amount > _YEAR_S else amount
-
-
-_DURATION_FORMS = "a duration is needed: seconds (600), 10m, 1h30m, or -1 for ever; at least 1 s"
+    return None if math.isnan(amount) else amount
 
 
 def _split(pair: str, source: str) -> tuple[str, str]:
     key, equals, value = pair.partition("=")
     if not (key and equals and value):
-        raise BadSpec(pair, source, f"key=value is needed; keys: {', '.join(KEYS)}")
+        raise BadSpec(pair, source, f"expected key=value; keys: {', '.join(KEYS)}")
     return key, value
 
 
@@ -188,7 +196,7 @@ def _check_name(name: str, source: str) -> str:
     try:
         ModelName.parse(name)
     except ValueError as exc:
-        raise BadSpec(name, source, f"{exc}; a model name is needed, like llama3.2:1b") from None
+        raise BadSpec(name, source, f"{exc}; expected a model name such as llama3.2:1b") from None
     return name
 
 
@@ -227,13 +235,13 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
 
 def _read_bool(value: str, token: str, source: str) -> bool:
     if value.lower() not in _BOOLS:
-        raise BadSpec(token, source, "true or false is needed")
+        raise BadSpec(token, source, "expected true or false")
     return _BOOLS[value.lower()]
 
 
 def _read_int(value: str, least: int, token: str, source: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,9}", value) or int(value) < least:
-        raise BadSpec(token, source, f"a whole number of at least {least} is needed")
+        raise BadSpec(token, source, f"expected a whole number of at least {least}")
     return int(value)
 
 

@@ -102,7 +102,7 @@ def test_two():
 def test_other(n):
     pass
 """
-    assert 2 == loads_of(tests, "--ollama-overlap", *more, *workers)
+    assert 2 == loads_of(tests, "--ollama-background", *more, *workers)
 
 
 def test_an_unmarked_suite_with_four_listed_and_room_for_three_costs_no_more_than_without(

@@ -75,7 +75,7 @@ def test_the_workers_of_one_that_is_down_move(
         "-n3",
         hosts(*three),
         "--ollama-wait=1",
-        "--ollama-on-missing=skip",
+        "--ollama-on-unavailable=skip",
         *listing(registry, listed),
     )
     assert {"passed": 3} == run.counts

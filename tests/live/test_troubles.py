@@ -116,8 +116,9 @@ def test_a_stalled_download_is_dropped_and_goes_on_behind_the_stall(
     model = own_registry.name("completion")
     run = suite.run(preload(model), *QUICK)
     check_ready(run)
-    assert f"{model} pulling: no new byte for 2 s (ollama_stall) at 1.0 MB of 1.7 MB, resuming" in (
-        run.ours
+    assert (
+        f"{model} pulling: no new byte for 2 s (--ollama-stall) at 1.0 MB of 1.7 MB, resuming"
+        in (run.ours)
     )
     assert "resumed once" in run.table[0]
     # Nothing came twice, and the server's own retry, which begins anew, never came to pass.
@@ -147,8 +148,8 @@ def test_a_download_that_stalls_for_ever_fails_after_five_resumptions(
     assert 2 == run.ret
     assert (
         f"{model} could not be pulled (from --ollama-preload): no new byte for 0.5 s "
-        "(ollama_stall), also after 5 resumptions. The registry sends nothing. Run again: a pull "
-        "goes on where it stopped. --ollama-on-missing=skip goes on without it."
+        "(--ollama-stall), also after 5 resumptions. The registry sends nothing. Run again: a pull "
+        "goes on where it stopped. --ollama-on-unavailable=skip goes on without it."
     ) in run.err
     assert 6 <= pulls(server)
     # What was there is kept for the next run.
@@ -177,7 +178,7 @@ def test_silence_has_its_own_limit(
     own_registry.faults.manifest_s = BOUND_S
     run = suite.run(preload(own_registry.name("completion")), "-o", "ollama_load_timeout=1")
     assert 2 == run.ret
-    assert "no word from the server for 1 s (ollama_load_timeout). Is the server still" in run.err
+    assert "no word from the server for 1 s (--ollama-load-timeout). Is the server still" in run.err
     until(lambda: 1 == pulls(server))
 
 
@@ -229,7 +230,7 @@ def test_a_download_that_the_server_is_winding_up_is_no_failure(
     own_registry.faults = Faults(drop_at=1_000_000, drops=2)
     run = suite.run(preload(own_registry.name("completion")), *QUICK)
     check_ready(run)
-    assert "no new byte for 2 s (ollama_stall) at 1.0 MB of 1.7 MB, resuming" in run.out
+    assert "no new byte for 2 s (--ollama-stall) at 1.0 MB of 1.7 MB, resuming" in run.out
     assert 1_657_472 == sum(sent for _, sent in downloads(own_registry))
 
 

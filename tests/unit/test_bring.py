@@ -208,7 +208,7 @@ def test_nothing_is_downloaded_by_surprise(
     if not allowed:
         assert (
             "m is not pulled (from --ollama-preload). Run 'ollama pull m', "
-            "or pytest with --ollama-pull=missing; for a role add --ollama-alias m=MODEL."
+            "or pytest with --ollama-pull=missing; for an alias add --ollama-alias m=MODEL."
         ) == outcome.error
         assert "not pulled" == outcome.brief
         # The list tells what the name may have been meant for.
@@ -637,7 +637,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
         ),
         (
             ServerUnreachable(HOST.url, HOST.source, "no answer", 0.0),
-            "ollama_load_timeout is 15 min; raise it if the load needs more.",
+            "--ollama-load-timeout is 15 min; raise it if the load needs more.",
         ),
     ],
 )

@@ -48,7 +48,7 @@ EACH = [
     BadSetting("soon", "--ollama-pull", "Valid values: auto, missing, always, never."),
     Conflict("--ollama-serve", "--ollama-host", "starts a server of its own"),
     BadHost("h:abc", "OLLAMA_HOST", "port 'abc', not a number from 1 to 65535"),
-    BadSpec("num_ctx=1", "--ollama-preload", "a whole number of at least 16 is needed"),
+    BadSpec("num_ctx=1", "--ollama-preload", "expected a whole number of at least 16"),
     BadMark("options is a dict", "a.py::test_b", "requires_model(*specs)"),
     NoModelNamed("a.py::test_b", "ollama_model", ("chat", "embed")),
     ServerUnreachable(URL, "default", "connection refused", 2.0),
@@ -153,7 +153,7 @@ def test_a_model_that_does_not_exist_says_who_named_it() -> None:
     assert (
         "phi9: the registry has no such model (pull model manifest: file does not exist), "
         "from ollama_preload in pyproject.toml. Check name and tag; "
-        "for a role add --ollama-alias phi9=MODEL."
+        "for an alias add --ollama-alias phi9=MODEL."
     ) == str(UnknownModel("phi9", origin, words))
 
 

@@ -33,9 +33,11 @@ def listed(
 
 
 def want(
-    text: str = "", test: str = "t.py::test_a", *, fixture: str = "", on_missing: str = ""
+    text: str = "", test: str = "t.py::test_a", *, fixture: str = "", on_unavailable: str = ""
 ) -> Want:
-    return Want(test=test, specs=parse_specs(text, "mark"), fixture=fixture, on_missing=on_missing)
+    return Want(
+        test=test, specs=parse_specs(text, "mark"), fixture=fixture, on_unavailable=on_unavailable
+    )
 
 
 def resolved(asked: Want, models: Listed) -> list[str]:
@@ -105,10 +107,10 @@ def test_the_only_alias_is_the_only_listed_model() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("chat", "NAME=SPEC is needed, like chat=llama3.2:1b"),
-        ("=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
-        ("a/b=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
-        ("a:b=llama3.2:1b", "NAME=SPEC is needed, like chat=llama3.2:1b"),
+        ("chat", "expected NAME=SPEC, such as chat=llama3.2:1b"),
+        ("=llama3.2:1b", "expected NAME=SPEC, such as chat=llama3.2:1b"),
+        ("a/b=llama3.2:1b", "expected NAME=SPEC, such as chat=llama3.2:1b"),
+        ("a:b=llama3.2:1b", "expected NAME=SPEC, such as chat=llama3.2:1b"),
         ("chat=", "an alias means one model, like chat=llama3.2:1b"),
         ("chat=a b", "an alias means one model, like chat=llama3.2:1b"),
     ],
@@ -140,7 +142,7 @@ def test_a_want_survives_a_trip_through_json() -> None:
     asked = want(
         "a,num_ctx=64,use_mmap=true b,keep_alive=1234567.5,insecure=true",
         fixture="ollama_model",
-        on_missing="skip",
+        on_unavailable="skip",
     )
     assert asked == Want.from_dict(json.loads(json.dumps(asked.to_dict())))
     assert want() == Want.from_dict(json.loads(json.dumps(want().to_dict())))
@@ -251,7 +253,7 @@ def test_a_test_whose_model_nobody_names_is_a_problem_of_that_test_alone() -> No
     assert make_plan(listed(), wants[:1], up_front=False).marked
 
 
-# --ollama-on-missing: what a model that cannot be made ready does.
+# --ollama-on-unavailable: what a model that cannot be made ready does.
 
 
 @pytest.mark.parametrize(
@@ -280,10 +282,10 @@ def test_a_named_policy_holds_everywhere(policy: str, given_by: GivenBy, ci: boo
     assert policy == decide("auto", policy, given_by, ci)
 
 
-@pytest.mark.parametrize("on_missing", ["auto", "exit", "fail", "skip"])
-def test_a_mark_wins_over_the_option(on_missing: str) -> None:
-    assert "skip" == decide(on_missing, "skip", "option", True)
-    assert "fail" == decide(on_missing, "fail", "option", False)
+@pytest.mark.parametrize("on_unavailable", ["auto", "exit", "fail", "skip"])
+def test_a_mark_wins_over_the_option(on_unavailable: str) -> None:
+    assert "skip" == decide(on_unavailable, "skip", "option", True)
+    assert "fail" == decide(on_unavailable, "fail", "option", False)
 
 
 def test_auto_in_a_mark_leaves_it_to_the_option() -> None:
@@ -299,8 +301,8 @@ def test_each_test_has_its_own_answer() -> None:
     plan = _plan(
         "environment",
         want("m", "1"),
-        want("m", "2", on_missing="fail"),
-        want("m", "3", on_missing="exit"),
+        want("m", "2", on_unavailable="fail"),
+        want("m", "3", on_unavailable="exit"),
         want("other", "4"),
     )
     assert ["skip", "fail", "exit"] == decisions(plan, key("m"), "auto", False)
@@ -320,7 +322,7 @@ def test_tests_that_need_only_the_server_skip_or_fail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_by", "on_missing", "ci", "policy"),
+    ("given_by", "on_unavailable", "ci", "policy"),
     [
         ("option", "auto", False, "exit"),
         ("option", "auto", True, "exit"),
@@ -334,9 +336,9 @@ def test_tests_that_need_only_the_server_skip_or_fail() -> None:
     ],
 )
 def test_in_an_unmarked_suite_there_is_one_answer_for_the_run(
-    given_by: GivenBy, on_missing: str, ci: bool, policy: str
+    given_by: GivenBy, on_unavailable: str, ci: bool, policy: str
 ) -> None:
-    assert [policy] == decisions(_plan(given_by), key("m"), on_missing, ci)
+    assert [policy] == decisions(_plan(given_by), key("m"), on_unavailable, ci)
 
 
 def test_a_listed_model_that_no_marked_test_needs_does_not_end_the_run() -> None:

@@ -122,7 +122,7 @@ def test_bytes_that_stand_still_drop_the_pull_and_resume_it(
     dead: list[Line] = [part(50), 20.0, part(50), 6.0, part(50), 0.0, part(99)]
     server = Server([[MANIFEST, *dead], [part(60), SUCCESS]])
     assert Pulled(100, True, 1) == pulled(monkeypatch, server, told)
-    assert ["no new byte for 25 s (ollama_stall) at 50 B of 100 B, resuming"] == told
+    assert ["no new byte for 25 s (--ollama-stall) at 50 B of 100 B, resuming"] == told
     # The dropped stream is closed, not left to the garbage collector.
     assert 2 == server.closed
     # Long enough for the server to notice that its client is gone.
@@ -165,7 +165,7 @@ def test_silence_beyond_its_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None
     server = Server([[MANIFEST, lost("no answer")]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server, load_timeout_s=90)
-    assert "no word from the server for 90 s (ollama_load_timeout)" == caught.value.brief
+    assert "no word from the server for 90 s (--ollama-load-timeout)" == caught.value.brief
     assert GONE == caught.value.advice
     assert [] == server.slept
 
@@ -192,7 +192,7 @@ def test_five_resumptions_without_a_new_byte_fail(
     server = Server([[MANIFEST, part(50), 26.0, part(50)]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server, told, stall_s=25)
-    assert "no new byte for 25 s (ollama_stall), also after 5 resumptions" == caught.value.brief
+    assert "no new byte for 25 s (--ollama-stall), also after 5 resumptions" == caught.value.brief
     assert (
         "The registry sends nothing. Run again: a pull goes on where it stopped."
     ) == caught.value.advice

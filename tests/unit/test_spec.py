@@ -130,18 +130,18 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
         ("m,keepalive=1m", f"unknown key 'keepalive'; keys: {ALL_KEYS}"),
         (
             "m,num_ctx=",
-            f"'num_ctx=' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}",
+            f"'num_ctx=' (from --ollama-preload): expected key=value; keys: {ALL_KEYS}",
         ),
-        ("m,=8", f"'=8' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
-        ("m?num_ctx", f"'num_ctx' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
-        ("m?num_ctx=64&", f"'' (from --ollama-preload): key=value is needed; keys: {ALL_KEYS}"),
+        ("m,=8", f"'=8' (from --ollama-preload): expected key=value; keys: {ALL_KEYS}"),
+        ("m?num_ctx", f"'num_ctx' (from --ollama-preload): expected key=value; keys: {ALL_KEYS}"),
+        ("m?num_ctx=64&", f"'' (from --ollama-preload): expected key=value; keys: {ALL_KEYS}"),
         (
             "m?",
-            "'m?' (from --ollama-preload): a model name is needed, like llama3.2:1b",
+            "'m?' (from --ollama-preload): expected a model name such as llama3.2:1b",
         ),
-        ("?num_ctx=64", "'?num_ctx=64' (from --ollama-preload): a model name is needed"),
+        ("?num_ctx=64", "'?num_ctx=64' (from --ollama-preload): expected a model name"),
         ("a/b/c/d", "'a/b/c/d' (from --ollama-preload): "),
-        ("a/b/c/d", "; a model name is needed, like llama3.2:1b"),
+        ("a/b/c/d", "; expected a model name such as llama3.2:1b"),
         ("m@latest", "'m@latest' (from --ollama-preload): "),
         ("-m", "'-m' (from --ollama-preload): "),
         ("m:", "'m:' (from --ollama-preload): "),
@@ -161,7 +161,7 @@ def test_a_number_has_a_least_value(option: str, least: int) -> None:
     assert ((option, least),) == only(f"m,{option}={least}").options
     for text in (f"{least - 1}", "1.5", "many", "0x10", "1e3", "-", "1234567890"):
         assert (
-            f"'{option}={text}' (from env): a whole number of at least {least} is needed"
+            f"'{option}={text}' (from env): expected a whole number of at least {least}"
             == refusal(f"m,{option}={text}", "env")
         )
 
@@ -172,9 +172,7 @@ def test_a_switch_is_true_or_false(option: str) -> None:
     assert read["true"] == read["TRUE"] == read["1"]
     assert read["false"] == read["0"]
     assert read["true"] != read["false"]
-    assert f"'{option}=yes' (from env): true or false is needed" == refusal(
-        f"m,{option}=yes", "env"
-    )
+    assert f"'{option}=yes' (from env): expected true or false" == refusal(f"m,{option}=yes", "env")
 
 
 @pytest.mark.parametrize(
@@ -278,8 +276,8 @@ def test_a_lease_that_unloads_at_once_or_means_nothing_is_refused(text: str) -> 
     with pytest.raises(BadSpec) as caught:
         parse_duration(text, "--ollama-keep-alive")
     assert (
-        f"{text!r} (from --ollama-keep-alive): a duration is needed: seconds (600), 10m, 1h30m, "
-        "or -1 for ever; at least 1 s"
+        f"{text!r} (from --ollama-keep-alive): expected a duration: seconds (600), 10m, 1h30m, "
+        "or -1 for no limit; at least 1 s"
     ) == str(caught.value)
 
 
@@ -296,12 +294,12 @@ def test_options_of_a_mark_may_repeat_what_the_spec_says() -> None:
     ("options", "said"),
     [
         ({"num_ctx": 128}, "'num_ctx=128' (from mark): m,num_ctx=64 says otherwise; give it once"),
-        ({"num_gpu": -2}, "'num_gpu=-2' (from mark): a whole number of at least -1 is needed"),
-        ({"num_gpu": 1.5}, "'num_gpu=1.5' (from mark): a whole number of at least -1 is needed"),
-        ({"num_gpu": True}, "'num_gpu=true' (from mark): a whole number of at least -1 is needed"),
-        ({"num_gpu": None}, "'num_gpu=None' (from mark): a whole number of at least -1 is needed"),
-        ({"use_mmap": "maybe"}, "'use_mmap=maybe' (from mark): true or false is needed"),
-        ({"keep_alive": 0}, "'keep_alive=0' (from mark): a duration is needed"),
+        ({"num_gpu": -2}, "'num_gpu=-2' (from mark): expected a whole number of at least -1"),
+        ({"num_gpu": 1.5}, "'num_gpu=1.5' (from mark): expected a whole number of at least -1"),
+        ({"num_gpu": True}, "'num_gpu=true' (from mark): expected a whole number of at least -1"),
+        ({"num_gpu": None}, "'num_gpu=None' (from mark): expected a whole number of at least -1"),
+        ({"use_mmap": "maybe"}, "'use_mmap=maybe' (from mark): expected true or false"),
+        ({"keep_alive": 0}, "'keep_alive=0' (from mark): expected a duration"),
         ({"num_ctxx": 1}, f"'num_ctxx=1' (from mark): unknown key 'num_ctxx'; keys: {ALL_KEYS}"),
     ],
 )

@@ -51,7 +51,7 @@ def names(suite: Suite) -> list[str]:
 
 
 @WORKERS
-def test_a_role_stands_wherever_a_model_can(models: Suite, workers: list[str]) -> None:
+def test_a_alias_stands_wherever_a_model_can(models: Suite, workers: list[str]) -> None:
     models.write(ROLES)
     aliases = [
         "--ollama-alias=chat=llama3.2:1b,num_ctx=2048",
@@ -64,7 +64,7 @@ def test_a_role_stands_wherever_a_model_can(models: Suite, workers: list[str]) -
     assert 2048 == chat.options["num_ctx"]
 
 
-def test_roles_of_a_file_and_one_of_the_command_line_that_goes_before(models: Suite) -> None:
+def test_aliases_of_a_file_and_one_of_the_command_line_that_goes_before(models: Suite) -> None:
     models.write(
         {
             "pyproject.toml": """
@@ -104,7 +104,7 @@ def test_a_slip_of_an_alias_is_an_error_and_no_model(models: Suite) -> None:
     assert "chatt" not in {one.model for one in models.ollama.requests}
 
 
-def test_a_role_can_be_listed_and_its_variant_is_a_model_of_its_own(models: Suite) -> None:
+def test_a_alias_can_be_listed_and_its_variant_is_a_model_of_its_own(models: Suite) -> None:
     models.write(
         {
             "test_it.py": """
@@ -126,25 +126,25 @@ def test_a_role_can_be_listed_and_its_variant_is_a_model_of_its_own(models: Suit
     assert any(one.startswith("llama3.2:1b,num_ctx=512 is not loaded yet: ") for one in run.ours)
 
 
-def test_a_word_that_the_server_lacks_may_be_a_role(models: Suite) -> None:
+def test_a_word_that_the_server_lacks_may_be_a_alias(models: Suite) -> None:
     models.write(
         {"test_it.py": "import pytest\n@pytest.mark.requires_model('judge')\ndef test_it(): pass\n"}
     )
     run = models.run("-rs")
     assert {"skipped": 1} == run.counts
-    assert "; for a role add --ollama-alias judge=MODEL." in run.out
+    assert "; for an alias add --ollama-alias judge=MODEL." in run.out
 
 
 @pytest.mark.parametrize(
     ("aliases", "message"),
     [
-        (["chat"], "'chat' (from --ollama-alias): NAME=SPEC is needed, like chat=llama3.2:1b"),
+        (["chat"], "'chat' (from --ollama-alias): expected NAME=SPEC, such as chat=llama3.2:1b"),
         (["chat=a", "chat=b"], "chat is given twice with different models"),
         (["chat=a", "b=chat"], "chat is an alias itself"),
         (["chat=chat"], "an alias cannot mean itself"),
     ],
 )
-def test_a_bad_role_is_a_usage_error(models: Suite, aliases: list[str], message: str) -> None:
+def test_a_bad_alias_is_a_usage_error(models: Suite, aliases: list[str], message: str) -> None:
     models.write(ROLES)
     run = models.run(*(f"--ollama-alias={one}" for one in aliases))
     assert 4 == run.ret
@@ -218,7 +218,7 @@ def test_a_capability_that_no_server_knows_is_named_as_such(models: Suite) -> No
 
 def test_a_missing_capability_ends_the_run_where_that_is_asked(models: Suite) -> None:
     models.write(CALLS_TOOLS)
-    run = models.run("--ollama-on-missing=exit")
+    run = models.run("--ollama-on-unavailable=exit")
     assert 2 == run.ret
     assert "llama3.2:1b cannot do tools" in run.out
 
@@ -305,7 +305,7 @@ def test_a_model_of_the_cloud_is_checked_and_neither_pulled_nor_warmed(
 
 def test_a_model_of_the_cloud_that_the_server_lacks_is_not_pulled(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
-    run = suite.run("--ollama-preload=gpt-oss:120b-cloud", "--ollama-on-missing=skip", "-rs")
+    run = suite.run("--ollama-preload=gpt-oss:120b-cloud", "--ollama-on-unavailable=skip", "-rs")
     assert {"skipped": 1} == run.counts
     assert "Sign it in with 'ollama signin'; models of the cloud are never pulled." in run.out
     assert [] == suite.ollama.pulls
