@@ -7,6 +7,7 @@ for each xdist worker of it. Runs share nothing but these imports; the plugin is
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -26,7 +27,15 @@ IMPORTED = (
     *("pytest", "_pytest.pastebin", "_pytest.junitxml", "_pytest.cacheprovider"),
     *("execnet.gateway_io", "execnet.multi"),
     *("coverage", "coverage.sqldata", "unittest.mock", "concurrent.futures.thread"),
-    *("httpx", "filelock", "rich.console", "rich.progress", "rich.table", "encodings.idna"),
+    *(
+        "httpx",
+        "httpcore",
+        "filelock",
+        "rich.console",
+        "rich.progress",
+        "rich.table",
+        "encodings.idna",
+    ),
 )
 
 
@@ -103,6 +112,11 @@ class _Template:
                 env=environ,
             )
 
+    def close(self) -> None:
+        """End it, and see it end."""
+        self._connection.close()
+        self._process.wait()
+
     def begins_alike(self) -> bool:
         """Whether a new Python would read the same variables when it starts."""
         return self._python == _python_variables()
@@ -123,7 +137,9 @@ class _Template:
 
 @cache
 def _template() -> _Template:
-    return _Template()
+    template = _Template()
+    atexit.register(template.close)
+    return template
 
 
 def _python_variables() -> dict[str, str]:
@@ -224,15 +240,20 @@ def _fork_workers(connection: socket.socket) -> None:
 if __name__ == "__main__":
     import gc
     import importlib
+    import inspect
     import runpy
 
     from execnet.gateway_io import popen_bootstrapline as BOOTSTRAP
 
     for name in IMPORTED:
         importlib.import_module(name)
+    # Coverage looks at its callers when it begins; where each module's file is, this remembers.
+    inspect.stack()
     gc.freeze()
     ARGS = _serve(socket.socket(fileno=int(sys.argv[1])))
     if ARGS is None:
+        while _ended():
+            pass
         sys.exit()
     importlib.import_module("coverage").process_startup()
     if ARGS[0] == "-c":
