@@ -340,11 +340,21 @@ def test_grouped_each_variant_is_loaded_once(suite: Suite) -> None:
 
 
 # A step is over when it was seen what it used: what two tests do between two looks nobody sees.
+# Registered last, its wrapper is the outermost, and goes on when the plugin has looked.
 STEPS = """
     import pathlib
+    import pytest
 
-    def pytest_runtest_logfinish(nodeid):
-        pathlib.Path("step-" + nodeid.rpartition("_")[2]).touch()
+    class Steps:
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_protocol(self, item):
+            result = yield
+            pathlib.Path("step-" + item.nodeid.rpartition("_")[2]).touch()
+            return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(session):
+        session.config.pluginmanager.register(Steps())
 """
 
 
