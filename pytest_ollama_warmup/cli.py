@@ -18,79 +18,110 @@ if TYPE_CHECKING:
 
 READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SPECS = PREFIX + "preload"
-_BRINGING = tuple(option.name for option in OPTIONS if not option.pytest_only)
-_LOOKING = ("alias", "host", "header", "wait")
-# Who looks wants to know how it is now, also in CI.
-_WAIT_TO_LOOK = "2s"
+_LOADING = tuple(option.name for option in OPTIONS if not option.pytest_only)
+_ASKING = ("alias", "host", "header", "wait")
+# These commands show how things are now, so they do not wait for a server to start, in CI either.
+_WAIT_TO_ASK = "2s"
+_WIDTH = 79
+_PRELOADED = "the models of OLLAMA_PRELOAD_MODELS, otherwise those of OLLAMA_MODELS"
+_PULLED = "the models of OLLAMA_PRELOAD_MODELS and of OLLAMA_MODELS"
 
 
 class _Command(NamedTuple):
-    """A command: what it does, which rows of the table of options it takes, how it ends."""
+    """A command: its help, the options that it takes, and what it does without a model.
+
+    The first sentence of *text* is its line in the list of commands.
+    """
 
     text: str
     options: tuple[str, ...]
-    end: str
+    exit_codes: str
+    examples: tuple[str, str]
+    models: str = ""
+    alias: str = ""
 
 
 _COMMANDS = {
     "preload": _Command(
-        "Pull what is missing and load it, so that it is warm for whoever comes next. "
-        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
-        _BRINGING,
-        "Nothing is unloaded: the lease stays (--keep-alive -1 for ever).\n"
-        "exit codes: 0 all are ready, or none was named; 1 one or more failed; 2 bad usage; "
+        "Pull models that are missing, and load all of them. They stay loaded until their "
+        "keep-alive ends; use --keep-alive -1 to keep them loaded.",
+        _LOADING,
+        "0 all models are ready; 1 a model or the server failed; 2 bad usage, or no model named; "
         "130 Ctrl-C",
+        (
+            "ollama-warmup preload llama3.2:1b nomic-embed-text",
+            "ollama-warmup preload llama3.2:1b,num_ctx=8192 --keep-alive 1h",
+        ),
+        models=_PRELOADED,
     ),
     "pull": _Command(
-        "Only download what is missing. "
-        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS and OLLAMA_MODELS together.",
-        # A script that only downloads loads nothing, and leases nothing.
-        tuple(name for name in _BRINGING if name not in ("warm", "keep_alive")),
-        "exit codes: 0 all are there, or none was named; 1 one or more failed; 2 bad usage; "
+        "Pull models that are missing, and load none.",
+        tuple(name for name in _LOADING if name not in ("warm", "keep_alive")),
+        "0 all models are local; 1 a model or the server failed; 2 bad usage, or no model named; "
         "130 Ctrl-C",
+        (
+            "ollama-warmup pull llama3.2:1b nomic-embed-text",
+            "ollama-warmup pull llama3.2:1b --pull always --host gpu-box:11434",
+        ),
+        models=_PULLED,
     ),
     "status": _Command(
-        "Show which models are in memory, for how long, and whether those that are wanted are. "
-        "Wanted are SPECS, else the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
-        _LOOKING,
-        "One that has the context of another num_ctx counts as in memory; the table shows both.\n"
-        "exit codes: 0 all that are wanted are in memory, or none is wanted; 1 one is not, or the "
-        "server\ndoes not answer; 2 bad usage; 130 Ctrl-C",
+        "Show the loaded models, and check that the named ones are among them. "
+        "A model that is loaded with another num_ctx counts as loaded; the table shows both.",
+        _ASKING,
+        "0 all named models are loaded; 1 a model is not loaded, or the server does not answer; "
+        "2 bad usage, or no model named (the table is shown all the same); 130 Ctrl-C",
+        (
+            "ollama-warmup status llama3.2:1b",
+            "ollama-warmup status llama3.2:1b --json",
+        ),
+        models=_PRELOADED,
+        alias="ps",
     ),
     "unload": _Command(
-        "Take models out of memory; they stay on the disk. "
-        "Without SPECS and --all: the models of OLLAMA_PRELOAD_MODELS, else of OLLAMA_MODELS.",
-        _LOOKING,
-        "exit codes: 0 none of them is in memory any more; 1 one is still in use, or the server "
-        "does not\nanswer; 2 bad usage, or none was named; 130 Ctrl-C",
+        "Unload models from memory. They stay on disk.",
+        _ASKING,
+        "0 the models are not loaded (any more); 1 a model is unknown or still in use, or the "
+        "server does not answer; 2 bad usage, or no model named; 130 Ctrl-C",
+        (
+            "ollama-warmup unload llama3.2:1b",
+            "ollama-warmup unload --all",
+        ),
+        models=_PRELOADED,
+        alias="stop",
     ),
     "cache-key": _Command(
-        "Print a key under which a CI job can cache what these models download: one line, the same "
-        "before and after the pull, on every machine, in any order and spelling of SPECS. Options "
-        "like num_ctx do not change it, a pin (@sha256:...) does. No server is asked. "
-        "Without SPECS: the models of OLLAMA_PRELOAD_MODELS and OLLAMA_MODELS together.",
-        _LOOKING,
-        "With --digests the key goes on with what the server has of each model now, so that a tag\n"
-        "that moves is cached anew: save under that one, restore by the short one as a prefix\n"
-        "(restore-keys of GitHub's actions/cache).\n"
-        "exit codes: 0 the key is printed; 1 no digests to be had; 2 bad usage, or none was named",
+        "Print a key under which a CI job can cache the named models. The key is the same on every "
+        "machine, before and after the pull, and for any order of the models. A pinned digest "
+        "(llama3.2:1b@sha256:...) changes it; options such as num_ctx do not. No server is needed. "
+        "With --digests, a suffix follows that changes when the registry updates a tag: save the "
+        "cache under the long key, and restore it by the short one as a prefix (restore-keys in "
+        "GitHub's actions/cache).",
+        _ASKING,
+        "0 the key is printed; 1 --digests: a model is not local, or the server does not answer; "
+        "2 bad usage, or no model named; 130 Ctrl-C",
+        (
+            "ollama-warmup cache-key llama3.2:1b nomic-embed-text",
+            "ollama-warmup cache-key --digests llama3.2:1b",
+        ),
+        models=_PULLED,
     ),
     "demo": _Command(
-        "Show the plugin at work on a small suite: cold tests against warm ones, two workers, and "
-        "a model that is evicted between two tests. On your own Ollama, with the smallest model "
-        "there that completes text; without one on an emulator, which every line with a figure "
-        "then says. Nothing is downloaded. To show what cold is, the model is unloaded first; "
-        "on another machine than this one only a model is taken that is not in memory.",
+        "Run a small test suite without and with the plugin, and show what changes. "
+        "The demo uses the smallest local model that completes text, on your Ollama if it is "
+        "running, otherwise on a private 'ollama serve' that stops with the demo. Without Ollama "
+        "or a model it uses an emulator, and marks every line with a figure. It downloads nothing. "
+        "It unloads the model first, to show a cold start. On another machine it uses only a model "
+        "that is not loaded.",
         ("host", "wait"),
-        "exit codes: 0 all tests passed; 1 some did not, or what --host or --model names cannot "
-        "be used;\n2 bad usage; 130 Ctrl-C",
+        "0 all tests passed; 1 a test failed, or --host or --model cannot be used; 2 bad usage; "
+        "130 Ctrl-C",
+        (
+            "ollama-warmup demo",
+            "ollama-warmup demo --model llama3.2:1b",
+        ),
     ),
 }
-_SPECS_EPILOG = """\
-SPECS are like llama3.2:1b, hf.co/org/repo:Q4_K_M or llama3.2:1b,num_ctx=8192; several are
-separated by spaces or commas. OLLAMA_MODELS is taken for a list unless it looks like a directory.
-
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,10 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.read(Sources(given, flag=_Flags(source), patient=True))
         if settings.problem is not None:
             raise settings.problem
-        if misuse := _misuse(given, settings):
+        misuse = _misuse(given, settings)
+        # "status" shows what is loaded even if there is nothing to check.
+        if (not misuse or given.command == "status") and not _run(given, settings):
+            return FAILED
+        if misuse:
             print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
             return USAGE
-        return READY if _run(given, settings) else FAILED
+        return READY
     except BadSetting as exc:
         print(f"{parser.prog}: error: {exc}", file=sys.stderr)
         return USAGE
@@ -122,15 +157,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _misuse(given: argparse.Namespace, settings: Settings) -> str:
     """Say what is wrong with arguments that can each be read."""
-    everything = given.command == "unload" and given.all
+    everything = getattr(given, "all", False)
     if everything and given.specs:
-        return "SPECS and --all: give one of them"
-    if given.command in ("unload", "cache-key") and not (everything or settings.listed.specs):
-        more = ", or --all for all that are in memory" if given.command == "unload" else ""
-        return f"no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS{more}"
-    if given.command == "demo" and given.emulator and given.model is not None:
-        return "--model and --emulator: give one of them"
-    return ""
+        return "name models or use --all, not both."
+    if given.command == "demo":
+        both = given.emulator and given.model is not None
+        return "use --model or --emulator, not both." if both else ""
+    if everything or settings.listed.specs:
+        return ""
+    more = ", or use --all" if given.command == "unload" else ""
+    return f"no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS{more}."
 
 
 def _run(given: argparse.Namespace, settings: Settings) -> bool:
@@ -151,7 +187,7 @@ def _run(given: argparse.Namespace, settings: Settings) -> bool:
 
                 return show(settings, model=given.model, emulator=given.emulator)
             case command:
-                return commands.bring(command, settings, quiet=given.quiet, as_json=given.json)
+                return commands.make_ready(command, settings, quiet=given.quiet, as_json=given.json)
     except BadSetting:
         raise
     except WarmupError as exc:
@@ -188,9 +224,8 @@ def _flag(option: Option) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ollama-warmup",
-        description="Make Ollama models ready before anything needs them: the work that "
-        "pytest --ollama-preload does, without pytest.",
-        epilog="'ollama-warmup COMMAND --help' explains a command.",
+        description="Pull and load Ollama models, as pytest --ollama-preload does, without pytest.",
+        epilog="Run 'ollama-warmup COMMAND --help' for a command's options and examples.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="Show the version, and exit.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -198,51 +233,78 @@ def _parser() -> argparse.ArgumentParser:
     for name, command in _COMMANDS.items():
         parsers[name] = one = commands.add_parser(
             name,
-            help=command.text.partition(". ")[0],
-            description=textwrap.fill(command.text, 100),
-            epilog=(_SPECS_EPILOG if name != "demo" else "") + command.end,
+            aliases=[command.alias] if command.alias else [],
+            help=command.text.partition(". ")[0].removesuffix(".") + ".",
+            description=textwrap.fill(command.text, _WIDTH),
+            epilog=_epilog(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        if name != "demo":
-            one.add_argument("specs", nargs="*", metavar="SPECS", help="Models, with options.")
+        # What was typed may be the alias.
+        one.set_defaults(command=name)
+        if command.models:
+            one.add_argument(
+                "specs",
+                nargs="*",
+                metavar="MODEL",
+                help="A name such as llama3.2:1b or hf.co/org/repo:Q4_K_M, with options after "
+                f"commas: llama3.2:1b,num_ctx=8192. Default: {command.models}, unless that is a "
+                "path.",
+            )
         for option in OPTIONS:
             if option.name in command.options:
-                at_once = option.name == "wait" and "stall" not in command.options
-                _add(one, option, default=_WAIT_TO_LOOK if at_once else None)
+                asks = option.name == "wait" and "stall" not in command.options
+                _add(one, option, default=_WAIT_TO_ASK if asks else None)
     for name in ("preload", "pull"):
         parsers[name].add_argument(
-            "--json", action="store_true", help="Write what happened as JSON; progress to stderr."
+            "--json",
+            action="store_true",
+            help="Print the outcome as JSON to stdout, and progress to stderr.",
         )
         parsers[name].add_argument(
-            "-q", "--quiet", action="count", default=0, help="Less progress; twice: only failures."
+            "-q",
+            "--quiet",
+            action="count",
+            default=0,
+            help="Print less progress; -qq prints failures only.",
         )
     for name in ("status", "unload"):
-        parsers[name].add_argument("--json", action="store_true", help="Write it as JSON.")
+        parsers[name].add_argument("--json", action="store_true", help="Print JSON.")
     parsers["cache-key"].add_argument(
-        "--digests", action="store_true", help="Ask the server, which must have all of them."
+        "--digests",
+        action="store_true",
+        help="Add a suffix made from the digests of the models, which must be local.",
     )
-    parsers["demo"].add_argument("--model", metavar="NAME", help="Another model that is there.")
     parsers["demo"].add_argument(
-        "--emulator", action="store_true", help="On the emulator, also where there is an Ollama."
+        "--model", metavar="NAME", help="Use this local model instead of the smallest one."
     )
-    parsers["unload"].add_argument("--all", action="store_true", help="All that are in memory.")
+    parsers["demo"].add_argument(
+        "--emulator", action="store_true", help="Use the emulator even if there is an Ollama."
+    )
+    parsers["unload"].add_argument("--all", action="store_true", help="Unload all loaded models.")
     return parser
 
 
+def _epilog(command: _Command) -> str:
+    codes = textwrap.fill(
+        f"Exit codes: {command.exit_codes}.", _WIDTH, subsequent_indent=" " * len("Exit codes: ")
+    )
+    return "\n".join([codes, "", "Examples:", *(f"  {one}" for one in command.examples)])
+
+
 def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
-    text = option.help
+    text = option.command_help or option.help
     if option.name == "wait":
         text = f"{text.partition(' Default:')[0]} Default: {default or '60s'}."
     parser.add_argument(
         _flag(option),
-        # As pytest has it, so that a command can be copied from there.
+        # pytest's name of it works too, so that an option can be copied from there.
         option.flag,
         action=option.action,
         dest=option.dest,
         default=default,
         help=text.replace("%", "%%"),
-        metavar=option.metavar,
+        metavar=option.command_metavar or option.metavar,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the commands do, once it is known what was asked of them."""
+"""The commands of ``ollama-warmup``, called with settings that have been read."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from pytest_ollama_warmup.errors import ApiError, WarmupError
 from pytest_ollama_warmup.leader import waiting
 from pytest_ollama_warmup.ollama.answers import find, resident_as
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
+from pytest_ollama_warmup.ollama.names import ModelName, is_cloud, meant_by
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.preloading import bring_listed
-from pytest_ollama_warmup.report.status import Row, lease, status_lines, unload_lines
+from pytest_ollama_warmup.report.status import Row, keep_alive, status_lines, unload_lines
 from pytest_ollama_warmup.report.terminal import (
     PROGRESS_LINE_EVERY_S,
     Screen,
     can_write_signs,
     summary_lines,
 )
-from pytest_ollama_warmup.warmup.record import SCHEMA, Record
+from pytest_ollama_warmup.text import count
+from pytest_ollama_warmup.warmup.record import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TextIO
 
     from pytest_ollama_warmup.ollama.answers import Resident, Stored
@@ -37,22 +38,20 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.settings import Settings
     from pytest_ollama_warmup.warmup.spec import ModelSpec
 
-# A model at work goes when its requests are over, and they may take minutes.
+# A model that answers unloads when its requests are over, and they may take minutes.
 UNLOAD_LIMIT_S = 5.0
 
 
-def bring(command: str, settings: Settings, *, quiet: int, as_json: bool) -> bool:
-    """Pull and, for ``preload``, load what is listed; return whether all of it is ready."""
+def make_ready(command: str, settings: Settings, *, quiet: int, as_json: bool) -> bool:
+    """Pull and, for ``preload``, load the listed models; return whether all are ready."""
     out = sys.stderr if as_json else sys.stdout
-    screen, record = _screen(out, quiet), Record()
-    if settings.listed.specs:
-        screen.say(_title(settings, command))
-        _warn_unencrypted(settings)
-        record = bring_listed(settings, screen)
-        for error in dict.fromkeys(outcome.error for outcome in record.failed):
-            screen.say(error, least=-2, red=True)
-    else:
-        screen.say("no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS")
+    screen = _screen(out, quiet)
+    for line in _head(settings, command):
+        screen.say(line)
+    _warn_unencrypted(settings)
+    record = bring_listed(settings, screen)
+    for error in dict.fromkeys(outcome.error for outcome in record.failed):
+        screen.say(error, least=-2, red=True)
     if as_json:
         print(json.dumps(record.to_dict(), indent=2))
     else:
@@ -63,59 +62,74 @@ def bring(command: str, settings: Settings, *, quiet: int, as_json: bool) -> boo
 
 
 def status(settings: Settings, *, as_json: bool) -> bool:
-    """Show what is in memory, and what is wanted there; return whether that is so."""
+    """Show the loaded models and the listed ones; return whether all listed ones are loaded."""
     with _asking(settings) as client:
         rows = _rows(client, settings.listed.specs)
-    lacking = [row for row in rows if row.lacking]
+    missing = [row for row in rows if row.missing]
     if as_json:
-        print_json(settings, [{**asdict(row), "lacking": row.lacking} for row in rows])
-        return not lacking
-    print(f"ollama: {_title(settings, 'wanted')}")
-    for line in status_lines(rows, plain=not can_write_signs(sys.stdout)):
-        print(line)
+        print_json(settings, [{**asdict(row), "missing": row.missing} for row in rows])
+        return not missing
+    _print_table(settings, "status", status_lines, rows)
     if not rows:
-        print("ollama: no model is in memory, and none is named")
-    if lacking:
-        specs = " ".join(row.wanted for row in lacking)
-        print(f"ollama: not all are in memory; this brings them: ollama-warmup preload {specs}")
-    return not lacking
+        print("ollama: no model is loaded")
+    if missing:
+        specs = " ".join(row.wanted for row in missing)
+        wanted = sum(1 for row in rows if row.wanted)
+        print(f"ollama: {len(missing)} of {count(wanted, 'model')} not loaded. To load:")
+        print(f"  ollama-warmup preload {specs}")
+    return not missing
 
 
 def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
-    """Take what is listed out of memory, or all there is; return whether it is gone."""
+    """Unload the listed models, or all; return whether none of them is loaded any more.
+
+    A model that the server does not know fails.
+    """
     with _asking(settings) as client:
-        resident = client.resident()
-        found: dict[str, Resident | None] = {one.name: one for one in resident}
-        if not everything:
-            stored = client.stored()
-            found = {_full(one): _find(one, resident, stored) for one in settings.listed.specs}
+        resident, stored = client.resident(), client.stored()
+        specs = () if everything else settings.listed.specs
+        found: dict[str, Resident | None] = {one.name: one for one in resident if everything}
+        found |= {_full(spec): _find(spec, resident, stored) for spec in specs}
+        absent = {
+            _full(spec): _absent(client, spec, stored) for spec in specs if not found[_full(spec)]
+        }
         names = {one.name for one in found.values() if one is not None}
         for name in names:
             client.unload(name)
         left = in_memory_after(client, names, UNLOAD_LIMIT_S)
+    known = {one.name for one in resident} | {one.name for one in stored}
     models: list[dict[str, Any]] = []
     for name, one in found.items():
-        state = "cold" if one is None else "in use" if one.name in left else "unloaded"
-        models.append({"model": name, "state": state, "size": one.size if one is not None else 0})
+        unknown = absent.get(name) == "not pulled"
+        if one is not None:
+            state = "in use" if one.name in left else "unloaded"
+        else:
+            state = "not found" if unknown else absent[name]
+        models.append(
+            {
+                "model": name,
+                "state": state,
+                "size": one.size if one is not None else 0,
+                "did_you_mean": meant_by(name, sorted(known)) if unknown else "",
+            }
+        )
     if as_json:
         print_json(settings, models)
-        return not left
-    print(f"ollama: {_title(settings, 'unload')}{', unload all' if everything else ''}")
-    for line in unload_lines(models, plain=not can_write_signs(sys.stdout)):
-        print(line)
-    if not models:
-        print("ollama: no model is in memory")
-    return not left
+    else:
+        _print_table(settings, "unload", unload_lines, models)
+        if not models:
+            print("ollama: no model is loaded")
+    return not left and "not pulled" not in absent.values()
 
 
 def cache_key(settings: Settings, *, digests: bool) -> None:
-    """Print a key for a cache of what is listed: made from names, and from *digests* if asked.
+    """Print a key for a cache of the listed models: made from names, and from *digests* if asked.
 
     Raises:
-        WarmupError: the digests cannot be had.
+        WarmupError: the server does not have all digests.
     """
-    # What a pin names is another download than the same name without it; options are none.
-    # A model of the cloud is not downloaded.
+    # A pinned model is another download than the same name without a pin. Options change no
+    # download, and a model in the cloud is none.
     specs = {
         f"{spec.model_key}@{spec.digest}": spec
         for spec in settings.listed.specs
@@ -128,18 +142,18 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
         found = [(spec, find(stored, spec.model_key)) for spec in specs.values()]
         if missing := [str(spec) for spec, one in found if one is None]:
             raise WarmupError(
-                f"{', '.join(missing)}: not on {settings.host.url} (from {settings.host.source}), "
-                f"so no digest is known. Run 'ollama-warmup pull {' '.join(missing)}' first, "
-                "or leave out --digests."
+                f"no digest of {', '.join(missing)}: not on {settings.host.url} "
+                f"(from {settings.host.source}). Run 'ollama-warmup pull {' '.join(missing)}' "
+                "first, or leave out --digests."
             )
         key += f"-{_hash(f'{spec.model_key}@{one.digest}' for spec, one in found if one)}"
     print(key)
 
 
 def print_json(settings: Settings, models: list[dict[str, Any]], error: str = "") -> None:
-    """Print what a command has found as one document."""
-    told = {"schema": SCHEMA, "host": settings.host.url, "error": error, "models": models}
-    print(json.dumps(told, indent=2))
+    """Print the outcome of a command as one JSON document."""
+    document = {"schema": SCHEMA, "host": settings.host.url, "error": error, "models": models}
+    print(json.dumps(document, indent=2))
 
 
 def _warn_unencrypted(settings: Settings) -> None:
@@ -152,7 +166,7 @@ def _asking(settings: Settings) -> Iterator[Client]:
     """Give a client of the server once it answers.
 
     Raises:
-        WarmupError: it does not, or answers with an error; says what and where.
+        WarmupError: the server does not answer, or answers with an error.
     """
     host, said = settings.host, ""
 
@@ -187,24 +201,24 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
         else:
             seen.add(one.name)
             same_version = one.digest.startswith(spec.digest)
-            row = _resident(one, "resident" if same_version else "other version")
+            row = _loaded(one, "loaded" if same_version else "other version")
         rows.append(
             replace(
                 row,
-                model=spec._replace(name=_full(spec)).title,
+                model=_full(spec),
                 wanted=str(spec),
                 wanted_context=dict(spec.options).get("num_ctx"),
             )
         )
-    return rows + [_resident(one) for one in resident if one.name not in seen]
+    return rows + [_loaded(one) for one in resident if one.name not in seen]
 
 
-def _resident(one: Resident, state: State = "resident") -> Row:
+def _loaded(one: Resident, state: State = "loaded") -> Row:
     return Row(
         model=one.name,
         state=state,
         context_length=one.context_length,
-        lease_s=None if one.lease_s is None else lease(one.lease_s),
+        keep_alive_s=None if one.lease_s is None else keep_alive(one.lease_s),
         size=one.size,
         digest=one.digest,
     )
@@ -216,11 +230,11 @@ def _absent(client: Client, spec: ModelSpec, stored: list[Stored]) -> State:
     if find(stored, spec.model_key) is None:
         return "not pulled"
     info = client.show(spec.name)
-    return "in the cloud" if info is not None and info.remote_host else "cold"
+    return "in the cloud" if info is not None and info.remote_host else "not loaded"
 
 
 def _find(spec: ModelSpec, resident: list[Resident], stored: list[Stored]) -> Resident | None:
-    """Return the resident model that *spec* means, which may be listed under another name."""
+    """Return the loaded model that *spec* means, which the server may list under another name."""
     one = find(stored, spec.model_key)
     return resident_as(resident, spec.model_key, one.digest if one else "")
 
@@ -230,7 +244,7 @@ def _full(spec: ModelSpec) -> str:
 
 
 def in_memory_after(client: Client, names: set[str], limit_s: float) -> set[str]:
-    """Wait until none of *names* is in memory; return those that still are after *limit_s*."""
+    """Wait until none of *names* is loaded; return those that still are after *limit_s*."""
     end = clock.monotonic() + limit_s
     while left := names & {one.name for one in client.resident()}:
         if clock.monotonic() > end:
@@ -244,8 +258,24 @@ def _hash(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:16]
 
 
-def _title(settings: Settings, doing: str) -> str:
-    return settings.title.replace(", preload ", f", {doing} ", 1)
+def _head(settings: Settings, command: str) -> list[str]:
+    """Say where the server is, and which models the environment lists."""
+    listed, host = settings.listed, settings.host
+    lines = [f"{host.url} (from {host.source})"]
+    if listed.specs and listed.source.startswith("OLLAMA_"):
+        lines.append(f"{command} {' '.join(map(str, listed.specs))} (from {listed.source})")
+    return lines
+
+
+def _print_table(
+    settings: Settings, command: str, lines_of: Callable[..., list[str]], rows: Iterable[Any]
+) -> None:
+    for line in _head(settings, command):
+        print(f"ollama: {line}")
+    # A pipe gets each name whole.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines_of(rows, plain=not can_write_signs(sys.stdout), width=width):
+        print(line)
 
 
 def _screen(out: TextIO, quiet: int) -> Screen:

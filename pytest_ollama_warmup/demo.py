@@ -24,7 +24,7 @@ from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud
 from pytest_ollama_warmup.options import read_host
-from pytest_ollama_warmup.report.status import lease
+from pytest_ollama_warmup.report.status import keep_alive as rest_of
 from pytest_ollama_warmup.text import seconds, size
 from pytest_ollama_warmup.warmup.spec import FOREVER
 
@@ -244,7 +244,7 @@ def _stage(stack: ExitStack, settings: Settings, model: str | None) -> Stage:
     keep_alive = KEEP_ALIVE_S
     if loaded is not None and loaded.lease_s is not None:
         # Taken out of memory to show cold tests, it comes back with no less than it had.
-        left_s = lease(loaded.lease_s)
+        left_s = rest_of(loaded.lease_s)
         keep_alive = left_s if left_s == FOREVER else max(keep_alive, left_s)
     stage = Stage(client, name, keep_alive=keep_alive)
     stage.say(

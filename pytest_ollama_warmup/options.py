@@ -26,8 +26,9 @@ class Option(NamedTuple):
     """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
 
     *read* turns what a source holds into the value, and gets the source for its error; *default* is
-    a value already. *pytest_only* rows mean nothing where there are no tests. What is given for
-    *secret* ones is not shown, unless it can be read so far that it is known what may be.
+    a value already. *pytest_only* rows mean nothing where there are no tests. The *command_* texts
+    replace those of pytest in the help of ``ollama-warmup``. What is given for *secret* ones is not
+    shown, unless it can be read so far that it is known what may be.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Option(NamedTuple):
     environ: str = ""
     pytest_only: bool = False
     secret: bool = False
+    command_help: str = ""
+    command_metavar: str = ""
 
     @property
     def flag(self) -> str:
@@ -144,16 +147,19 @@ OPTIONS = (
         metavar="NAME=SPEC",
         ini_type="linelist",
         action="append",
+        command_metavar="NAME=MODEL",
     ),
     Option(
         "pull",
         "what",
-        "Which models may be downloaded: auto (those listed on the command line or in the "
-        "environment, and in CI any that a test needs), missing (any that a test needs), always "
-        "(also update local ones) or never. Default: auto.",
+        "Which models to pull: auto (missing models that the command line or the environment "
+        "lists; in CI also those that tests need), missing (any missing model), always (also "
+        "update local models) or never. Default: auto.",
         read=_choice("auto", "missing", "always", "never"),
         default="auto",
         metavar="WHEN",
+        command_help="Which models to pull: auto or missing (models that are not local), always "
+        "(also update local models) or never. Default: auto.",
     ),
     Option(
         "on_unavailable",
@@ -169,12 +175,13 @@ OPTIONS = (
     Option(
         "ci",
         "what",
-        "Whether this run counts as CI, where missing models are downloaded and tests without "
-        "their model fail: yes, no, or auto (yes if CI is set, or a variable of Jenkins, Azure "
-        "Pipelines, TeamCity or AWS CodeBuild). Default: auto.",
+        "Whether this run counts as CI: yes, no or auto (yes if CI is set, or a variable of "
+        "Jenkins, Azure Pipelines, TeamCity or AWS CodeBuild). In CI the plugin pulls any missing "
+        "model, and tests whose model is unavailable fail. Default: auto.",
         read=_choice("auto", "yes", "no"),
         default="auto",
         metavar="WHAT",
+        pytest_only=True,
     ),
     Option(
         "off",
@@ -189,9 +196,8 @@ OPTIONS = (
     Option(
         "warm",
         "when",
-        "How to warm up models: load (generate nothing), prompt (generate a few tokens), auto "
-        "(prompt for servers before v0.30, which need it, otherwise load) or off (local is "
-        "enough). Default: auto.",
+        "How to warm up models: load (load only), prompt (load, then generate a few tokens), off "
+        "(pull only) or auto (prompt on Ollama before v0.30, otherwise load). Default: auto.",
         read=_choice("auto", "prompt", "load", "off"),
         default="auto",
         metavar="HOW",
@@ -208,9 +214,9 @@ OPTIONS = (
     Option(
         "unload",
         "when",
-        "Unload the models that this run loaded when it ends, unless another run uses them. Models "
-        "that were already loaded are left alone. Default: they stay loaded until their keep-alive "
-        "ends, so that the next run starts fast.",
+        "When the run ends, unload the models that it loaded, unless another run uses them. Models "
+        "that were already loaded stay loaded. Default: all models stay loaded until their "
+        "keep-alive ends, so that the next run starts fast.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -220,9 +226,9 @@ OPTIONS = (
     Option(
         "max_parallel",
         "when",
-        "Run at most N tests that need models at once on each server, over all workers of "
-        "pytest-xdist. Other tests wait before they start, so the wait does not count towards "
-        "their duration. Default: no limit.",
+        "Run at most N tests that need models at a time on each server, counted over all "
+        "pytest-xdist workers. Other tests that need models wait before they start, so the wait "
+        "does not count towards their duration. Default: no limit.",
         read=_count(1),
         metavar="N",
         pytest_only=True,
@@ -230,9 +236,9 @@ OPTIONS = (
     Option(
         "group_by_model",
         "when",
-        "Run all tests of one set of models before those of the next, so that each model is loaded "
-        "once. All workers of pytest-xdist share one set at a time; tests that need no model fill "
-        "the gaps.",
+        "Group tests by the models that they need, so that each model is loaded once. All "
+        "pytest-xdist workers run the same group at a time; tests that need no model fill the "
+        "gaps.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -242,10 +248,10 @@ OPTIONS = (
     Option(
         "keep_order",
         "when",
-        "Which tests keep their collected order when --ollama-group-by-model or "
-        "--ollama-background reorders tests: those of a module, those of a class, test (none), or "
-        "auto (those of a class, and those of a module with a mark such as dependency, order or "
-        "incremental). Default: auto.",
+        "Which tests stay in order when --ollama-group-by-model or --ollama-background reorders "
+        "tests: module (tests of a module), class (tests of a class), test (none) or auto (tests "
+        "of a class, and of a module that uses a mark such as dependency, order or incremental). "
+        "Default: auto.",
         read=_choice("auto", "module", "class", "test"),
         default="auto",
         metavar="WHAT",
@@ -265,9 +271,9 @@ OPTIONS = (
     Option(
         "stall",
         "when",
-        "Resume a pull that has received no new byte for this long; five resumptions without one "
-        "fail it. Above 30 s the server retries first and throws away what the stalled part had. "
-        "Default: 25s.",
+        "Resume a pull that has received no data for this long. It fails after five attempts "
+        "without data. Keep it below 30s: after 30 s the server retries by itself and discards "
+        "what it had of the stalled part. Default: 25s.",
         read=_seconds(0.1),
         default=25.0,
         metavar="DURATION",
@@ -275,8 +281,8 @@ OPTIONS = (
     Option(
         "load_timeout",
         "when",
-        "How long a load may take before it fails, and a pull about which the server says "
-        "nothing. Default: 15m.",
+        "Fail a load that takes longer than this, or a pull whose server sends no status for this "
+        "long. Default: 15m.",
         read=_seconds(0.1),
         default=900.0,
         metavar="DURATION",
@@ -291,13 +297,16 @@ OPTIONS = (
         metavar="URL[,URL...]",
         environ="OLLAMA_HOST",
         secret=True,
+        command_help="Address of the Ollama server. Credentials (https://USER:PASSWORD@HOST) are "
+        "sent but never shown. Default: OLLAMA_HOST, otherwise http://127.0.0.1:11434.",
+        command_metavar="URL",
     ),
     Option(
         "header",
         "server",
         "Send this header with each request, for a gateway in front of the server: 'X-API-Key: "
-        "$GATEWAY_KEY', where $GATEWAY_KEY is read from the environment. Repeat to add headers; an "
-        "empty value clears earlier ones.",
+        "$GATEWAY_KEY' reads GATEWAY_KEY from the environment. Repeat to add headers; an empty "
+        "value clears earlier ones.",
         read=_as_given,
         default=(),
         metavar="NAME: VALUE",
@@ -341,8 +350,8 @@ OPTIONS = (
     Option(
         "wait",
         "server",
-        "How long the server may take to answer. Default: 60s when models are listed on the "
-        "command line, with --ollama-serve, and in CI; otherwise 2s.",
+        "How long to wait for the server to answer. Default: 60s if the command line lists "
+        "models, with --ollama-serve and in CI; otherwise 2s.",
         read=_seconds(0),
         metavar="DURATION",
     ),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import pytest_ollama_warmup
+from pytest_ollama_warmup import cli
 from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
@@ -42,10 +43,8 @@ def test_preload_pulls_and_loads_what_is_named(ollama: Emulator) -> None:
     assert {NAME: 2048, "embed:a": 4096} == {
         load.model: load.options["num_ctx"] for load in ollama.loads
     }
-    assert (
-        f"ollama: {ollama.url} (from OLLAMA_HOST), "
-        "preload llama3.2:1b,num_ctx=2048 embed:a (from the command line)"
-    ) == run.lines[0]
+    assert f"ollama: {ollama.url} (from OLLAMA_HOST)" == run.lines[0]
+    assert "from the command line" not in run.out
     assert [NAME, "embed:a"] == [line.split(",")[0].split()[1] for line in run.lines[-2:]]
     assert all("ready   pulled" in line and line[0] == "✓" for line in run.lines[-2:])
 
@@ -72,10 +71,20 @@ def test_one_that_fails_leaves_the_others_alone(ollama: Emulator) -> None:
     assert run.lines[-1].startswith("✗ phi9          failed")
 
 
-def test_nothing_named_is_nothing_to_do(ollama: Emulator) -> None:
-    run = Run("preload")
-    assert (0, []) == (run.ret, ollama.requests)
-    assert run.out.startswith("ollama: no model is named: ")
+@pytest.mark.parametrize("command", ["preload", "pull", "unload", "cache-key"])
+@pytest.mark.parametrize("variable", [None, " "])
+def test_nothing_named_is_bad_usage_as_a_variable_may_be_unset(
+    ollama: Emulator, monkeypatch: pytest.MonkeyPatch, command: str, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", variable)
+    run = Run(command)
+    assert (2, "", []) == (run.ret, run.out, ollama.requests)
+    more = ", or use --all" if command == "unload" else ""
+    assert (
+        f"ollama-warmup {command}: error: no model named. "
+        f"Name one or more, or list them in OLLAMA_PRELOAD_MODELS{more}.\n"
+    ) == run.err
 
 
 @pytest.mark.parametrize("command", ["preload", "pull"])
@@ -102,8 +111,7 @@ def test_a_server_that_starts_late_is_waited_for(ollama: Emulator, command: str)
     [
         ("preload", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "embed:a"}, [NAME]),
         ("preload", {"OLLAMA_MODELS": "embed:a, llama3.2:1b"}, ["embed:a", NAME]),
-        ("preload", {"OLLAMA_MODELS": "/srv/models"}, []),
-        ("preload", {"OLLAMA_MODELS": "~/models"}, []),
+        ("preload", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "/srv/models"}, [NAME]),
         ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "embed:a"}, ["embed:a", NAME]),
         ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "C:\\models"}, [NAME]),
     ],
@@ -119,6 +127,26 @@ def test_the_environment_names_models_where_the_command_line_does_not(
         monkeypatch.setenv(name, value)
     assert 0 == main([command])
     assert pulled == sorted(ollama.pulls)
+
+
+def test_what_the_environment_names_is_shown_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", f"embed:a {NAME}")
+    assert 0 == main(["pull"])
+    assert (
+        f"ollama: pull embed:a {NAME} (from OLLAMA_PRELOAD_MODELS)"
+        == capsys.readouterr().out.splitlines()[1]
+    )
+
+
+@pytest.mark.parametrize("folder", ["/srv/models", "~/models", "C:\\models"])
+def test_a_folder_is_no_list_of_models(
+    ollama: Emulator, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", folder)
+    assert 2 == main(["preload"])
+    assert [] == ollama.requests
 
 
 def test_the_command_line_goes_before_the_environment(
@@ -148,6 +176,52 @@ def test_every_option_that_makes_sense_here_has_both_forms(
         short = f"--{option.name.replace('_', '-')} "
         assert option.pytest_only == (short not in text)
         assert option.pytest_only == (option.flag not in text)
+
+
+COMMANDS = ("preload", "pull", "status", "unload", "cache-key", "demo")
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a terminal of 80 columns shows."""
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert 0 == caught.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_speaks_of_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(command, capsys)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    # These are about test runs, or about what a command refuses.
+    for one in ("environment lists", "xdist", "URL[,", "SPEC", "in CI", "a test needs"):
+        assert one not in words, one
+    assert "Exit codes: 0 " in words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_two_examples_that_can_be_read(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    *_, title, first, second = help_of(command, capsys).splitlines()
+    assert "Examples:" == title
+    assert first != second
+    for example in (first, second):
+        program, name, *rest = example.split()
+        assert ("ollama-warmup", command) == (program, name)
+        cli._parser().parse_args([name, *rest])
+
+
+def test_a_row_has_a_text_for_commands_only_where_it_differs() -> None:
+    for option in OPTIONS:
+        assert option.command_help != option.help
+        assert not option.command_metavar or option.command_metavar != option.metavar
+        if option.pytest_only:
+            assert "" == option.command_help == option.command_metavar
 
 
 def test_both_forms_mean_the_same(ollama: Emulator) -> None:
@@ -210,10 +284,6 @@ def test_json_goes_to_stdout_and_progress_to_stderr(ollama: Emulator) -> None:
     assert "ollama: llama3.2:1b ready: pulled" in run.err
 
 
-def test_json_of_nothing_is_a_document_too() -> None:
-    assert [] == json.loads(Run("preload", "--json").out)["models"]
-
-
 def test_quiet_and_quieter(ollama: Emulator) -> None:
     quiet = Run("preload", NAME, "-q")
     assert "ollama: llama3.2:1b pulling 1.3 MB" == quiet.lines[0]
@@ -263,7 +333,7 @@ def modules_after(code: str) -> set[str]:
 def test_neither_the_command_line_nor_a_script_imports_pytest() -> None:
     after = modules_after(
         f"import pytest_ollama_warmup as w; w.preload({NAME!r})\n"
-        "from pytest_ollama_warmup.cli import main; main(['preload'])"
+        f"from pytest_ollama_warmup.cli import main; main(['preload', {NAME!r}])"
     )
     assert "httpx" in after
     assert "pytest" not in after

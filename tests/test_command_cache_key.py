@@ -123,16 +123,15 @@ def test_digests_of_what_is_not_there_are_none(ollama: Emulator) -> None:
     run = Run("cache-key", "--digests", NAME, "mistral", "phi9,num_ctx=64")
     assert (1, "") == (run.ret, run.out)
     assert (
-        f"ollama: mistral, phi9,num_ctx=64: not on {ollama.url} (from OLLAMA_HOST), so no digest "
-        "is known. Run 'ollama-warmup pull mistral phi9,num_ctx=64' first, or leave out "
-        "--digests.\n"
+        f"ollama: no digest of mistral, phi9,num_ctx=64: not on {ollama.url} (from OLLAMA_HOST). "
+        "Run 'ollama-warmup pull mistral phi9,num_ctx=64' first, or leave out --digests.\n"
     ) == run.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "ollama-warmup cache-key: error: no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS\n"),
+        ([], "ollama-warmup cache-key: error: no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS.\n"),
         (["a", "a,num_ctx=64"], "a is listed twice with different options"),
         (["mistral", "--json"], "unrecognized arguments: --json"),
     ],

@@ -191,10 +191,14 @@ def test_one_that_stays_in_use_ends_it(
         (["--model=phi9"], 1, "Run 'ollama-warmup pull phi9' first."),
         (["--model=embed:a"], 1, "ollama: embed:a (from --model) does not complete text."),
         (["--model=far:a"], 1, "ollama: far:a (from --model) does not complete text."),
-        (["--model=a b"], 2, "'a b' (from --model): ' ' is not allowed in the model; expected a model name"),
+        (
+            ["--model=a b"],
+            2,
+            "'a b' (from --model): ' ' is not allowed in the model; expected a model name",
+        ),
         (["--host=localhost:9", "--wait=0"], 1, "no Ollama at http://localhost:9 (from --host)"),
         (["--host=ftp://x"], 2, "'ftp://x' (from --host) is not an address of an Ollama server"),
-        (["--model=a", "--emulator"], 2, "--model and --emulator: give one of them"),
+        (["--model=a", "--emulator"], 2, "use --model or --emulator, not both."),
         (["mistral"], 2, "unrecognized arguments: mistral"),
     ],
 )

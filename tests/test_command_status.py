@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +18,7 @@ import pytest
 from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.report.status import Row, lease, status_lines
+from pytest_ollama_warmup.report.status import Row, keep_alive, status_lines, unload_lines
 from tests.command import Run, start
 from tests.conftest import LLAMA
 from tests.test_faults import BOUND_S, until
@@ -32,45 +37,66 @@ def _usual_server(ollama: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", ollama.url)
 
 
-def load(client: Client, name: str, keep_alive: float = 560, **options: int) -> None:
-    client.load(name, "generate", prompt="", options=options, keep_alive=keep_alive, limit_s=9)
+def load(client: Client, name: str, lasting_s: float = 560, **options: int) -> None:
+    client.load(name, "generate", prompt="", options=options, keep_alive=lasting_s, limit_s=9)
 
 
 # status
 
 
-def test_the_table_has_what_is_resident_and_what_is_wanted(client: Client) -> None:
+@pytest.mark.parametrize("command", ["status", "ps"])
+def test_the_table_has_what_is_loaded_and_what_is_wanted(client: Client, command: str) -> None:
     load(client, NAME, -1, num_ctx=8192)
     load(client, "mistral")
     url = client.host.url
-    run = Run("status", "mistral", "gone", "--host", url.removeprefix("http://"))
+    run = Run(command, "mistral", "gone", "--host", url.removeprefix("http://"))
     assert (1, "") == (run.ret, run.err)
     assert [
-        f"ollama: {url} (from --host), wanted mistral gone (from the command line)",
-        "  model            resident         wanted   context   expires    memory",
-        "✓ mistral:latest   yes              yes      4096      in 9 min   4.1 GB",
-        "✗ gone:latest      no, not pulled   yes",
-        "  llama3.2:1b      yes              no       8192      never      1.3 MB",
-        "ollama: not all are in memory; this brings them: ollama-warmup preload gone",
+        f"ollama: {url} (from --host)",
+        "  NAME             SIZE     CONTEXT   UNTIL",
+        "✓ mistral:latest   4.1 GB   4096      9 minutes from now",
+        "✗ gone:latest                         not pulled",
+        "  llama3.2:1b      1.3 MB   8192      Forever",
+        "ollama: 1 of 2 models not loaded. To load:",
+        "  ollama-warmup preload gone",
     ] == run.lines
 
 
 def test_all_that_is_wanted_is_there(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     load(client, "mistral")
     assert 0 == main(["status", "MISTRAL"])
-    assert "✓ MISTRAL:latest   yes        yes" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "✓ MISTRAL:latest   4.1 GB   4096      9 minutes from now\n" in out
+    assert "not loaded" not in out
 
 
-def test_one_that_is_pulled_and_not_loaded_is_lacking(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_that_is_pulled_and_not_loaded_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert 1 == main(["status", NAME])
     out = capsys.readouterr().out
-    assert "✗ llama3.2:1b   no         yes" in out
-    assert out.endswith("ollama-warmup preload llama3.2:1b\n")
+    assert "✗ llama3.2:1b                    not loaded\n" in out
+    assert out.endswith(
+        "ollama: 1 of 1 model not loaded. To load:\n  ollama-warmup preload llama3.2:1b\n"
+    )
 
 
-def test_nothing_wanted_and_nothing_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 0 == main(["status"])
-    assert "ollama: no model is in memory, and none is named" in capsys.readouterr().out
+def test_nothing_named_shows_the_table_and_is_bad_usage(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = (
+        "ollama-warmup status: error: no model named. "
+        "Name one or more, or list them in OLLAMA_PRELOAD_MODELS.\n"
+    )
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "")
+    assert 2 == main(["ps"])
+    out, err = capsys.readouterr()
+    assert (True, said) == (out.endswith("ollama: no model is loaded\n"), err)
+    load(client, "mistral")
+    assert 2 == main(["status"])
+    out, err = capsys.readouterr()
+    assert ("  mistral:latest   4.1 GB", said) == (out.splitlines()[-1][:25], err)
+    assert 2 == main(["status", "--json"])
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert ("mistral:latest", False) == (model["model"], model["missing"])
 
 
 def test_the_environment_says_what_is_wanted_as_for_preload(
@@ -87,26 +113,27 @@ def test_the_environment_says_what_is_wanted_as_for_preload(
 def test_another_context_is_told_and_is_no_failure(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A model that cannot have so much has less for ever.
+    # The context of a model that cannot have so much stays smaller.
     load(client, "mistral")
     assert 0 == main(["status", "mistral,num_ctx=8192"])
     assert (
-        "✓ mistral:latest,num_ctx=8192   yes        yes      4096, wanted 8192   in 9 min"
+        "✓ mistral:latest   4.1 GB   4096 (wanted 8192)   9 minutes from now"
         in capsys.readouterr().out
     )
 
 
-def test_another_version_than_the_pinned_one_is_lacking(
+def test_another_version_than_the_pinned_one_is_missing(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(client, "mistral")
     (resident,) = client.resident()
     assert 0 == main(["status", f"mistral@sha256:{resident.digest[:12]}"])
     assert 1 == main(["status", "mistral@sha256:0a109f42"])
-    assert "✗ mistral:latest@sha256:0a109f42   other version   yes" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "✗ mistral:latest   4.1 GB   4096      another version is loaded\n" in out
 
 
-def test_another_name_of_a_resident_model_is_resident(
+def test_another_name_of_a_loaded_model_is_loaded(
     ollama: Emulator, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(client, "mistral")
@@ -114,16 +141,17 @@ def test_another_name_of_a_resident_model_is_resident(
     ollama.add(ScriptedModel("chat:a", present=True, digest=resident.digest))
     assert 0 == main(["status", "chat:a"])
     *_, row = capsys.readouterr().out.splitlines()
-    assert row.startswith("✓ chat:a   yes        yes      4096")
+    assert row.startswith("✓ chat:a   4.1 GB   4096      9 minutes")
 
 
-def test_what_runs_in_the_cloud_is_not_lacking(
+def test_what_runs_in_the_cloud_is_not_missing(
     ollama: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ollama.add(ScriptedModel("mine:a", present=True, remote_host="https://ollama.com"))
     assert 0 == main(["status", "mine:a", "gpt-oss:120b-cloud"])
     *_, mine, cloud = capsys.readouterr().out.splitlines()
-    assert ["✓ mine:a               in the cloud   yes", "✓ gpt-oss:120b-cloud   in the cloud   yes"] == [mine, cloud]  # fmt: skip
+    assert ["✓", "mine:a", "runs in the cloud"] == mine.split(None, 2)
+    assert ["✓", "gpt-oss:120b-cloud", "runs in the cloud"] == cloud.split(None, 2)
 
 
 def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,23 +162,23 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
     assert (1, client.host.url, "") == (told["schema"], told["host"], told["error"])
     mistral, gone, llama = told["models"]
     # The server's clock ticks in seconds.
-    assert 550 < mistral.pop("lease_s") <= 561
+    assert 550 < mistral.pop("keep_alive_s") <= 561
     assert {
-        "model": "mistral:latest,num_ctx=8192",
-        "state": "resident",
+        "model": "mistral:latest",
+        "state": "loaded",
         "wanted": "mistral,num_ctx=8192",
         "wanted_context": 8192,
         "context_length": 512,
         "size": 4_100_000_000,
         "digest": client.stored()[1].digest,
-        "lacking": False,
+        "missing": False,
     } == mistral
-    assert ("not pulled", True, None) == (gone["state"], gone["lacking"], gone["lease_s"])
+    assert ("not pulled", True, None) == (gone["state"], gone["missing"], gone["keep_alive_s"])
     assert (NAME, "", -1, False) == (
         llama["model"],
         llama["wanted"],
-        llama["lease_s"],
-        llama["lacking"],
+        llama["keep_alive_s"],
+        llama["missing"],
     )
 
 
@@ -158,30 +186,88 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
     ("left_s", "words"),
     [
         (None, ""),
-        (0.0, "when idle"),
-        (40.4, "in 40 s"),
-        (90.0, "in 90 s"),
-        (119.9, "in 2 min"),
-        (560.0, "in 9 min"),
-        (3600.0, "in 60 min"),
-        (7200.0, "in 2 h"),
-        (5 * 86400.0, "in 5 days"),
-        (-1.0, "never"),
+        (0.0, "Stopping..."),
+        (0.5, "Less than a second from now"),
+        (1.9, "1 second from now"),
+        (40.4, "40 seconds from now"),
+        (90.0, "About a minute from now"),
+        (120.0, "2 minutes from now"),
+        (299.0, "4 minutes from now"),
+        (3599.0, "59 minutes from now"),
+        (3600.0, "About an hour from now"),
+        (7200.0, "2 hours from now"),
+        (47 * 3600.0, "47 hours from now"),
+        (5 * 86400.0, "5 days from now"),
+        (-1.0, "Forever"),
     ],
 )
-def test_a_lease_is_told_in_words(left_s: float | None, words: str) -> None:
-    _, line = status_lines([Row(model="m", state="resident", lease_s=left_s, size=1000)])
-    assert f"yes no {words} 1.0 kB".split() == line.split()[1:]
+def test_until_says_what_ollama_ps_says(left_s: float | None, words: str) -> None:
+    row = Row(model="m", state="loaded", keep_alive_s=left_s, context_length=4096, size=1000)
+    _, line = status_lines([row])
+    assert ["m", "1.0", "kB", "4096", *words.split()] == line.split()
 
 
-def test_a_lease_in_centuries_is_for_ever_and_one_that_is_over_is_0() -> None:
-    assert (-1, 0, 5) == (lease(9e9), lease(-3), lease(5))
+def test_a_keep_alive_of_centuries_is_none_and_one_that_is_over_is_0() -> None:
+    assert (-1, 0, 5) == (keep_alive(9e9), keep_alive(-3), keep_alive(5))
+
+
+LONG = "hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_row_is_wider_than_the_terminal(plain: bool) -> None:
+    loaded = Row(
+        model=LONG,
+        state="loaded",
+        wanted=LONG,
+        wanted_context=131072,
+        context_length=4096,
+        keep_alive_s=-1,
+        size=900_000_000,
+    )
+    rows = [loaded, Row(model="mistral:latest", state="other version", wanted="mistral@sha256:0")]
+    lines = status_lines(rows, plain=plain, width=80)
+    assert [80] == [len(line) for line in lines if "mistral" in line]
+    assert max(map(len, lines)) <= 80
+    gap = "..." if plain else "…"
+    assert gap in lines[1]
+    assert lines[1].split()[1].endswith(":Q4_K_M")
+    assert "mistral:latest " in lines[2]
+    # What is piped into a program keeps its names.
+    assert LONG in status_lines(rows, plain=plain)[1]
+    unloads = [{"model": LONG, "state": "in use", "size": 1, "did_you_mean": ""}]
+    (line,) = unload_lines(unloads, plain=plain, width=80)
+    assert 80 == len(line)
+
+
+def test_a_terminal_of_80_columns_gets_80_columns(ollama: Emulator, client: Client) -> None:
+    ollama.add(ScriptedModel(LONG, present=True))
+    load(client, LONG)
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest_ollama_warmup", "ps", f"{LONG},num_ctx=131072", "mistral"],
+        env={**os.environ, "COLUMNS": "80"},
+        stdout=terminal,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        # Linux ends what a closed terminal has with an error.
+        with contextlib.suppress(OSError):
+            while some := os.read(controller, 4096):
+                shown += some
+        os.close(controller)
+        assert 1 == process.wait(BOUND_S)
+    _, *table, _, _ = shown.decode().splitlines()
+    assert 3 == len(table)
+    assert max(map(len, table)) == 80
+    assert "…" in table[1]
 
 
 def test_a_table_for_a_terminal_without_signs() -> None:
     rows = [
-        Row(model="a", state="resident", wanted="a"),
-        Row(model="b", state="cold", wanted="b"),
+        Row(model="a", state="loaded", wanted="a"),
+        Row(model="b", state="not loaded", wanted="b"),
     ]
     assert ["+ a", "x b"] == [line[:3] for line in status_lines(rows, plain=True)[1:]]
 
@@ -246,18 +332,55 @@ def test_ctrl_c_in_a_wait_leaves_without_a_word_more(ollama: Emulator) -> None:
 # unload
 
 
-def test_what_is_named_is_unloaded_and_nothing_else(client: Client) -> None:
+@pytest.mark.parametrize("command", ["unload", "stop"])
+def test_what_is_named_is_unloaded_and_nothing_else(
+    ollama: Emulator, client: Client, command: str
+) -> None:
+    ollama.add(ScriptedModel("idle:a", present=True))
+    ollama.add(ScriptedModel("far:a", present=True, remote_host="https://ollama.com"))
     load(client, NAME)
     load(client, "mistral")
-    run = Run("unload", "mistral", "gone")
+    run = Run(command, "mistral", "idle:a", "far:a")
     assert (0, "") == (run.ret, run.err)
     assert [
-        f"ollama: {client.host.url} (from OLLAMA_HOST), "
-        "unload mistral gone (from the command line)",
-        "✓ mistral:latest   unloaded            4.1 GB",
-        "✓ gone:latest      was not in memory",
+        f"ollama: {client.host.url} (from OLLAMA_HOST)",
+        "✓ mistral:latest   unloaded (4.1 GB)",
+        "✓ idle:a           was not loaded",
+        "✓ far:a            runs in the cloud",
     ] == run.lines
     assert [NAME] == [one.name for one in client.resident()]
+
+
+def test_a_model_that_nobody_knows_is_an_error_and_the_others_are_unloaded(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(client, "mistral")
+    assert 1 == main(["unload", "mistral", "lama3.2:1b", "nope"])
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [
+        "✓ mistral:latest   unloaded (4.1 GB)",
+        "✗ lama3.2:1b       neither loaded nor local; did you mean llama3.2:1b?",
+        "✗ nope:latest      neither loaded nor local",
+    ] == rows
+    assert [] == client.resident()
+    assert 1 == main(["unload", "--json", "lama3.2:1b"])
+    assert [
+        {
+            "model": "lama3.2:1b",
+            "state": "not found",
+            "size": 0,
+            "did_you_mean": NAME,
+        }
+    ] == json.loads(capsys.readouterr().out)["models"]
+
+
+def test_a_loaded_model_that_is_no_longer_local_is_unloaded(
+    ollama: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(client, "mistral")
+    monkeypatch.setattr(Client, "stored", lambda self: [])
+    assert 0 == main(["unload", "mistral"])
+    assert [] == client.resident()
 
 
 def test_all_is_all(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +390,7 @@ def test_all_is_all(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert 2 == capsys.readouterr().out.count("unloaded")
     assert [] == client.resident()
     assert 0 == main(["unload", "--all"])
-    assert "ollama: no model is in memory" in capsys.readouterr().out
+    assert "ollama: no model is loaded" in capsys.readouterr().out
 
 
 def test_all_is_not_what_the_environment_lists(
@@ -280,7 +403,7 @@ def test_all_is_not_what_the_environment_lists(
     capsys.readouterr()
     assert 0 == main(["unload", "--all"])
     assert [] == client.resident()
-    said = f"ollama: {client.host.url} (from OLLAMA_HOST), unload all\n"
+    said = f"ollama: {client.host.url} (from OLLAMA_HOST)\n✓ mistral:latest   unloaded"
     assert capsys.readouterr().out.startswith(said)
 
 
@@ -296,8 +419,13 @@ def test_unloads_as_json(client: Client, capsys: pytest.CaptureFixture[str]) -> 
     load(client, "mistral")
     assert 0 == main(["unload", "--json", "mistral", NAME])
     assert [
-        {"model": "mistral:latest", "state": "unloaded", "size": 4_100_000_000},
-        {"model": NAME, "state": "cold", "size": 0},
+        {
+            "model": "mistral:latest",
+            "state": "unloaded",
+            "size": 4_100_000_000,
+            "did_you_mean": "",
+        },
+        {"model": NAME, "state": "not loaded", "size": 0, "did_you_mean": ""},
     ] == json.loads(capsys.readouterr().out)["models"]
 
 
@@ -318,7 +446,7 @@ def at_work(ollama: Emulator, client: Client) -> Iterator[None]:
 @pytest.mark.usefixtures("at_work")
 def test_one_that_is_at_work_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 == main(["unload", "mistral"])
-    assert "✓ mistral:latest   unloaded   4.1 GB\n" in capsys.readouterr().out
+    assert "✓ mistral:latest   unloaded (4.1 GB)\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("at_work")
@@ -328,7 +456,7 @@ def test_one_that_stays_at_work_is_told_and_goes_later(
     monkeypatch.setattr("pytest_ollama_warmup.commands.UNLOAD_LIMIT_S", 0.0)
     assert 1 == main(["unload", "mistral"])
     out = capsys.readouterr().out
-    assert "✗ mistral:latest   in use, goes when its requests are over\n" in out
+    assert "✗ mistral:latest   still in use; unloads when its requests end\n" in out
     assert 1 == main(["unload", "mistral", "--json"])
     assert ["in use"] == [one["state"] for one in json.loads(capsys.readouterr().out)["models"]]
 
@@ -336,8 +464,9 @@ def test_one_that_stays_at_work_is_told_and_goes_later(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["unload"], "ollama-warmup unload: error: no model is named: name some, or list them in OLLAMA_PRELOAD_MODELS, or --all for all that are in memory"),
-        (["unload", "--all", "mistral"], "ollama-warmup unload: error: SPECS and --all: give one of them"),
+        (["unload"], "ollama-warmup unload: error: no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS, or use --all."),
+        (["stop"], "ollama-warmup unload: error: no model named."),
+        (["unload", "--all", "mistral"], "ollama-warmup unload: error: name models or use --all, not both."),
         (["unload", "a,b=1"], "'b=1' (from the command line): unknown key 'b'"),
         (["status", "--wait=soon"], "'soon' is not a valid --wait."),
         (["status", "--pull=never"], "unrecognized arguments: --pull=never"),
