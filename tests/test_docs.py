@@ -23,15 +23,6 @@ def test_the_reference_has_every_option_key_and_the_mark() -> None:
     assert f"`@pytest.mark.{MARK}`" in REFERENCE
 
 
-def test_the_readme_fits_one_screen_and_gives_the_two_commands() -> None:
-    lines = (TOP / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 60
-    assert [
-        "    python -m pip install tox && tox -e demo",
-        "    python -m pip install tox && tox",
-    ] == [line for line in lines if "pip install tox" in line]
-
-
 def test_the_example_of_a_system_prompt_warms_by_it(suite: Suite) -> None:
     suite.ollama.add(replace(LLAMA, present=True))
     example = TOP / "docs" / "examples" / "system_prompt"
