@@ -92,13 +92,15 @@ class ChildPreparation(Preparation):
             return
         # Not here, where tests may have mocked what it needs.
         self._died += 1
-        why = f"the process that brings models has ended with {_exit_code(child)}"
+        why = f"the process that loads models exited with {_exit_code(child)}"
         again = list(left.values())
         if self._died < TRIES:
             self._events.put(Event(again[0], "server", why=f"{why}: starting another one"))
             self._begin(again)
             return
-        self._events.put(Event(again[0], "server", why=f"{why}: each comes when a test needs it"))
+        self._events.put(
+            Event(again[0], "server", why=f"{why}: each model is loaded when a test needs it")
+        )
         for target in again:
             self._events.put(Event(target, "dropped"))
 

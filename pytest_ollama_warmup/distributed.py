@@ -55,7 +55,7 @@ def refuse_other_orders(config: pytest.Config) -> None:
     groups, dist = settings_of(config).group_by_model, config.getoption("dist")
     if groups.value and dist not in ("load", "worksteal"):
         raise pytest.UsageError(
-            f"{groups.source} brings its own order, and cannot go with --dist={dist}. "
+            f"{groups.source} has its own order, and cannot be combined with --dist={dist}. "
             "Leave one of them out."
         )
 

@@ -125,13 +125,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say what is listed where nothing is brought because the run only looks."""
+    """Show what is listed, and that a run which only looks preloads nothing."""
     settings = settings_of(config)
     if settings.off or is_worker(config) or not (is_looking(config) and settings.up_front):
         return None
     from pytest_ollama_warmup.opening import header
 
-    return f"ollama: {header(config)}; nothing is brought, as no test runs"
+    return f"ollama: {header(config)}; not preloading: no tests will run"
 
 
 # Wrapping and first: a conftest's own hook must neither get in front nor silence this one, since

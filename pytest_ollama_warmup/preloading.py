@@ -36,7 +36,7 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
         TypeError: there is no such setting.
     """
     if not isinstance(specs, Iterable):
-        raise TypeError(f"specs are a text or a list of texts, not {specs!r}")
+        raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
     rows = {option.name: option for option in OPTIONS if not option.pytest_only}
     if unknown := [name for name in settings if name not in rows]:
         known = ", ".join(name for name in rows if name != "host")

@@ -208,7 +208,7 @@ class Run:
             return Verdict("fail", str(exc))
         if self.settings.reorders and (self.root / ENDING).exists():
             # Nothing is loaded for a test that only runs because pytest-xdist cannot take it back.
-            return Verdict("skip", "not run any more: the run has ended early")
+            return Verdict("skip", "skipped: the run is stopping early")
         begin = clock.monotonic()
         if self.settings.group_by_model.value:
             self._make_room({target.key for target in targets})

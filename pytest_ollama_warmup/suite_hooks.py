@@ -52,9 +52,9 @@ def refuse_late_host_hooks(config: pytest.Config, files: Iterable[str]) -> None:
     late = [one for one in files if one not in config.stash.get(_KNOWN, frozenset())]
     if late:
         raise pytest.UsageError(
-            f"the hook {HOST_HOOK} in {_shown(config, late[0])} comes too late: it is loaded in "
-            "collection, and under pytest-xdist in the workers only. Move it to the conftest.py of "
-            f"the root directory ({config.rootpath})."
+            f"the hook {HOST_HOOK} in {_shown(config, late[0])} is loaded too late: only "
+            "during collection, and with pytest-xdist only in the workers. Move it to the "
+            f"conftest.py of the root directory ({config.rootpath})."
         )
 
 

@@ -374,7 +374,11 @@ def test_preload_takes_a_list_a_host_and_settings(ollama: Emulator) -> None:
     ("arguments", "error", "message"),
     [
         ({"specs": "a,b=1"}, BadSpec, "'b=1' (from preload(specs=)): unknown key 'b'"),
-        ({"specs": None}, TypeError, "specs are a text or a list of texts, not None"),
+        (
+            {"specs": None},
+            TypeError,
+            "expected model names as a string or a list of strings, got None",
+        ),
         ({"specs": "a", "pull": "soon"}, BadSetting, "'soon' is not a valid preload(pull=)."),
         ({"specs": "a", "host": "ftp://x"}, BadHost, "'ftp://x' (from preload(host=))"),
         (

@@ -194,7 +194,7 @@ def test_an_order_of_xdists_own_is_refused(suite: Suite, dist: str) -> None:
     run = suite.run(GROUP, "-n2", f"--dist={dist}")
     assert 4 == run.ret
     assert (
-        f"--ollama-group-by-model brings its own order, and cannot go with --dist={dist}. "
+        f"--ollama-group-by-model has its own order, and cannot be combined with --dist={dist}. "
         "Leave one of them out."
     ) in run.err
 
@@ -203,7 +203,7 @@ def test_a_bad_order_in_a_file_is_named(suite: Suite) -> None:
     suite.write({"pytest.ini": "[pytest]\nollama_group_by_model = true\n"})
     run = suite.run("-n2", "--dist=loadfile")
     assert 4 == run.ret
-    assert "ollama_group_by_model in pytest.ini brings its own order" in run.err
+    assert "ollama_group_by_model in pytest.ini has its own order" in run.err
 
 
 @pytest.mark.parametrize("dist", ["load", "worksteal"])
@@ -260,7 +260,7 @@ def test_after_too_many_crashes_nothing_is_loaded_any_more(suite: Suite) -> None
     run = suite.run(GROUP, "-n2", "--max-worker-restart=0", "-rs")
     assert {"failed": 1, "skipped": 1} == run.counts
     assert "worker restarting disabled" in run.out
-    assert "not run any more: the run has ended early" in run.out
+    assert "skipped: the run is stopping early" in run.out
     assert ["a:1"] == loads(suite)
 
 

@@ -311,7 +311,7 @@ def test_a_hook_that_is_loaded_too_late_ends_the_run_with_its_file(
     suite.write({"sub/conftest.py": a_hook(other.url), "sub/test_it.py": ONE_TEST["test_chat.py"]})
     run = suite.run(*args, *workers)
     assert 4 == run.ret
-    assert "the hook pytest_ollama_host in sub/conftest.py comes too late" in run.err + run.out
+    assert "the hook pytest_ollama_host in sub/conftest.py is loaded too late" in run.err + run.out
     assert [] == calls(suite)
 
 

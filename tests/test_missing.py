@@ -372,7 +372,7 @@ def test_message_7_out_of_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) 
     run = suite.run()
     assert (
         f'llama3.1:70b does not load: "{words}". Try a smaller tag or num_ctx; '
-        "resident now: qwen3:4b. Its 4 tests fail (CI is set)."
+        "loaded now: qwen3:4b. Its 4 tests fail (CI is set)."
     ) in run.ours
 
 

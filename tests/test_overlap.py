@@ -355,14 +355,14 @@ DIES = """
 
 @pytest.mark.parametrize(
     ("deaths", "told"),
-    [(1, "starting another one"), (9, "each comes when a test needs it")],
+    [(1, "starting another one"), (9, "each model is loaded when a test needs it")],
 )
 def test_a_child_that_dies_is_replaced_once(suite: Suite, deaths: int, told: str) -> None:
     suite.write({"conftest.py": DIES.replace("NUMBER", str(deaths))})
     run = suite.run(OVERLAP)
     assert {"passed": 5} == run.counts
     assert 1 == len(suite.ollama.loads)
-    assert f"the process that brings models has ended with signal 9: {told}" in run.ours
+    assert f"the process that loads models exited with signal 9: {told}" in run.ours
 
 
 def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None:

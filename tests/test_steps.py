@@ -194,7 +194,7 @@ def test_looking_never_touches_the_network(suite: Suite, option: str, args: list
 def test_collect_only_says_that_nothing_is_brought(suite: Suite) -> None:
     suite.write(ONE_TEST)
     run = suite.run("--ollama-preload=llama3.2:1b", "--collect-only")
-    assert run.ours[0].endswith("; nothing is brought, as no test runs")
+    assert run.ours[0].endswith("; not preloading: no tests will run")
 
 
 def test_a_replacement_for_a_crashed_worker_finds_the_record(suite: Suite) -> None:

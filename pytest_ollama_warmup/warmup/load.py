@@ -279,7 +279,7 @@ def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> 
     if info is not None and _not_for_text(exc) and "completion" in (info.capabilities or ()):
         return f"The server calls it a completion model, so its weights are damaged: {cure}"
     if any(sign in text for sign in ("memory", "cudamalloc", "vram")):
-        return f"Try a smaller tag or num_ctx; resident now: {_others(work)}."
+        return f"Try a smaller tag or num_ctx; loaded now: {_others(work)}."
     if any(sign in text for sign in _DAMAGED):
         return f"Its weights look damaged: {cure}"
     if isinstance(exc, GatewayAnswered):

@@ -117,7 +117,7 @@ class Room:
         for crowd in self.crowds:
             if crowd <= here | {ModelName.parse(spec.name).short}:
                 beside = _names([one for one in loaded if one.short in crowd])
-                return f"it did not fit beside {beside} in the last run"
+                return f"it did not fit together with {beside} in the last run"
         return ""
 
     def add(self, target: Target, info: ModelInfo, resident: list[Resident]) -> None:

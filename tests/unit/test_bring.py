@@ -608,11 +608,11 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     [
         (
             ApiError("/api/generate", 500, "model requires more system memory (41 GiB)"),
-            "Try a smaller tag or num_ctx; resident now: other:1b, m:latest.",
+            "Try a smaller tag or num_ctx; loaded now: other:1b, m:latest.",
         ),
         (
             ApiError("/api/generate", 500, "cudaMalloc failed: out of memory"),
-            "Try a smaller tag or num_ctx; resident now: other:1b, m:latest.",
+            "Try a smaller tag or num_ctx; loaded now: other:1b, m:latest.",
         ),
         (
             NO_TEXT,
@@ -661,7 +661,7 @@ def test_what_is_resident_is_said_as_far_as_known(
 ) -> None:
     failure = ApiError("/api/generate", 500, "out of memory")
     outcome = brought(Server(load=[failure], resident=[resident]))
-    assert outcome.error.endswith(f"resident now: {named}.")
+    assert outcome.error.endswith(f"loaded now: {named}.")
 
 
 def test_weights_that_show_cannot_read_are_called_damaged() -> None:

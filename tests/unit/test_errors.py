@@ -170,10 +170,10 @@ def test_a_test_that_names_no_model_is_told_how() -> None:
 
 def test_a_model_that_does_not_load_repeats_the_servers_words() -> None:
     words = "model requires more system memory (41 GiB) than is available (15 GiB)"
-    advice = "Try a smaller tag or num_ctx; resident now: qwen3:4b."
+    advice = "Try a smaller tag or num_ctx; loaded now: qwen3:4b."
     assert (
         'llama3.1:70b does not load: "model requires more system memory (41 GiB) than is available '
-        '(15 GiB)". Try a smaller tag or num_ctx; resident now: qwen3:4b.'
+        '(15 GiB)". Try a smaller tag or num_ctx; loaded now: qwen3:4b.'
     ) == str(LoadFailed("llama3.1:70b", "from x", words, advice))
 
 

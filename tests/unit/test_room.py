@@ -122,7 +122,7 @@ def test_what_did_not_fit_in_the_last_run_is_left_out(room: Room) -> None:
     room.add(target("a"), info("a"), loaded("a"))
     assert "" == reason(room, "b")
     room.add(target("b"), info("b"), loaded("a", "b"))
-    assert "it did not fit beside a and b in the last run" == reason(room, "c")
+    assert "it did not fit together with a and b in the last run" == reason(room, "c")
     # Another one was not among them.
     assert "" == reason(room, "d")
 
