@@ -258,7 +258,10 @@ def test_a_header_of_another_type_is_refused_without_its_value(suite: Suite) -> 
     )
     run = suite.run()
     assert 4 == run.ret
-    assert "'***' is not a valid ollama_header in pyproject.toml. Expected a list of strings" in run.err
+    assert (
+        "'***' is not a valid ollama_header in pyproject.toml. Expected a list of strings"
+        in run.err
+    )
     nothing_is_shown(run)
 
 
