@@ -115,7 +115,8 @@ class BadMark(BadSetting):
     """A mark that does not fit its signature or holds a value that cannot be used."""
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.value}. The mark is {self.allowed}."
+        end = "" if self.value.endswith("?") else "."
+        return f"{self.source}: {self.value}{end} The mark is {self.allowed}."
 
 
 class NoModelNamed(WarmupError):

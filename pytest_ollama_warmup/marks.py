@@ -243,9 +243,7 @@ class _Read(NamedTuple):
 def _read(mark: pytest.Mark, test: str) -> _Read:
     try:
         return _requires_model(*mark.args, **mark.kwargs)
-    except TypeError as exc:
-        why = str(exc).replace("_requires_model()", NAME)
-    except BadSpec as exc:
+    except (TypeError, BadSpec) as exc:
         why = str(exc)
     raise BadMark(why, test, MARK)
 
@@ -255,29 +253,32 @@ def _requires_model(
     capabilities: str | Iterable[str] = (),
     options: Mapping[str, object] | None = None,
     on_unavailable: str | None = None,
+    **others: object,
 ) -> _Read:
     from pytest_ollama_warmup.ollama.names import closest
     from pytest_ollama_warmup.warmup.spec import parse_specs
 
     source = f"@pytest.mark.{NAME}"
+    for name, value in others.items():
+        raise TypeError(_meant_argument(name, value))
     for text in specs:
         if isinstance(text, list | tuple | set):
             each = ", ".join(f'"{one}"' for one in text)
             raise TypeError(f"each model is an argument of its own: {NAME}({each})")
         if not isinstance(text, str):
-            raise TypeError(f"a model is named by a text, not by {text!r}")
+            raise TypeError(f"model names must be strings, got {text!r}")
         if not text.strip():
             raise TypeError("a model name is empty")
     read = parse_specs(specs, source)
     wanted = [capabilities] if isinstance(capabilities, str) else capabilities
     if not isinstance(wanted, Iterable) or not all(isinstance(one, str) for one in wanted):
-        raise TypeError(f'capabilities are texts like ["tools"], not {capabilities!r}')
+        raise TypeError(f'capabilities must be strings such as ["tools"], got {capabilities!r}')
     for one in wanted:
         if one not in CAPABILITIES and (meant := closest(one, CAPABILITIES)):
             raise TypeError(f"no model has the capability {one!r}; did you mean {meant!r}?")
     if options is not None:
         if not isinstance(options, Mapping):
-            raise TypeError(f"options is a dict of runner options, not {options!r}")
+            raise TypeError(f"options must be a dict of runner options, got {options!r}")
         if not read:
             raise TypeError("options are for the models that the mark names, and it names none")
         read = tuple(spec.given(options, source) for spec in read)
@@ -290,6 +291,24 @@ def _requires_model(
         able,
         on_unavailable or "",
     )
+
+
+def _meant_argument(name: str, value: object) -> str:
+    """Say what to write instead of ``NAME=VALUE``, which the mark does not take."""
+    from pytest_ollama_warmup.ollama.names import closest
+    from pytest_ollama_warmup.warmup.spec import KEYS, OF_REQUESTS
+
+    if name in ("model", "models", "spec", "specs", "name", "names"):
+        values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+        each = ", ".join(f'"{one}"' for one in values)
+        return f"models are given without {name}=: {NAME}({each})"
+    if name in KEYS:
+        return f'{name} goes into options={{"{name}": {value!r}}}'
+    if name in OF_REQUESTS:
+        return f"{name} does not decide how a model is loaded: send it with each request"
+    known = ("capabilities", "options", "on_unavailable")
+    meant = closest(name, known)
+    return f"{NAME} has no argument {name}" + (f"; did you mean {meant}?" if meant else "")
 
 
 def _our_fixtures(item: pytest.Item) -> list[str]:

@@ -33,7 +33,7 @@ _LEAST: dict[str, int | None] = {
 RUNNER_KEYS = tuple(_LEAST)
 KEYS = (*RUNNER_KEYS, "keep_alive", "insecure")
 # What Ollama's API calls options too, and takes with each request (api/types.go, Options, v0.33).
-_OF_REQUESTS = {
+OF_REQUESTS = {
     *("num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n"),
     *("temperature", "repeat_penalty", "presence_penalty", "frequency_penalty", "stop"),
 }
@@ -219,7 +219,7 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
         return spec._replace(insecure=_read_bool(value, token, source))
     if key not in _LEAST:
         why = f"unknown key {key!r}"
-        if key in _OF_REQUESTS:
+        if key in OF_REQUESTS:
             why = f"{key} does not decide how a model is loaded: send it with each request"
         raise BadSpec(token, source, f"{why}; keys: {', '.join(KEYS)}")
     least = _LEAST[key]
