@@ -179,9 +179,10 @@ def _no_proxy(url: str) -> str:
 class ServerUnreachable(ServerError):
     """Nothing answered within the time allowed."""
 
-    def __init__(self, url: str, source: str, cause: str, waited_s: float) -> None:
-        super().__init__(url, source, cause, waited_s)
+    def __init__(self, url: str, source: str, cause: str, waited_s: float, note: str = "") -> None:
+        super().__init__(url, source, cause, waited_s, note)
         self.url, self.source, self.cause, self.waited_s = url, source, cause, waited_s
+        self.note = note
 
     @property
     def timed_out(self) -> bool:
@@ -196,7 +197,9 @@ class ServerUnreachable(ServerError):
     def __str__(self) -> str:
         waited = f" for {seconds(self.waited_s)}" if self.waited_s >= 0.05 else ""
         advice = "Start it with 'ollama serve', or set --ollama-host."
-        if self.cause == "host name not found":
+        if self.note and self.cause in ("connection refused", "no connection"):
+            advice = f"{self.note}."
+        elif self.cause == "host name not found":
             advice = "Is the name right?"
         elif "ollama-serve" in self.source or "ollama_serve" in self.source:
             advice = "It has ended; its log, named at the end of the run, says why."

@@ -328,7 +328,10 @@ class Run:
         Raises:
             WarmupError: it does not, or is none.
         """
-        return self.client().wait_until_ready(self.settings.wait.value, self.on_wait)
+        settings = self.settings
+        return self.client().wait_until_ready(
+            settings.wait.value, self.on_wait, refused_s=settings.refused_s
+        )
 
     def look_up(self, spec: ModelSpec) -> Outcome:
         """Return what became of a model that a test names at run time."""

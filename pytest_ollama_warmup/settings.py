@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.work import Terms
 
 T = TypeVar("T")
+# How long a server may take to answer, by default: where models are listed or in CI, and elsewhere.
+PATIENT_S, IMPATIENT_S = 60.0, 2.0
+# How long a port of this machine may refuse then: as long as a server needs that is restarted.
+REFUSED_S = 0.3
 # GitHub, GitLab and most others set the first; Jenkins, Azure Pipelines, TeamCity, AWS CodeBuild.
 CI_VARIABLES = (
     "CI",
@@ -196,6 +200,15 @@ class Settings(NamedTuple):
         )
 
     @property
+    def refused_s(self) -> float:
+        """How long the server's port may refuse connections, in seconds.
+
+        Without Ollama on a laptop each run with a marked test waits for so long.
+        """
+        brief = self.wait.given_by == "default" and self.wait.value == IMPATIENT_S
+        return REFUSED_S if brief and self.host.loopback else self.wait.value
+
+    @property
     def ci_words(self) -> str:
         """Why this counts as a run in CI, or why not."""
         if self.ci_source in CI_VARIABLES:
@@ -279,7 +292,7 @@ class Settings(NamedTuple):
             by_option = listed is not None and listed.given_by == "option"
             patient = sources.patient or ci or (by_option and bool(listed and listed.specs))
             patient = patient or (serve.value and not off)
-            wait = Setting(60.0 if patient else 2.0, "default", "default")
+            wait = Setting(PATIENT_S if patient else IMPATIENT_S, "default", "default")
         settings = cls(
             given_list=listed,
             given_host=Setting(next(iter(hosts.value), None), hosts.source, hosts.given_by),

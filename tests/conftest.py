@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -181,6 +182,14 @@ def ollama() -> Iterator[Emulator]:
     """An emulator with llama3.2:1b in its registry, not pulled."""
     with Emulator([LLAMA]) as emulator:
         yield emulator
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a port on which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -39,14 +39,6 @@ NO_SUCH = (
 )
 
 
-@pytest.fixture
-def nobody() -> str:
-    """The address of a port on which nothing listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}"
-
-
 @PROCESSES
 @pytest.mark.parametrize(
     ("on_unavailable", "ci", "counts"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+
+from pytest_ollama_warmup.settings import Settings, Sources
+from tests.conftest import ONE_TEST
 
 if TYPE_CHECKING:
     from tests.conftest import Suite
@@ -33,3 +37,41 @@ def test_an_argument_that_the_mark_does_not_take_gets_what_to_write_instead(
     run = suite.run()
     assert 4 == run.ret
     assert f"ERROR: test_it.py::test_it: {message} The mark is {SIGNATURE}.\n" in run.err
+
+
+# No server
+
+
+@pytest.mark.parametrize(
+    ("options", "host", "environ", "refused_s"),
+    [
+        ({}, "127.0.0.1:1", {}, 0.3),
+        ({}, "localhost:1", {}, 0.3),
+        ({}, "elsewhere:1", {}, 2.0),
+        ({"wait": "2"}, "127.0.0.1:1", {}, 2.0),
+        ({}, "127.0.0.1:1", {"CI": "1"}, 60.0),
+        ({"preload": ["a:1"]}, "127.0.0.1:1", {}, 60.0),
+        ({"serve": True}, "", {}, 60.0),
+    ],
+    ids=["default", "by name", "elsewhere", "given", "CI", "listed", "served"],
+)
+def test_a_port_of_this_machine_that_refuses_is_waited_for_where_somebody_waits_for_it(
+    options: dict[str, object], host: str, environ: dict[str, str], refused_s: float
+) -> None:
+    given = SimpleNamespace(**{f"ollama_warmup_{name}": value for name, value in options.items()})
+    settings = Settings.read(Sources(given, {"OLLAMA_HOST": host, **environ}))
+    assert refused_s == settings.refused_s
+
+
+@pytest.mark.parametrize(
+    ("args", "ini", "waited"),
+    [([], "", "0.3 s"), (["--ollama-wait=0.5"], "", "0.5 s"), ([], "ollama_wait = 0.5", "0.5 s")],
+    ids=["default", "option", "ini"],
+)
+def test_without_a_server_on_this_machine_a_run_waits_for_a_moment(
+    suite: Suite, nobody: str, args: list[str], ini: str, waited: str
+) -> None:
+    suite.write({**ONE_TEST, "pytest.ini": f"[pytest]\n{ini}\n"})
+    run = suite.run(f"--ollama-host={nobody}", *args)
+    assert {"skipped": 1} == run.counts
+    assert f"(from --ollama-host): connection refused for {waited}. Start it with" in run.out

@@ -126,12 +126,14 @@ class Client:
         limit_s: float,
         on_wait: Callable[[str, float], None] = lambda cause, waited_s: None,
         *,
+        refused_s: float | None = None,
         clock: Callable[[], float] = clock.monotonic,
         sleep: Callable[[float], object] = clock.sleep,
     ) -> str:
         """Wait until ``GET /api/version`` answers, for at most *limit_s* seconds; return it.
 
-        A socket that listens proves nothing: the server binds it before it looks for GPUs.
+        A socket that listens proves nothing: the server binds it before it looks for GPUs. While
+        the port refuses, the wait ends after *refused_s* seconds, if that is less.
         *on_wait* is called after each attempt that failed with the cause and the seconds so far.
 
         Raises:
@@ -146,12 +148,13 @@ class Client:
             except ServerUnreachable as exc:
                 waited = clock() - begin
                 on_wait(exc.cause, waited)
-                if waited >= limit_s:
-                    raise ServerUnreachable(
-                        self.host.url, self.host.source, exc.cause, limit_s
-                    ) from exc
+                limit = limit_s
+                if refused_s is not None and exc.cause == "connection refused":
+                    limit = min(limit_s, refused_s)
+                if waited >= limit:
+                    raise self._unreachable(exc.cause, limit) from exc
             # The last attempt is made when the time is over: it may be just then that it answers.
-            sleep(min(pause, limit_s - waited))
+            sleep(min(pause, limit - waited))
             pause = min(0.5, pause * 1.5)
 
     def version(self, timeout_s: float = 5.0) -> str:
@@ -365,8 +368,9 @@ class Client:
     def _denied(self, status: int, words: str) -> AccessDenied:
         return AccessDenied(self.host.url, self.host.source, status, words, self._key_state)
 
-    def _unreachable(self, cause: str) -> ServerUnreachable:
-        return ServerUnreachable(self.host.url, self.host.source, cause, 0.0)
+    def _unreachable(self, cause: str, waited_s: float = 0.0) -> ServerUnreachable:
+        host = self.host
+        return ServerUnreachable(host.url, host.source, cause, waited_s, host.note)
 
     def _exchange(self, what: str, limit: Limit) -> _Exchange:
         return _Exchange(self, what, limit)

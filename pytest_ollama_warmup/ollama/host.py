@@ -109,7 +109,7 @@ def parse_host(text: str, source: str) -> Host:
     path = path.removesuffix(dropped)
     note = ""
     if parted and scheme == "http" and port is None:
-        note = "http:// without a port means port 80"
+        note = "http:// without a port means port 80; Ollama listens on 11434"
     url = f"{scheme}://{bracketed}:{port or default_port}{path}"
     return Host(url, source, note, dropped, login)
 

@@ -162,6 +162,13 @@ def test_another_service_on_port_80_gets_a_note() -> None:
             client.version()
 
 
+def test_nothing_on_port_80_gets_the_same_note() -> None:
+    with respx.mock() as router, talking_to("http://h.test") as client:
+        router.get("http://h.test/api/version").mock(side_effect=httpx.ConnectError("refused"))
+        with pytest.raises(ServerUnreachable, match="http:// without a port means port 80"):
+            client.wait_until_ready(0.0)
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "words"),
     [
@@ -213,7 +220,7 @@ def test_a_failed_connection_has_its_cause_in_a_few_words(
     server.get("/api/version").mock(side_effect=error)
     with pytest.raises(ServerUnreachable) as caught:
         client.version()
-    assert (URL, "OLLAMA_HOST", cause, 0.0) == caught.value.args
+    assert (URL, "OLLAMA_HOST", cause, 0.0, "") == caught.value.args
 
 
 def test_a_name_that_nobody_knows_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -928,9 +935,15 @@ class Clock:
 
 
 def wait(
-    client: Client, limit_s: float, clock: Clock, on_wait: Callable[[str, float], None]
+    client: Client,
+    limit_s: float,
+    clock: Clock,
+    on_wait: Callable[[str, float], None],
+    refused_s: float | None = None,
 ) -> str:
-    return client.wait_until_ready(limit_s, on_wait, clock=clock, sleep=clock.sleep)
+    return client.wait_until_ready(
+        limit_s, on_wait, refused_s=refused_s, clock=clock, sleep=clock.sleep
+    )
 
 
 def test_a_server_that_answers_is_not_waited_for(client: Client, server: respx.MockRouter) -> None:
@@ -963,10 +976,34 @@ def test_waiting_ends_at_the_limit_with_a_last_attempt(
     with pytest.raises(ServerUnreachable) as caught:
         wait(client, 2.0, clock, lambda cause, waited: waits.append(waited))
     assert pytest.approx(2.0) == sum(clock.slept)
-    assert (URL, "OLLAMA_HOST", "connection refused", 2.0) == caught.value.args
+    assert (URL, "OLLAMA_HOST", "connection refused", 2.0, "") == caught.value.args
     assert sorted(waits) == waits
     assert [0.0, pytest.approx(2.0)] == [waits[0], waits[-1]]
     assert len(clock.slept) + 1 == route.call_count == len(waits)
+
+
+@pytest.mark.parametrize(
+    ("error", "waited_s"),
+    [(httpx.ConnectError("refused"), 0.25), (httpx.ConnectTimeout("silence"), 2.0)],
+    ids=["refused", "silent"],
+)
+def test_a_port_that_refuses_has_a_limit_of_its_own(
+    client: Client, server: respx.MockRouter, error: Exception, waited_s: float
+) -> None:
+    server.get("/api/version").mock(side_effect=error)
+    clock = Clock()
+    with pytest.raises(ServerUnreachable) as caught:
+        wait(client, 2.0, clock, lambda cause, waited: None, 0.25)
+    assert (waited_s, pytest.approx(waited_s)) == (caught.value.waited_s, sum(clock.slept))
+
+
+def test_a_server_that_is_restarted_may_refuse_for_a_moment(
+    client: Client, server: respx.MockRouter
+) -> None:
+    refusals = [httpx.ConnectError("refused")] * 2
+    answer = httpx.Response(200, json={"version": "1"})
+    server.get("/api/version").mock(side_effect=[*refusals, answer])
+    assert "1" == wait(client, 2.0, Clock(), lambda cause, waited: None, 0.3)
 
 
 def test_a_server_that_answers_at_the_limit_is_in_time(

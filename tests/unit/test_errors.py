@@ -130,6 +130,15 @@ def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
     ) == str(ServerUnreachable(URL, "default", "connection lost", 0.0))
 
 
+@pytest.mark.parametrize("cause", ["connection refused", "no connection"])
+def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: str) -> None:
+    note = "http:// without a port means port 80; Ollama listens on 11434"
+    error = ServerUnreachable("http://127.0.0.1:80", "OLLAMA_HOST", cause, 2.0, note)
+    assert f"no Ollama at http://127.0.0.1:80 (from OLLAMA_HOST): {cause} for 2 s. {note}." == str(
+        error
+    )
+
+
 def test_a_missing_model_says_who_wants_it_and_how_to_pull_it() -> None:
     origin = "wanted by tests/test_chat.py::test_tone and 11 more"
     assert (

@@ -75,7 +75,9 @@ def test_case_means_nothing_in_scheme_and_host_and_something_in_the_path() -> No
 
 @pytest.mark.parametrize("text", ["http://h", "http://HOST/path", "http://0.0.0.0", "http://[::1]"])
 def test_http_without_a_port_notes_that_it_means_port_80(text: str) -> None:
-    assert "http:// without a port means port 80" == parse_host(text, "").note
+    assert (
+        "http:// without a port means port 80; Ollama listens on 11434" == parse_host(text, "").note
+    )
 
 
 @pytest.mark.parametrize(
