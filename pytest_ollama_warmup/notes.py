@@ -28,12 +28,15 @@ def write(folder: Path, by: str, kind: Kind, notes: object) -> None:
 
 
 def lost(root: Path) -> dict[str, list[str]]:
-    """Return, by what was wrong, the tests of any process whose models got lost in the run."""
-    found: dict[str, list[str]] = {}
+    """Return, by what was wrong, the tests of any process whose models got lost in the run.
+
+    What several tests met of one server is one event, in the words of the first of them.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
     for notes in _read(root.rglob("lost-*.json")):
-        for error, tests in notes.items():
-            found.setdefault(error, []).extend(tests)
-    return found
+        for what, (error, tests) in notes.items():
+            found.setdefault(what, (error, []))[1].extend(tests)
+    return dict(found.values())
 
 
 def waits(root: Path) -> dict[str, float]:

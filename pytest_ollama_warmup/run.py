@@ -103,7 +103,7 @@ class Run:
         self._guard: Guard | None = None
         self._wanted: list[tuple[Target, Outcome]] | None = None
         self._waits: dict[str, float] = {}
-        self._lost: dict[str, list[str]] = {}
+        self._lost: dict[str, tuple[str, list[str]]] = {}
         self._turn: set[str] = set()
         self._set_ups: dict[str, SetUp] = {}
         self._gates: dict[str, SuiteGate] | None = None
@@ -232,7 +232,9 @@ class Run:
             self._guarding().before(wanted, test, self._contexts, self._may_load)
         except (ServerUnreachable, LoadFailed) as exc:
             # It was ready once: the test runs and fails by itself, if it does, as it would without.
-            self._lost.setdefault(str(exc), []).append(test)
+            # One request to a server that has ended meets a lost connection, the next a refusal.
+            what = exc.url if isinstance(exc, ServerUnreachable) else str(exc)
+            self._lost.setdefault(what, (str(exc), []))[1].append(test)
         except CannotLook:
             raise
         # Whatever else keeps us from looking: the test would run without us.
