@@ -35,6 +35,8 @@ def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]], *, serve
         else:
             fail = "fails" if number == 1 else "fail"
             does = f"Failed: {which} that {needs} it" if server else f"Its {which} {fail}"
+            if settings.ci_variable and because == reason and setting.value == "auto":
+                because += f"; --ollama-ci=no skips {them}"
             parts.append(f"{does} ({because})")
     return " ".join(f"{part}." for part in parts)
 

@@ -209,10 +209,18 @@ class Settings(NamedTuple):
         return REFUSED_S if brief and self.host.loopback else self.wait.value
 
     @property
+    def ci_variable(self) -> str:
+        """The variable by which this counts as a run in CI; empty where nothing or an option does.
+
+        IDEs and development containers set one too, for users who do not expect what follows.
+        """
+        return self.ci_source if self.ci_source in CI_VARIABLES else ""
+
+    @property
     def ci_words(self) -> str:
         """Why this counts as a run in CI, or why not."""
-        if self.ci_source in CI_VARIABLES:
-            return f"{self.ci_source} is set"
+        if self.ci_variable:
+            return f"{self.ci_variable} is set"
         return f"from {self.ci_source}" if self.ci_source else "CI not set"
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import pytest
 
@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.work import Event
 
 SERVERS_OWN_STALL_S = 300.0
 
@@ -208,6 +209,21 @@ class Controller(Leader):
 
     def after_tests(self) -> None:
         """Where models were brought beside the tests, see it to its end."""
+
+    def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
+        """Yield what happens, and say why it is pulled where only CI allows that."""
+        for event in super().events(until):
+            if event is not None and event.phase == "pulling" and self._pulls_for_ci(event.target):
+                self.say_once(
+                    f"{self.settings.ci_variable} is set, so missing models are pulled; with "
+                    "--ollama-ci=no only those that you list are",
+                    least=-1,
+                )
+            yield event
+
+    def _pulls_for_ci(self, target: Target) -> bool:
+        settings = self.settings
+        return bool(settings.ci_variable) and not settings.terms._replace(ci=False).may_pull(target)
 
     def _wait_for_listed(self) -> None:
         # Where groups take turns nothing is loaded yet.

@@ -324,7 +324,7 @@ def test_message_4_unknown_to_the_registry(suite: Suite, monkeypatch: pytest.Mon
     )
     run = suite.run()
     message = NO_SUCH.format(origin="from ollama_preload in pyproject.toml")
-    assert f"{message} Its 1 test fails (CI is set)." in run.ours
+    assert f"{message} Its 1 test fails (CI is set; --ollama-ci=no skips it)." in run.ours
 
 
 def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:
@@ -364,7 +364,7 @@ def test_message_7_out_of_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) 
     run = suite.run()
     assert (
         f'llama3.1:70b does not load: "{words}". Try a smaller tag or num_ctx; '
-        "loaded now: qwen3:4b. Its 4 tests fail (CI is set)."
+        "loaded now: qwen3:4b. Its 4 tests fail (CI is set; --ollama-ci=no skips them)."
     ) in run.ours
 
 

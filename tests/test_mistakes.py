@@ -75,3 +75,37 @@ def test_without_a_server_on_this_machine_a_run_waits_for_a_moment(
     run = suite.run(f"--ollama-host={nobody}", *args)
     assert {"skipped": 1} == run.counts
     assert f"(from --ollama-host): connection refused for {waited}. Start it with" in run.out
+
+
+# What an IDE or a development container sets
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+def test_a_download_that_only_ci_allows_says_so(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    suite.write(ONE_TEST)
+    run = suite.run(*workers)
+    assert {"passed": 1} == run.counts
+    words = (
+        "CI is set, so missing models are pulled; with --ollama-ci=no only those that you list are"
+    )
+    assert 1 == run.ours.count(words)
+    # No more to say where nothing is pulled.
+    assert words not in suite.run(*workers).ours
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--ollama-preload=llama3.2:1b"], ["--ollama-pull=missing"], ["--ollama-ci=yes"]],
+    ids=["listed", "allowed", "asked for"],
+)
+def test_a_download_that_the_user_asks_for_needs_no_reason(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    suite.write(ONE_TEST)
+    run = suite.run(*args)
+    assert {"passed": 1} == run.counts
+    assert "so missing models are pulled" not in run.out
