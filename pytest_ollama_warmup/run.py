@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.gates import Gate as SuiteGate
     from pytest_ollama_warmup.gates import SetUp
+    from pytest_ollama_warmup.ollama.answers import Resident
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
@@ -55,6 +56,8 @@ GROUPS = "groups.json"
 VARIANTS = "variants.json"
 # And this one: the run ends early, and pytest-xdist releases tests whose turn has not come.
 ENDING = "ending"
+# And this one: models are loaded, and some selected tests say that they need one, others do not.
+MIXED = "mixed"
 # Here lies what became of models that are only pulled as yet.
 _PRESENT = "present"
 
@@ -102,6 +105,7 @@ class Run:
         self.room = Room(folder, self.gate)
         self._guard: Guard | None = None
         self._wanted: list[tuple[Target, Outcome]] | None = None
+        self._unmarked: list[str] = []
         self._waits: dict[str, float] = {}
         self._lost: dict[str, tuple[str, list[str]]] = {}
         self._turn: set[str] = set()
@@ -229,7 +233,9 @@ class Run:
 
         self._wanted = wanted
         try:
-            self._guarding().before(wanted, test, self._contexts, self._may_load)
+            self._guarding().before(
+                wanted, test, self._contexts, self._may_load, self._taken_unmarked()
+            )
         except (ServerUnreachable, LoadFailed) as exc:
             # It was ready once: the test runs and fails by itself, if it does, as it would without.
             # One request to a server that has ended meets a lost connection, the next a refusal.
@@ -256,6 +262,40 @@ class Run:
         if wanted is not None:
             with suppressing():
                 self._guarding().after(wanted, test, self._contexts)
+
+    def pass_by(self, test: str) -> None:
+        """Note that *test* runs, which says nothing of models, and may use some all the same."""
+        # Of two or more nobody knows which it was: the others need not be named.
+        if len(self._unmarked) < 2:
+            self._unmarked.append(test)
+
+    def _taken_unmarked(self) -> list[str]:
+        found, self._unmarked = self._unmarked, []
+        return found
+
+    def look_between(self) -> None:
+        """Write down what is in memory before the first test, or after the last; never raises."""
+        from pytest_ollama_warmup.warmup.looks import LookLog
+
+        sent = clock.monotonic()
+        with suppressing():
+            loaded = self._in_memory()
+            log = LookLog(self.folder, self.by)
+            log.write("between", sent, tests=self._taken_unmarked(), loaded=loaded)
+
+    def look_at_end(self) -> None:
+        """See what tests without a mark have used since the last look; never raises."""
+        if self._unmarked and (self.root / MIXED).exists() and not self._lost:
+            self.look_between()
+
+    def _in_memory(self) -> list[Resident]:
+        from pytest_ollama_warmup.ollama import plain
+
+        settings = self.settings
+        # A worker that has run no test with a mark has not imported httpx, which takes 40 ms.
+        if self._client is None and plain.can_look(settings.host):
+            return plain.resident(settings.host, settings.api_key, settings.headers.value)
+        return self.client().resident()
 
     def _may_load(self) -> bool:
         """Whether what is gone may be loaded before a test.

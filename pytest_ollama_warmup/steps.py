@@ -47,7 +47,7 @@ from pytest_ollama_warmup.roles import (
     write_host,
     write_places,
 )
-from pytest_ollama_warmup.run import GROUPS, VARIANTS, elsewhere, folder_at, is_watched
+from pytest_ollama_warmup.run import GROUPS, MIXED, VARIANTS, elsewhere, folder_at, is_watched
 from pytest_ollama_warmup.screen import screen_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
@@ -181,8 +181,18 @@ class Controller(Leader):
                 self._begin()
                 self._wait_for_all()
             self._conclude()
-            if not self._plan.marked and any(is_watched(one) for one in self.record.outcomes):
-                (self.root / WATCHED).touch()
+            if any(is_watched(one) for one in self.record.outcomes):
+                self._watch(mixed=selected > len(wants))
+
+    def _watch(self, *, mixed: bool) -> None:
+        """Have processes look also where tests do not say what they need."""
+        if not self._plan.marked:
+            (self.root / WATCHED).touch()
+        # In the background models are still being loaded, and come and go by our own doing.
+        elif mixed and not self.settings.background.value:
+            (self.root / MIXED).touch()
+            for there in self._everywhere():
+                there.look_between()
 
     def _leave_out(self) -> None:
         """Leave models to tests that skipped at set-up in the last run, if only those need them."""

@@ -143,11 +143,13 @@ def _inside(item: pytest.Item) -> AbstractContextManager[None]:
 
 class _Watch:
     _looks_at_fixtures = False
+    _unmarked = False
 
     # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         want, item.stash[_FOUND] = _want(item)
+        self._unmarked = want is None
         if want is None:
             return (yield)
         with ExitStack() as held:
@@ -181,6 +183,8 @@ class _Watch:
     # After set-up: a fixture may have changed the address, and takes it back at its end.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
+        if self._unmarked:
+            run_of(item.config).pass_by(item.nodeid)
         if _GATE in item.stash:
             # The fixture was not asked for this time, or it was set up for an earlier test.
             set_up(item, passed=True)
@@ -191,6 +195,11 @@ class _Watch:
                 if want_of(item) is not None:
                     item.config.stash[_MOVED] = True
                     item.warn(OllamaWarmupWarning(text))
+
+    # Before that is read which the processes of the run have seen.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        run_of(session.config).look_at_end()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(

@@ -85,15 +85,18 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
     run = suite.run("--ollama-keep-alive=60")
     assert {"passed": 3} == run.counts
     assert 2 == len(loads(suite))
-    # Which test has loaded the others nobody has seen: it is not marked.
+    # Whether that test has loaded the others nobody has seen: it is not marked.
     assert re.search(
-        r"^a:1 was gone when b:1, c:1 and d:1 were loaded \(evicted, or unloaded by somebody\), and "
-        r"loaded again before "
+        r"^a:1 was gone during test_it\.py::test_others when b:1, c:1 and d:1 were loaded "
+        r"\(evicted, or unloaded by somebody\), and loaded again before "
         r"test_it\.py::test_second \([\d.]+ m?s\)\.$",
         run.out,
         re.MULTILINE,
     ), run.out
-    assert "is not listed" not in run.out
+    assert (
+        "b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. If these "
+        "tests use them, list them or mark the tests, so that they are loaded before.\n"
+    ) in run.out
 
 
 def test_somebody_elses_model_that_comes_while_a_test_unloads_ours_has_not_evicted_it(
@@ -556,12 +559,14 @@ def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
 ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
 GOLDEN = """\
 ✓ a:1   ready   loaded in TIME   6 tests
-a:1 was gone when b:1, c:1 and d:1 were loaded (evicted, or unloaded by somebody), and loaded again \
-before test_it.py::test_after_an_eviction (TIME).
+a:1 was gone during test_it.py::test_others when b:1, c:1 and d:1 were loaded (evicted, or \
+unloaded by somebody), and loaded again before test_it.py::test_after_an_eviction (TIME).
 a:1 was gone (unloaded, or the server was restarted), and loaded again before \
 test_it.py::test_after_a_restart (TIME).
 a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. If your tests ask for all \
 of them, send the same num_ctx everywhere; ollama_options has it.
+b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. If these tests use \
+them, list them or mark the tests, so that they are loaded before.
 waited TIME before the first test"""
 
 
@@ -841,7 +846,7 @@ def test_a_model_that_tests_use_and_nobody_lists_is_named_with_its_tests(
     assert {"passed": 4} == run.counts
     assert (
         "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed. If these "
-        "tests use it, list it or mark them, so that it is loaded before them."
+        "tests use it, list it or mark the tests, so that it is loaded before."
     ) in run.out
     assert "a:1 was" not in run.out
 
@@ -973,8 +978,8 @@ def test_nothing_is_asked_for_tests_that_need_no_model(suite: Suite) -> None:
         """,
     )
     suite.run()
-    # Before the load and after it, before the test and after it.
-    assert 4 == len(suite.ollama.calls("ps"))
+    # Before the load and after it, before the first test, before the marked one and after it.
+    assert 5 == len(suite.ollama.calls("ps"))
 
 
 @WORKERS

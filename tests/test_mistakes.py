@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.ollama.emulator import ScriptedModel
 from pytest_ollama_warmup.settings import Settings, Sources
 from tests.conftest import ONE_TEST
+from tests.test_guard import write
 
 if TYPE_CHECKING:
     from tests.conftest import Suite
@@ -109,3 +112,117 @@ def test_a_download_that_the_user_asks_for_needs_no_reason(
     run = suite.run(*args)
     assert {"passed": 1} == run.counts
     assert "so missing models are pulled" not in run.out
+
+
+# Tests that say nothing of the models that they use
+
+UNLISTED = (
+    "{model} was used during test_it.py::{test}, and is not listed. If these tests use it, list it "
+    "or mark the tests, so that it is loaded before."
+)
+CALLS = """
+        def test_before(): ask("b:1")
+
+        @A
+        def test_marked(): ask("a:1")
+
+        def test_between(): ask("c:1")
+
+        @A
+        def test_again(): ask("a:1")
+
+        def test_after(): ask("d:1")
+"""
+
+
+@pytest.fixture
+def models(suite: Suite) -> list[str]:
+    """Models that are there, and fit into memory together."""
+    names = [f"{one}:1" for one in "abcd"]
+    suite.ollama.max_loaded = len(names)
+    for name in names:
+        suite.ollama.add(ScriptedModel(name, present=True, digest=name[0] * 64))
+    return names
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("workers", [[], ["-n1"]], ids=["single", "n1"])
+def test_tests_that_call_what_nobody_marked_or_listed_are_named(
+    suite: Suite, workers: list[str]
+) -> None:
+    write(suite, CALLS)
+    run = suite.run(*workers)
+    assert {"passed": 5} == run.counts
+    for model, test in (("b:1", "test_before"), ("c:1", "test_between"), ("d:1", "test_after")):
+        assert UNLISTED.format(model=model, test=test) in run.out
+    assert "a:1 was" not in run.out
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("args", [[], ["--ollama-preload=a:1"]], ids=["marked", "listed"])
+def test_where_several_tests_may_have_called_it_none_is_named(
+    suite: Suite, args: list[str]
+) -> None:
+    marked = "" if args else "@A\n        def test_marked(): ask('a:1')\n"
+    write(
+        suite,
+        f"""
+        {marked}
+        def test_one(): ask("b:1")
+        def test_other(): pass
+        """,
+    )
+    run = suite.run(*args)
+    assert "b:1 was used while tests ran, and is not listed. If your tests use it, list" in run.out
+
+
+@pytest.mark.usefixtures("models")
+def test_where_all_tests_are_marked_no_look_is_added(suite: Suite) -> None:
+    marked = """
+        @A
+        def test_it(): ask("a:1")
+    """
+    write(suite, marked)
+    # From the second run on the model is there.
+    assert {"passed": 1} == suite.run().counts
+    looks = looks_of_a_run(suite)
+    write(suite, f"{marked}\n        def test_other(): pass\n")
+    assert looks + 2 == looks_of_a_run(suite)
+
+
+def looks_of_a_run(suite: Suite) -> int:
+    before = len(suite.ollama.requests)
+    suite.run()
+    return sum(one.path == "/api/ps" for one in suite.ollama.requests[before:])
+
+
+LAST = {
+    "marked": """
+        @A
+        def test_it(): pass
+
+        @A
+        def test_last(): ask("a:1", num_ctx=8192)
+    """,
+    "unmarked": """
+        @A
+        def test_it(): pass
+
+        def test_last(): ask("a:1", num_ctx=8192)
+    """,
+    "listed": """
+        def test_last(): ask("a:1", num_ctx=8192)
+    """,
+}
+
+
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+@pytest.mark.parametrize("tests", LAST)
+def test_a_reload_by_the_last_test_is_reported_in_that_run(
+    suite: Suite, tests: str, workers: list[str]
+) -> None:
+    write(suite, LAST[tests])
+    listed = ["--ollama-preload=a:1"] if tests == "listed" else []
+    run = suite.run(*listed, *workers)
+    assert re.search(r"^a:1 was loaded with num_ctx 4096 .*8192: 1 reload\b", run.out, re.M)

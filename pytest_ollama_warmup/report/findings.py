@@ -43,9 +43,11 @@ def findings(memory: Memory, run: Run) -> list[str]:
     lines += _variants(memory, run)
     said = dict(_sharing(memory, run))
     lines += said.values()
-    for name, tests in memory.unlisted.items():
+    by_tests: dict[tuple[str, ...], list[str]] = {}
+    for name, tests in sorted(memory.unlisted.items()):
         if not any(name in names for names in said):
-            lines.append(_unlisted(at(name, memory.host), tests))
+            by_tests.setdefault(tuple(tests), []).append(at(clean(name, 100), memory.host))
+    lines += [_unlisted(names, [*tests]) for tests, names in by_tests.items()]
     return lines
 
 
@@ -199,8 +201,11 @@ def _took(number: int, outcome: Outcome) -> str:
     return f", about {seconds(number * load.seconds)}" if load and load.seconds >= 0.1 else ""
 
 
-def _unlisted(name: str, tests: list[str]) -> str:
+def _unlisted(names: list[str], tests: list[str]) -> str:
+    when = f"during {first_of(tests)}" if tests else "while tests ran"
+    which = "these tests" if tests else "your tests"
+    was, is_, it = ("was", "is", "it") if len(names) == 1 else ("were", "are", "them")
     return (
-        f"{clean(name, 100)} was used during {first_of(tests)}, and is not listed. If these tests "
-        "use it, list it or mark them, so that it is loaded before them."
+        f"{each_of(names)} {was} used {when}, and {is_} not listed. If {which} use {it}, list {it} "
+        f"or mark the tests, so that {'it is' if len(names) == 1 else 'they are'} loaded before."
     )

@@ -117,9 +117,16 @@ class Guard:
         self._lost = False
 
     def before(
-        self, wanted: Wanted, test: str, beside: Contexts, may_load: Callable[[], bool]
+        self,
+        wanted: Wanted,
+        test: str,
+        beside: Contexts,
+        may_load: Callable[[], bool],
+        unmarked: Sequence[str] = (),
     ) -> None:
         """See that all of *wanted* is loaded before *test*, loading again what is gone.
+
+        *unmarked* are tests that have run since the last look, and may have used any model.
 
         *beside* returns the contexts that other tests want a model with: no change of habit. Where
         *may_load* forbids it, what is gone is left to the test.
@@ -132,6 +139,8 @@ class Guard:
         sent, loaded = clock.monotonic(), None
         try:
             loaded = self._loaded()
+            if unmarked:
+                self.log.write("between", sent, tests=unmarked, loaded=loaded)
             for target, outcome in wanted:
                 if (found := _find(loaded, target, outcome)) is not None:
                     self._note(target, outcome, found, beside)

@@ -116,7 +116,7 @@ class Memory:
 
     @property
     def unlisted(self) -> dict[str, list[str]]:
-        """The tests that used each model which the run does not know."""
+        """The tests that used each model which the run does not know; none where it is unclear."""
         return unlisted(self.usage, self.keys_of)
 
     def switches(self, key: str) -> list[Switch]:
@@ -146,7 +146,8 @@ class Memory:
     @property
     def number_needed(self) -> int:
         """How many models the tests need, as they say or were seen to."""
-        names = [*(one.model for one in self.outcomes.values()), *self.unlisted]
+        seen = [name for name, tests in self.unlisted.items() if tests]
+        names = [*(one.model for one in self.outcomes.values()), *seen]
         # Those with the same weights have one place.
         return len({self.info(name).weights or name.lower() for name in names})
 

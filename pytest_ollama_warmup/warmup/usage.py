@@ -297,9 +297,10 @@ def uses_by_key(
 
 
 def unlisted(usage: Usage, keys_of: Callable[[str, str], frozenset[str]]) -> dict[str, list[str]]:
-    """Return the tests that used each model which the run does not know, as far as that is certain.
+    """Return the tests that certainly used each model which the run does not know.
 
-    A model that was used while no test ran is somebody else's: nothing is said of it.
+    None of them where several tests ran at a time. A model that was used while no test ran is
+    somebody else's: nothing is said of it.
     """
     found: dict[str, list[str]] = {}
     others: set[str] = set()
@@ -308,6 +309,8 @@ def unlisted(usage: Usage, keys_of: Callable[[str, str], frozenset[str]]) -> dic
             continue
         if not use.tests:
             others.add(use.model)
-        elif len(use.tests) == 1 and use.tests[0] not in found.setdefault(use.model, []):
-            found[use.model].append(use.tests[0])
-    return {name: tests for name, tests in found.items() if tests and name not in others}
+            continue
+        tests = found.setdefault(use.model, [])
+        if len(use.tests) == 1 and use.tests[0] not in tests:
+            tests.append(use.tests[0])
+    return {name: tests for name, tests in found.items() if name not in others}

@@ -360,7 +360,15 @@ def test_models_of_equal_weights_need_one_place() -> None:
 
 UNLISTED = (
     "c:1 was used during t and 1 more, and is not listed. If these tests use it, list it or mark "
-    "them, so that it is loaded before them."
+    "the tests, so that it is loaded before."
+)
+UNCLEAR = (
+    "c:1 was used while tests ran, and is not listed. If your tests use it, list it or mark the "
+    "tests, so that it is loaded before."
+)
+SEVERAL = (
+    "c:1 and d:1 were used during t, and are not listed. If these tests use them, list them or "
+    "mark the tests, so that they are loaded before."
 )
 
 
@@ -368,11 +376,13 @@ UNLISTED = (
     ("uses", "lines"),
     [
         ([use("c:1", "t"), use("c:1", "u"), use("c:1", "u")], [UNLISTED]),
+        ([use("d:1", "t"), use("c:1", "t")], [SEVERAL]),
         ([use("a:1", "t")], []),
         # At another time it was used while no test ran: by somebody else, maybe always.
         ([use("c:1", "t"), use("c:1", "u"), use("c:1", "")], []),
         # Two tests at the same time: nobody knows whose.
-        ([Use("c:1", "", 0, 1.0, ("t", "u"), frozenset())], []),
+        ([Use("c:1", "", 0, 1.0, ("t", "u"), frozenset())], [UNCLEAR]),
+        ([Use("c:1", "", 0, 1.0, ("t", "u"), frozenset()), use("c:1", "")], []),
     ],
 )
 def test_models_that_nobody_listed(uses: list[Use], lines: list[str]) -> None:
