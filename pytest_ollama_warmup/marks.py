@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from pytest_ollama_warmup.errors import CAPABILITIES, BadMark, BadSpec
-from pytest_ollama_warmup.roles import settings_of
+from pytest_ollama_warmup.roles import OllamaWarmupWarning, settings_of, worker_input
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Want
@@ -57,9 +57,12 @@ def prepare_items(items: Iterable[pytest.Item]) -> None:
     around, may_use = _Around(), _MayUseFixtures()
     for item in items:
         marked = around.is_marked(item)
-        if not marked and may_use(item) and _our_fixtures(item):
-            item.add_marker(getattr(pytest.mark, LONG_NAME if around.is_taken else NAME))
-            marked = True
+        if not marked and may_use(item):
+            if _our_fixtures(item):
+                item.add_marker(getattr(pytest.mark, LONG_NAME if around.is_taken else NAME))
+                marked = True
+            else:
+                _hint_at_indirect(item)
         # One name is enough to select or deselect all tests that need a model.
         elif marked and not around.is_taken and item.get_closest_marker(NAME) is None:
             item.add_marker(getattr(pytest.mark, NAME))
@@ -381,18 +384,56 @@ def _check_direct(item: pytest.Item, specs: Mapping[str, ModelSpec]) -> None:
     Raises:
         BadMark: says what to add.
     """
+    spec = _direct_model(item)
+    if spec is not None and spec.model_key not in specs:
+        raise BadMark(
+            f"parametrize({_MODEL_FIXTURE!r}, ...) passes {str(spec)!r} to the test, and nothing "
+            "loads that model: add indirect=True",
+            item.nodeid,
+            MARK,
+        )
+
+
+_HINTED = pytest.StashKey[bool]()
+
+
+def _hint_at_indirect(item: pytest.Item) -> None:
+    """Warn once where a test without a mark has a model as a plain argument: nothing loads it."""
+    config, settings = item.config, settings_of(item.config)
+    # Each worker collects all tests: one of them is enough.
+    worker = worker_input(config).get("workerid", "gw0")
+    if _HINTED in config.stash or settings.off or worker != "gw0":
+        return
+    try:
+        spec = _direct_model(item)
+    except BadMark:
+        return
+    # In other suites such an argument may be the name of anything, but hardly with a tag.
+    if spec is None or not (settings.configured or ":" in spec.name):
+        return
+    config.stash[_HINTED] = True
+    # Where warnings are errors, the suite runs as it would without us.
+    with suppress(OllamaWarmupWarning):
+        item.warn(
+            OllamaWarmupWarning(
+                f"parametrize({_MODEL_FIXTURE!r}, ...) passes {str(spec)!r} to the test as a plain "
+                "argument, so nothing loads that model before the test. To have it pulled and "
+                "loaded, add indirect=True."
+            )
+        )
+
+
+def _direct_model(item: pytest.Item) -> ModelSpec | None:
+    """Return the model that *item* has as a plain argument, unless it is listed for the run.
+
+    Raises:
+        BadMark: it is no model's name.
+    """
     value = _parameters(item).get(_MODEL_FIXTURE, _NONE)
     if value is _NONE or not any(map(_is_direct, definitions_of(_MODEL_FIXTURE, item))):
-        return
+        return None
     spec, listed = _one_spec(value, item), settings_of(item.config).listed
-    if spec is None or spec.model_key in specs or listed.given(listed.meant(spec)) is not None:
-        return
-    raise BadMark(
-        f"parametrize({_MODEL_FIXTURE!r}, ...) hands {value!r} to the test, and nothing prepares "
-        "that model: add indirect=True",
-        item.nodeid,
-        MARK,
-    )
+    return None if spec is None or listed.given(listed.meant(spec)) is not None else spec
 
 
 _NONE = object()

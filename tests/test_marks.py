@@ -471,7 +471,7 @@ def test_a_forgotten_indirect_is_an_error_with_that_advice(
     suite.write({"test_it.py": FORGOTTEN})
     run = suite.run("--ollama-preload=a:1", *workers)
     assert 4 == run.ret
-    assert "hands 'b:1' to the test, and nothing prepares that model: add indirect=True" in run.err
+    assert "passes 'b:1' to the test, and nothing loads that model: add indirect=True" in run.err
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,48 @@ def test_a_reload_by_the_last_test_is_reported_in_that_run(
     listed = ["--ollama-preload=a:1"] if tests == "listed" else []
     run = suite.run(*listed, *workers)
     assert re.search(r"^a:1 was loaded with num_ctx 4096 .*8192: 1 reload\b", run.out, re.M)
+
+
+# A forgotten indirect=True
+
+PLAIN = """
+    import pytest
+
+    @pytest.mark.parametrize("ollama_model", ["a:1", "b:1"])
+    def test_it(ollama_model): pass
+"""
+HINT = (
+    "passes '{model}' to the test as a plain argument, so nothing loads that model before the test"
+)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
+@pytest.mark.parametrize("listed", ["", "a:1"])
+def test_a_model_as_a_plain_argument_is_hinted_at_once(
+    suite: Suite, listed: str, workers: list[str]
+) -> None:
+    suite.write({"test_it.py": PLAIN})
+    run = suite.run(f"--ollama-preload={listed}", "--ollama-on-unavailable=skip", *workers)
+    assert {"passed": 2} == run.counts
+    assert 1 == run.out.count(HINT.format(model="b:1" if listed else "a:1"))
+    assert 1 == run.out.count("plain argument")
+
+
+@pytest.mark.parametrize(
+    ("source", "args"),
+    [
+        (PLAIN, ["-W", "error"]),
+        (PLAIN, ["--ollama-off"]),
+        (PLAIN.replace('"a:1", "b:1"', '"fake", "none"'), []),
+        (PLAIN.replace('"a:1", "b:1"', "1, 2"), []),
+        (PLAIN.replace('"a:1", "b:1"', '"http://a:1/?", "= b"'), []),
+    ],
+    ids=["errors", "off", "no tag", "numbers", "no names"],
+)
+def test_a_plain_argument_that_may_be_anything_is_no_matter_of_ours(
+    suite: Suite, source: str, args: list[str]
+) -> None:
+    suite.write({"test_it.py": source})
+    run = suite.run(*args)
+    assert {"passed": 2} == run.counts
+    assert "plain argument" not in run.out
