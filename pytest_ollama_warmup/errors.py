@@ -393,8 +393,14 @@ class ModelError(WarmupError):
     origin: str
 
 
-def _meant(name: str) -> str:
-    return f" Did you mean {name}, which is there?" if name else ""
+def _meant(name: str, model: str) -> str:
+    if name:
+        return f" Did you mean {name}, which is there?"
+    from pytest_ollama_warmup.ollama.names import without_provider
+
+    if (bare := without_provider(model)) != model:
+        return f" Did you mean {bare}? Ollama does not know the prefix {model.removesuffix(bare)}."
+    return ""
 
 
 class NotPulled(ModelError):
@@ -417,7 +423,8 @@ class NotPulled(ModelError):
             )
         return (
             f"{self.model} is not pulled ({self.origin}). Run 'ollama pull {self.model}', "
-            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}.{_meant(self.meant)}"
+            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}."
+            f"{_meant(self.meant, self.model)}"
         )
 
 
@@ -436,7 +443,7 @@ class UnknownModel(ModelError):
     def __str__(self) -> str:
         return (
             f"{self.model}: the registry has no such model ({self.words}), {self.origin}. "
-            f"Check name and tag{_or_alias(self.model)}.{_meant(self.meant)}"
+            f"Check name and tag{_or_alias(self.model)}.{_meant(self.meant, self.model)}"
         )
 
 

@@ -90,9 +90,15 @@ class ModelName(NamedTuple):
 _PROVIDER = re.compile(r"(?:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)", re.IGNORECASE)
 
 
+def without_provider(name: str) -> str:
+    """Return *name* without what client libraries write in front of it: ``ollama/``."""
+    found = _PROVIDER.match(name)
+    return name[found.end() :] if found else name
+
+
 def meant_by(name: str, there: Sequence[str]) -> str:
     """Return the one of the names *there* that *name* may have been meant for; empty for none."""
-    bare = name[found.end() :] if (found := _PROVIDER.match(name)) else name
+    bare = without_provider(name)
     keys = {}
     for one in there:
         with suppress(ValueError):

@@ -147,6 +147,19 @@ def test_a_missing_model_says_who_wants_it_and_how_to_pull_it() -> None:
     ) == str(NotPulled("llama3.2:1b", origin))
 
 
+@pytest.mark.parametrize(
+    ("meant", "words"),
+    [
+        ("", "Did you mean llama3.2:1b? Ollama does not know the prefix ollama_chat/."),
+        ("llama3.2:3b", "Did you mean llama3.2:3b, which is there?"),
+    ],
+)
+def test_a_name_with_the_prefix_of_a_client_library_is_one_without(meant: str, words: str) -> None:
+    name, origin = "ollama_chat/llama3.2:1b", "from --ollama-preload"
+    assert str(NotPulled(name, origin, meant=meant)).endswith(f". {words}")
+    assert str(UnknownModel(name, origin, "no", meant)).endswith(f". {words}")
+
+
 def test_a_missing_cloud_model_is_never_to_be_pulled() -> None:
     said = str(NotPulled("m:cloud", "from --ollama-preload", True))
     assert "'ollama signin'" in said
