@@ -495,16 +495,19 @@ class Controller(Leader):
         if not self._collected:
             # After an exit at session start pytest prints no summary.
             self.summary()
-        needs = self._plan.needs.get(outcome.key, ())
-        overridden = any(need.on_unavailable == "exit" for need in needs)
-        otherwise = (
-            "The mark of a test that needs it says on_unavailable='exit'."
-            if overridden
-            else "--ollama-on-unavailable=skip goes on without it."
-        )
         if self._collected:
             note_in_junit(self._config, outcome)
-        pytest.exit(f"ollama: {self._located(outcome)} {otherwise}", returncode=2)
+        pytest.exit(f"ollama: {self._located(outcome)} {self._way_out(outcome)}", returncode=2)
+
+    def _way_out(self, outcome: Outcome) -> str:
+        """Say what makes the run go on that *outcome* ends."""
+        settings, target = self.settings, self._plan.targets.get(outcome.key)
+        if any(need.on_unavailable == "exit" for need in self._plan.needs.get(outcome.key, ())):
+            return "The mark of a test that needs it says on_unavailable='exit'."
+        by_option = target is not None and target.given_by == "option"
+        if settings.ci_variable and settings.on_unavailable.value == "auto" and not by_option:
+            return f"{settings.ci_variable} is set; --ollama-ci=no goes on without it."
+        return "--ollama-on-unavailable=skip goes on without it."
 
     def _located(self, outcome: Outcome) -> str:
         """Return an error, with its server where that is one of several, and not named in it."""

@@ -33,6 +33,12 @@ _HERE = str(Path(__file__).parent)
 _SCOPE = re.compile(r"ScopeMismatch: .*function scoped fixture ollama_(model|options)\b")
 
 
+_OF_ONE_TEST = (
+    "ollama_model and ollama_options belong to one test. In a fixture of a wider scope use "
+    'ollama_models["MODEL"], or ollama_models.default for the first listed model.'
+)
+
+
 NOT_READY = pytest.StashKey["Verdict"]()
 # What was found before the test began, for its set-up to act on.
 _FOUND = pytest.StashKey["Verdict | None"]()
@@ -254,7 +260,7 @@ def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
     verdict = item.stash.get(NOT_READY, None)
     if report.failed and _SCOPE.search(str(report.longrepr)):
-        report.sections.append(("ollama", "A fixture of a wide scope uses ollama_models.default."))
+        report.sections.append(("ollama", _OF_ONE_TEST))
     if report.skipped and isinstance(report.longrepr, tuple):
         path, _, reason = report.longrepr
         if path.startswith(_HERE):

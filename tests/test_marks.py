@@ -558,4 +558,7 @@ def test_a_session_fixture_that_asks_for_a_tests_own_is_told_what_to_use(
     )
     run = suite.run("--ollama-preload=a:1")
     assert {"error": 1} == run.counts
-    assert "A fixture of a wide scope uses ollama_models.default." in run.out
+    assert (
+        'In a fixture of a wider scope use ollama_models["MODEL"], or ollama_models.default'
+        in run.out
+    )

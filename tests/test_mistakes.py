@@ -99,6 +99,21 @@ def test_a_download_that_only_ci_allows_says_so(
     assert words not in suite.run(*workers).ours
 
 
+def test_a_run_that_ends_because_of_ci_says_so(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "nix:1")
+    suite.write({"test_it.py": "def test_it(): pass\n"})
+    run = suite.run()
+    assert 2 == run.ret
+    assert "CI is set; --ollama-ci=no goes on without it." in run.out
+    assert {"passed": 1} == suite.run("--ollama-ci=no").counts
+    # Not the variable ends it, but the list of the command line.
+    by_option = suite.run("--ollama-preload=nix:1").out
+    assert "--ollama-on-unavailable=skip goes on without it." in by_option
+
+
 @pytest.mark.parametrize(
     "args",
     [["--ollama-preload=llama3.2:1b"], ["--ollama-pull=missing"], ["--ollama-ci=yes"]],
