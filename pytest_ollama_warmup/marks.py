@@ -306,7 +306,8 @@ def _meant_argument(name: str, value: object) -> str:
         each = ", ".join(f'"{one}"' for one in values)
         return f"models are given without {name}=: {NAME}({each})"
     if name in KEYS:
-        return f'{name} goes into options={{"{name}": {value!r}}}'
+        written = f'"{value}"' if isinstance(value, str) else repr(value)
+        return f'{name} goes into options={{"{name}": {written}}}'
     if name in OF_REQUESTS:
         return f"{name} does not decide how a model is loaded: send it with each request"
     known = ("capabilities", "options", "on_unavailable")

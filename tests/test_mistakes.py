@@ -25,7 +25,7 @@ SIGNATURE = "requires_model(*specs, capabilities=(), options=None, on_unavailabl
         ("model='a:1'", 'models are given without model=: requires_model("a:1").'),
         ("models=['a:1', 'b:1']", 'models are given without models=: requires_model("a:1", "b:1").'),
         ("'a:1', num_ctx=4096", 'num_ctx goes into options={"num_ctx": 4096}.'),
-        ("'a:1', keep_alive='1h'", """keep_alive goes into options={"keep_alive": '1h'}."""),
+        ("'a:1', keep_alive='1h'", 'keep_alive goes into options={"keep_alive": "1h"}.'),
         ("'a:1', temperature=0", "temperature does not decide how a model is loaded: send it with each request."),
         ("'a:1', capability='tools'", "requires_model has no argument capability; did you mean capabilities?"),
         ("'a:1', capabilities='tool'", "no model has the capability 'tool'; did you mean 'tools'?"),
@@ -151,13 +151,10 @@ CALLS = """
 
 
 @pytest.fixture
-def models(suite: Suite) -> list[str]:
-    """Models that are there, and fit into memory together."""
-    names = [f"{one}:1" for one in "abcd"]
-    suite.ollama.max_loaded = len(names)
-    for name in names:
-        suite.ollama.add(ScriptedModel(name, present=True, digest=name[0] * 64))
-    return names
+def models(suite: Suite) -> None:
+    """Models that are there."""
+    for name in "abcd":
+        suite.ollama.add(ScriptedModel(f"{name}:1", present=True, digest=name * 64))
 
 
 @pytest.mark.usefixtures("models")

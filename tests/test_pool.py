@@ -408,7 +408,7 @@ def test_hosts_are_waited_for_side_by_side(suite: Suite, three: list[Emulator]) 
         one.stop()
     spread(suite, 3)
     run = suite.run("-n3", hosts(*three), "--ollama-wait=3", "--ollama-on-unavailable=skip", LIST)
-    assert re.search(r"; gave up after 3(\.\d+)? s", run.out)
+    assert re.search(r"; gave up after 3(\.\d)? s\. ", run.out)
     waiting = {line for line in run.ours if line.startswith("waiting for")}
     assert {f"waiting for {one.url} (connection refused), up to 3 s" for one in three} == waiting
 
