@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import re
 
-from pytest_ollama_warmup.text import clean, seconds
+from pytest_ollama_warmup.text import clean, seconds, without_provider
 
 # Of Ollama v0.33 (types/model/capability.go).
 CAPABILITIES = (
@@ -396,8 +396,6 @@ class ModelError(WarmupError):
 def _meant(name: str, model: str) -> str:
     if name:
         return f" Did you mean {name}, which is there?"
-    from pytest_ollama_warmup.ollama.names import without_provider
-
     if (bare := without_provider(model)) != model:
         return f" Did you mean {bare}? Ollama does not know the prefix {model.removesuffix(bare)}."
     return ""

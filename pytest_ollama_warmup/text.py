@@ -14,6 +14,8 @@ _ANSI = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])"
 _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+"
 # To the last @ of the host part: a password may hold one.
 _USERINFO = r"(?<=://)[^/\s]+@"
+# What client libraries write in front of a model's name: LiteLLM, LangChain and others.
+_PROVIDER = r"(?i:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)"
 
 
 class Secret(str):
@@ -42,6 +44,12 @@ def clean(text: object, limit: int = 500) -> str:
     plain = re.sub(_CONTROL, " ", re.sub(_ANSI, "", str(text))).strip()
     plain = re.sub(_USERINFO, "***@", plain)
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def without_provider(name: str) -> str:
+    """Return a model's name without what client libraries write in front of it: ``ollama/``."""
+    found = re.match(_PROVIDER, name)
+    return name[found.end() :] if found else name
 
 
 def each_of(names: Sequence[str]) -> str:

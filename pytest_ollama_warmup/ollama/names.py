@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_ollama_warmup.text import without_provider
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -84,16 +86,6 @@ class ModelName(NamedTuple):
 
     def __str__(self) -> str:
         return self.short
-
-
-# What client libraries write in front of a model's name: LiteLLM, LangChain and others.
-_PROVIDER = re.compile(r"(?:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)", re.IGNORECASE)
-
-
-def without_provider(name: str) -> str:
-    """Return *name* without what client libraries write in front of it: ``ollama/``."""
-    found = _PROVIDER.match(name)
-    return name[found.end() :] if found else name
 
 
 def meant_by(name: str, there: Sequence[str]) -> str:
