@@ -75,6 +75,19 @@ def folder_at(root: Path, url: str) -> Path:
     return folder
 
 
+def what_is_lost(exc: ServerUnreachable | LoadFailed) -> str:
+    """Return the URL of the server that is lost, else what is wrong with the model.
+
+    One request to a server that has ended meets a lost connection, maybe in a load, and the next
+    one a refusal.
+    """
+    for one in (exc, exc.__cause__):
+        # A load that takes too long is a matter of its model.
+        if isinstance(one, ServerUnreachable) and (one is exc or not one.timed_out):
+            return one.url
+    return str(exc)
+
+
 class Run:
     """One process's view. httpx is imported only by the process that has to ask the server.
 
@@ -238,9 +251,7 @@ class Run:
             )
         except (ServerUnreachable, LoadFailed) as exc:
             # It was ready once: the test runs and fails by itself, if it does, as it would without.
-            # One request to a server that has ended meets a lost connection, the next a refusal.
-            what = exc.url if isinstance(exc, ServerUnreachable) else str(exc)
-            self._lost.setdefault(what, (str(exc), []))[1].append(test)
+            self._lost.setdefault(what_is_lost(exc), (str(exc), []))[1].append(test)
         except CannotLook:
             raise
         # Whatever else keeps us from looking: the test would run without us.

@@ -204,8 +204,10 @@ class _Watch:
 
     # Before that is read which the processes of the run have seen.
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        run_of(session.config).look_at_end()
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        # Ctrl-C must not wait for a server that hangs.
+        if exitstatus != pytest.ExitCode.INTERRUPTED:
+            run_of(session.config).look_at_end()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
