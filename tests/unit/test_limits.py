@@ -54,10 +54,13 @@ VERB = pytest.mark.parametrize("verb", VERBS)
 def test_an_answer_that_goes_on_and_on_is_left_when_its_time_is_over(
     verb: str, answer: Callable[[], Iterable[bytes]]
 ) -> None:
-    # No byte is later than a tenth of the limit.
     with talking(answer, 0.02) as (talker, client):
-        with pytest.raises(ServerUnreachable) as caught:
-            VERBS[verb](client, 0.2)
+        # On a busy machine the first byte may come after the shortest limit.
+        for limit_s in (0.2, 2.0, 10.0):
+            with pytest.raises(ServerUnreachable) as caught:
+                VERBS[verb](client, limit_s)
+            if caught.value.cause != "no answer":
+                break
         assert ("no complete answer", True) == (caught.value.cause, caught.value.timed_out)
         assert talker.left.wait(BOUND_S)
 
