@@ -290,6 +290,7 @@ def _screen(out: TextIO, quiet: int) -> Screen:
         write,
         verbosity=-quiet,
         live=out if live else None,
-        width=shutil.get_terminal_size().columns - 4,
+        width=(lambda: shutil.get_terminal_size().columns) if live else 0,
         coloured=coloured,
+        plain=not can_write_signs(out),
     )

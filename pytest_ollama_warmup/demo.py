@@ -177,7 +177,7 @@ def find_stage(
     except WarmupError as exc:
         if model is not None or settings.given_host.given_by == "option":
             raise
-        why = f"No real Ollama was used: {exc}"
+        why = f"No real Ollama was used: {exc}".replace("\n", " ")
         if isinstance(exc, ServerUnreachable) and settings.host.loopback:
             why += f" To install it: https://ollama.com/download, then {PULL_SMALL}."
         return _emulated(stack, why)

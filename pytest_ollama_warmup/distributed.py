@@ -202,7 +202,7 @@ def _prepare_alone(config: pytest.Config, worker: str) -> None:
     if run.settings.preloads:
         for target in make_plan(run.settings.listed, (), up_front=True).targets.values():
             if not (outcome := run.outcome(target)).ready:
-                warn(config, f"{worker}: {outcome.error}")
+                warn(config, f"{worker}: {outcome.error}".replace("\n", " "))
             elif is_watched(outcome):
                 (folder_of(config) / WATCHED).touch()
 

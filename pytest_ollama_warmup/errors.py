@@ -30,7 +30,8 @@ WarmupError
 │   └── GatewayAnswered
 └── WaitedTooLong         another process holds the work and shows no progress
 
-Parameters are positional and all go to ``super().__init__``, so that each can be pickled.
+Parameters are positional and all go to ``super().__init__``, so that each can be pickled. The first
+line of a text says what is wrong and why, the next one what to do about it.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class OllamaNotFound(WarmupError):
     def __str__(self) -> str:
         return (
             f"no server can be started: {clean(self.program)} is not there. Looked at: "
-            f"{', '.join(clean(one) for one in self.looked)}. Get Ollama from "
+            f"{', '.join(clean(one) for one in self.looked)}.\nGet Ollama from "
             "https://ollama.com/download (Linux: curl -fsSL https://ollama.com/install.sh | sh; "
             "macOS: brew install ollama; Windows: winget install Ollama.Ollama), say where it is "
             "with --ollama-serve-command 'PATH serve', or use a server that runs with "
@@ -204,12 +205,12 @@ class ServerUnreachable(ServerError):
         elif "ollama-serve" in self.source or "ollama_serve" in self.source:
             advice = "It has ended; its log, named at the end of the run, says why."
         elif "ollama_host" in self.source:
-            advice = f"Start it, or mend {self.source}."
+            advice = f"Start it, or fix {self.source}."
         if "from the proxy of" in self.cause:
             advice = _no_proxy(self.url)
         elif "proxy" in self.cause:
-            advice = "Mend it, or name the host in NO_PROXY."
-        return f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}. {advice}"
+            advice = "Fix it, or name the host in NO_PROXY."
+        return f"no Ollama at {self.url} (from {self.source}): {self.cause}{waited}.\n{advice}"
 
 
 class NotOllama(ServerError):
@@ -228,7 +229,7 @@ class NotOllama(ServerError):
         return "not an Ollama server"
 
     def __str__(self) -> str:
-        note = f" Note: {self.note}." if self.note else " Set --ollama-host."
+        note = f"\nNote: {self.note}." if self.note else "\nSet --ollama-host."
         return (
             f"{self.url} (from {self.source}) answers, but is not Ollama "
             f"({self.request}: {self.seen}). Another service?{note}"
@@ -250,7 +251,7 @@ class ProxyAnswered(ServerError):
     def __str__(self) -> str:
         return (
             f"the proxy of {self.variable} answers in place of {self.url} (from {self.source}): "
-            f"HTTP {self.status}. {_no_proxy(self.url)}"
+            f"HTTP {self.status}.\n{_no_proxy(self.url)}"
         )
 
 
@@ -283,7 +284,7 @@ class AccessDenied(ServerError):
                 "use its address in --ollama-host."
             )
         return (
-            f"{self.url} (from {self.source}) refuses access (HTTP {self.status}{words}). {advice}"
+            f"{self.url} (from {self.source}) refuses access (HTTP {self.status}{words}).\n{advice}"
         )
 
 
@@ -301,7 +302,7 @@ class TlsFailed(ServerError):
 
     def __str__(self) -> str:
         return (
-            f"no secure connection to {self.url} (from {self.source}): {self.cause}. "
+            f"no secure connection to {self.url} (from {self.source}): {self.cause}.\n"
             "Use http:// for a server without TLS; for a private certificate authority "
             "set SSL_CERT_FILE."
         )
@@ -339,11 +340,11 @@ class CannotAsk(ServerError):
     def __str__(self) -> str:
         said = f"the server at {self.url} (from {self.source}) cannot be asked: "
         if not self.replaced:
-            return f"{said}{self.cause}. Does the suite, or a plugin, block network access?"
+            return f"{said}{self.cause}.\nDoes the suite, or a plugin, block network access?"
         return (
-            f"{said}the suite, or a plugin, has replaced {self.replaced}: {self.cause}. Replace it "
-            "in a fixture, not on import. Without workers --ollama-background helps too: another "
-            "process then prepares the models."
+            f"{said}the suite, or a plugin, has replaced {self.replaced}: {self.cause}.\nReplace "
+            "it in a fixture, not on import. Without workers --ollama-background helps too: "
+            "another process then prepares the models."
         )
 
 
@@ -354,7 +355,7 @@ class ServerStartFailed(ServerError):
     """
 
     advice = (
-        "Mend that, give another command with --ollama-serve-command, or use a server that runs "
+        "Fix that, pass another command with --ollama-serve-command, or use a server that runs "
         "with --ollama-host URL."
     )
 
@@ -372,9 +373,9 @@ class ServerStartFailed(ServerError):
         if self.lines:
             said += f" The end of {self.log}:\n  " + "\n  ".join(self.lines) + "\n"
         elif self.log:
-            said += f" It wrote nothing to {self.log}. "
+            said += f" It wrote nothing to {self.log}.\n"
         else:
-            said += " "
+            said += "\n"
         return said + self.advice
 
 
@@ -387,10 +388,14 @@ class PortTaken(ServerStartFailed):
 
 
 class ModelError(WarmupError):
-    """The model *model* cannot be made ready; *origin* says who wants it."""
+    """The model *model* cannot be made ready; *origin* says who lists it, empty for nobody."""
 
     model: str
     origin: str
+
+    @property
+    def _who(self) -> str:
+        return f"{self.model} ({self.origin})" if self.origin else self.model
 
 
 def _meant(name: str, model: str) -> str:
@@ -416,13 +421,13 @@ class NotPulled(ModelError):
     def __str__(self) -> str:
         if self.cloud:
             return (
-                f"{self.model}: the server does not offer this cloud model ({self.origin}). "
+                f"{self._who}: the server does not offer this cloud model.\n"
                 "Sign it in with 'ollama signin'; models of the cloud are never pulled."
             )
         return (
-            f"{self.model} is not pulled ({self.origin}). Run 'ollama pull {self.model}', "
-            f"or pytest with --ollama-pull=missing{_or_alias(self.model)}."
-            f"{_meant(self.meant, self.model)}"
+            f"{self._who} is not pulled.{_meant(self.meant, self.model)}\n"
+            f"Run 'ollama pull {self.model}', or pytest with --ollama-pull=missing"
+            f"{_or_alias(self.model)}."
         )
 
 
@@ -436,12 +441,12 @@ class UnknownModel(ModelError):
     @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
-        return self.words
+        return "not in the registry"
 
     def __str__(self) -> str:
         return (
-            f"{self.model}: the registry has no such model ({self.words}), {self.origin}. "
-            f"Check name and tag{_or_alias(self.model)}.{_meant(self.meant, self.model)}"
+            f"{self._who}: the registry has no such model ({self.words})."
+            f"{_meant(self.meant, self.model)}\nCheck name and tag{_or_alias(self.model)}."
         )
 
 
@@ -459,8 +464,8 @@ class OtherDigest(ModelError):
 
     def __str__(self) -> str:
         return (
-            f"{self.model} is another version than the pinned one ({self.origin}): the server has "
-            f"sha256:{self.digest}, pinned is sha256:{self.pinned}. Run pytest with "
+            f"{self._who} is another version than the pinned one: the server has "
+            f"sha256:{self.digest}, pinned is sha256:{self.pinned}.\nRun pytest with "
             "--ollama-pull=always if the registry has the pinned one, or change the pin."
         )
 
@@ -485,8 +490,8 @@ class LacksCapability(ModelError):
         if odd:
             note = f" Servers know {', '.join(CAPABILITIES)} (v0.33), not {', '.join(odd)}."
         return (
-            f"{self.model} cannot do {', '.join(self.lacking)} ({self.origin}): the server says "
-            f"it can do {', '.join(self.has) or 'nothing'}.{note} Use a model that can, "
+            f"{self._who} cannot do {', '.join(self.lacking)}: the server says "
+            f"it can do {', '.join(self.has) or 'nothing'}.{note}\nUse a model that can, "
             "or change capabilities= of the mark."
         )
 
@@ -501,10 +506,10 @@ class PullFailed(ModelError):
     @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
-        return self.words
+        return _in_words(self.words, "the pull failed")
 
     def __str__(self) -> str:
-        return f"{self.model} could not be pulled ({self.origin}): {self.words}. {self.advice}"
+        return f"{self._who} could not be pulled: {self.words}.\n{self.advice}"
 
 
 class LoadFailed(ModelError):
@@ -517,12 +522,32 @@ class LoadFailed(ModelError):
     @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
-        return self.words
+        return _in_words(self.words, "does not load")
 
     def __str__(self) -> str:
         # The server's words hold quotes now and then.
         quote = "'" if '"' in self.words else '"'
-        return f"{self.model} does not load: {quote}{self.words}{quote}. {self.advice}"
+        return f"{self.model} does not load: {quote}{self.words}{quote}.\n{self.advice}"
+
+
+# What a server's words come down to, by what is in them.
+_CAUSES = (
+    (r"no such host|dial tcp|i/o timeout|tls handshake|proxyconnect", "registry unreachable"),
+    (r"no space left|disk quota", "no space on the disk"),
+    (r"unauthorized|access denied|HTTP 40[13]", "access refused"),
+    (r"no progress|stall|stands still", "the download stalled"),
+    (r"digest mismatch", "the download is damaged"),
+    (r"memory|cudamalloc|vram", "not enough memory"),
+    (r"gateway", "a gateway answered"),
+    (r"no answer|no complete answer|refused|reset|closed|lost", "the server went away"),
+)
+
+
+def _in_words(words: str, otherwise: str) -> str:
+    """Return the cause in a few words: a server's own may be the head of a long chain of errors."""
+    return next(
+        (cause for sign, cause in _CAUSES if re.search(sign, words, re.IGNORECASE)), otherwise
+    )
 
 
 def _or_alias(model: str) -> str:

@@ -141,11 +141,15 @@ class Leader(Run):
         self, until: Literal["present", "done"], is_over: Callable[[], bool] = lambda: False
     ) -> None:
         """Show what happens until no model is short of *until*, or *is_over* says so."""
+        self.screen.where = ", ".join(one.url.partition("://")[2] for one in self._hosts())
         with self.screen.watching():
             for event in self.events(until):
                 self.screen.tick(event)
                 if is_over():
                     break
+
+    def _hosts(self) -> list[Host]:
+        return [site.settings.host for site in self.sites.values()] or [self.settings.host]
 
     def close(self) -> None:
         """Cut what is still under way, here and in other processes that work for this one."""
@@ -183,11 +187,11 @@ class Leader(Run):
         """Say once what is waited for."""
         self.say_once(text, least=-1)
 
-    def say_once(self, text: str, *, least: int = 0, **colours: bool) -> None:
-        """Write one line, if it was not written before."""
+    def say_once(self, text: str, *, who: str = "", least: int = 0, **colours: bool) -> None:
+        """Say what has happened, if it was not said before; see :meth:`Screen.say`."""
         if text not in self._said:
             self._said.add(text)
-            self.screen.say(text, least=least, **colours)
+            self.screen.say(text, who=who, least=least, **colours)
 
     def say_interrupted(self) -> None:
         """Say what Ctrl-C has ended."""

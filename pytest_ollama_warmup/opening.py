@@ -10,24 +10,67 @@ import pytest
 
 from pytest_ollama_warmup.ollama.host import again, names, shown_without_login
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.report.terminal import INDENT
 from pytest_ollama_warmup.roles import settings_of
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.screen import width_of
+from pytest_ollama_warmup.text import clean, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.settings import Settings
 
-def header(config: pytest.Config) -> str:
-    """Say where the server is, what is listed, and what missing models do, each with its source."""
+
+def header(config: pytest.Config, width: int = 0) -> str:
+    """Say where the server is and what is listed, each with its source.
+
+    Of many models and hosts as many are named as fit on two lines of *width*, 0 for no limit. With
+    ``-v`` all are, and what follows when a model is not available.
+    """
     settings = settings_of(config)
+    hosts = [host.url for host in settings.pool or (settings.host,)]
+    models = [str(spec) for spec in settings.listed.specs]
+    if config.get_verbosity() > 0:
+        return f"{_header(settings, hosts, models)}, missing models: {_policy(settings)}"
+    shown, urls = len(models), len(hosts)
+    while True:
+        text = _header(settings, _some(hosts, urls), _some(models, shown))
+        if len(wrapped(f"ollama: {text}", width, INDENT)) <= 2 or shown <= 1 >= urls:
+            return text
+        shown, urls = (shown - 1, urls) if shown > 1 else (shown, urls - 1)
+
+
+def header_lines(config: pytest.Config, *, looking: bool) -> list[str]:
+    """Return the lines for pytest's header; *looking* is whether no test runs."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    width = width_of(config, terminal) if terminal is not None else 0
+    end = "; not preloading: no tests will run" if looking else ""
+    lines = [header(config, width) + end, *([] if looking else hints(config))]
+    return [line for one in lines for line in wrapped(f"ollama: {one}", width, INDENT)]
+
+
+def _header(settings: Settings, hosts: list[str], models: list[str]) -> str:
+    listed = settings.listed
+    what = f", preload: {', '.join(models)} ({listed.source})" if models else ""
+    return f"{', '.join(hosts)} ({settings.host.source}){what}"
+
+
+def _some(names: list[str], number: int) -> list[str]:
+    left_out = len(names) - number
+    return (
+        names
+        if left_out <= 0
+        else [*names[: number - 1], f"{names[number - 1]} and {left_out} more"]
+    )
+
+
+def _policy(settings: Settings) -> str:
     listed, on_unavailable = settings.listed, settings.on_unavailable
-    if on_unavailable.value == "auto":
-        what = f"{'fail' if settings.ci else 'skip'} ({settings.ci_words})"
-        if listed.given_by == "option" and listed.specs:
-            what += ", but listed ones end the run"
-    else:
-        what = f"{on_unavailable.value} (from {on_unavailable.source})"
-    return f"{settings.title}, missing models: {what}"
+    if on_unavailable.value != "auto":
+        return f"{on_unavailable.value} (from {on_unavailable.source})"
+    what = f"{'fail' if settings.ci else 'skip'} ({settings.ci_words})"
+    ends = listed.given_by == "option" and listed.specs
+    return f"{what}, but listed ones end the run" if ends else what
 
 
 def hints(config: pytest.Config) -> Iterator[str]:

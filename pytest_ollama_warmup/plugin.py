@@ -124,14 +124,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(side, "ollama_warmup_controller")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Show what is listed, and that a run which only looks preloads nothing."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which models are listed for each run, and where the server is."""
     settings = settings_of(config)
-    if settings.off or is_worker(config) or not (is_looking(config) and settings.up_front):
-        return None
-    from pytest_ollama_warmup.opening import header
+    if settings.off or is_worker(config) or not settings.up_front:
+        return []
+    from pytest_ollama_warmup.opening import header_lines
 
-    return f"ollama: {header(config)}; not preloading: no tests will run"
+    if not _prepares(config):
+        return header_lines(config, looking=True)
+    return header_lines(config, looking=False) + _controller_of(config).header_notes
 
 
 # Wrapping and first: a conftest's own hook must neither get in front nor silence this one, since

@@ -113,7 +113,7 @@ def _none_answers(found: Collection[Outcome], source: str, waited_s: float) -> l
     each = "; ".join(f"{one.host}: {one.brief.removeprefix('no Ollama: ')}" for one in found)
     error = (
         f"no Ollama at any of {len(found)} hosts (from {source}): {each}; gave up after "
-        f"{seconds(waited_s)}. Start one with 'ollama serve', or set --ollama-host."
+        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or set --ollama-host."
     )
     return [one._replace(error=error) for one in found]
 

@@ -113,6 +113,8 @@ class Run:
         """Loads that were asked for before, by the keys of their models."""
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
+        # What the leader cannot have said before the tests.
+        self._untold: set[str] = set()
         self._elsewhere: dict[str, Run] = {}
         self.turns = Turns()
         self.room = Room(folder, self.gate)
@@ -193,7 +195,9 @@ class Run:
         if problem is None or problem.ready:
             return None
         policy = decide(settings.on_unavailable.value, want.on_unavailable, given_by, settings.ci)
-        return Verdict(policy, problem.error)
+        told = problem.key not in self._untold
+        of_model = f"{problem.title}: " if problem.model else ""
+        return Verdict(policy, f"{of_model}{problem.brief}" if told else problem.error)
 
     def write_notes(self) -> None:
         """Leave to the leader of the run what waited in this process, and what was lost."""
@@ -334,7 +338,7 @@ class Run:
 
     def _targets(self, want: Want) -> list[Target]:
         listed = self.settings.listed
-        return [target_of(spec, listed, [want.test]) for spec in resolve(want, listed)]
+        return [target_of(spec, listed) for spec in resolve(want, listed)]
 
     def _guarding(self) -> Guard:
         if self._guard is None:
@@ -363,7 +367,10 @@ class Run:
     def outcome(self, target: Target) -> Outcome:
         """Return what became of a model, bringing it if no process of the run has."""
         if target.key not in self._known:
-            self._known[target.key] = self.gate.peek(target.key) or self._bring_here(target)
+            if (known := self.gate.peek(target.key)) is None:
+                self._untold.add(target.key)
+                known = self._bring_here(target)
+            self._known[target.key] = known
         return self._known[target.key]
 
     def server(self) -> Outcome:
@@ -372,6 +379,8 @@ class Run:
         It is asked once: the tests after the first must not wait for it again, each.
         """
         if SERVER not in self._known:
+            if self.gate.peek(SERVER) is None:
+                self._untold.add(SERVER)
             self._known[SERVER] = self.gate.once(SERVER, self._ask_server)
         return self._known[SERVER]
 
@@ -388,7 +397,7 @@ class Run:
 
     def look_up(self, spec: ModelSpec) -> Outcome:
         """Return what became of a model that a test names at run time."""
-        return self.outcome(target_of(spec, self.settings.listed, []))
+        return self.outcome(target_of(spec, self.settings.listed))
 
     def on_wait(self, cause: str, waited_s: float) -> None:
         """Hear that the server does not answer yet."""

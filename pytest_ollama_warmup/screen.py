@@ -1,11 +1,12 @@
-"""pytest's terminal as the screen on which a run shows how its models come."""
+"""pytest's terminal as the screen on which a run shows how its models get ready."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
-from pytest_ollama_warmup.report.terminal import Screen
+from pytest_ollama_warmup.report.terminal import Screen, can_write_signs
 
 if TYPE_CHECKING:
     import pytest
@@ -29,6 +30,11 @@ class _TerminalFile:
         return True
 
 
+def width_of(config: pytest.Config, terminal: pytest.TerminalReporter) -> int:
+    """Return how many columns there are now; 0 for a log, whose lines may be of any length."""
+    return int(config.get_terminal_writer().fullwidth) if terminal.isatty else 0
+
+
 def screen_of(
     config: pytest.Config, terminal: pytest.TerminalReporter | None, *, bars: bool = True
 ) -> Screen:
@@ -46,11 +52,14 @@ def screen_of(
         # A pipe, like that of a CI log, would hold back for minutes what is waited for.
         terminal.flush()
 
+    # On such a terminal the cursor does not go back: a line cannot be drawn over another.
+    dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    draws = bars and terminal.isatty and not dumb
     return Screen(
         write,
         verbosity=config.get_verbosity(),
-        live=cast("TextIO", _TerminalFile(config)) if bars and terminal.isatty else None,
-        # Room for the ^C that a terminal echoes: a wrapped bar could not be erased.
-        width=writer.fullwidth - 4,
+        live=cast("TextIO", _TerminalFile(config)) if draws else None,
+        width=lambda: width_of(config, terminal),
         coloured=writer.hasmarkup,
+        plain=not can_write_signs(sys.stdout),
     )

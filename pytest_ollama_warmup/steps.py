@@ -1,6 +1,7 @@
 """The two steps before the first test: what is listed at session start, the rest once it is known.
 
-They run in the process that runs no tests beside it: the controller of xdist, or the only process.
+They run in the process that runs no tests at the same time: the controller of xdist, or the only
+process.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report import findings
 from pytest_ollama_warmup.report.terminal import (
+    ARROWS,
     can_write_signs,
+    finding_lines,
+    is_worth_a_table,
     lost_lines,
+    ready_after,
     summary_lines,
-    waited_lines,
+    waited_line,
 )
 from pytest_ollama_warmup.roles import (
     EARLY,
@@ -48,10 +53,10 @@ from pytest_ollama_warmup.roles import (
     write_places,
 )
 from pytest_ollama_warmup.run import GROUPS, MIXED, VARIANTS, elsewhere, folder_at, is_watched
-from pytest_ollama_warmup.screen import screen_of
+from pytest_ollama_warmup.screen import screen_of, width_of
 from pytest_ollama_warmup.settings import OUTER_RUN
 from pytest_ollama_warmup.suite_hooks import ask_host, ask_request
-from pytest_ollama_warmup.text import at, count, seconds, wanted_by
+from pytest_ollama_warmup.text import at, count, seconds, wanted_by, wrapped
 from pytest_ollama_warmup.warmup.gate import Gate, write_whole
 from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.in_use import InUse
@@ -99,7 +104,9 @@ class Controller(Leader):
         # Whose turn is first where groups take turns; None before that is known.
         self._first: frozenset[str] | None = frozenset()
         self._collected = False
-        self._interrupted = False
+        self._interrupted = self._ended = False
+        self.header_notes: list[str] = []
+        """Lines for pytest's header, besides what it says of each run."""
         self._host_asked = self._header_said = False
         self._seen: dict[str, Memory] | None = None
         self._learned: dict[str, int] = {}
@@ -147,10 +154,12 @@ class Controller(Leader):
         """Step 1: pull what is listed and missing, then load it beside what pytest does next."""
         refuse_models_as_paths(self._config)
         self._plan = make_plan(self.settings.listed, (), up_front=True)
-        with self._blocking():
-            self._begin()
-            self._wait_for_listed()
-        self._end_run_if_over()
+        with self.screen.before_header():
+            with self._blocking():
+                self._begin()
+                self._wait_for_listed()
+            self._end_run_if_over()
+        self.record.clock_started = clock.time()
 
     def before_tests(self, wants: list[Want], selected: int) -> None:
         """Step 2: bring what the *selected* tests need beside that; wait for all of it."""
@@ -173,13 +182,13 @@ class Controller(Leader):
         if variants := variants_of(self._plan):
             write_whole(self.folder / VARIANTS, variants)
         self._collected = True
-        self.record.collected = clock.time()
         self.record.tests = self._plan.tests
         # With no test to run there is nothing to wait for.
         if selected and (self._plan.targets or self._plan.needs) and not self._leaves_all():
             with self._blocking():
                 self._begin()
                 self._wait_for_all()
+            self.record.prepared = clock.time()
             self._conclude()
             if any(is_watched(one) for one in self.record.outcomes):
                 self._watch(mixed=selected > len(wants))
@@ -252,6 +261,7 @@ class Controller(Leader):
                 self.say_once(text)
         self._check_capabilities()
         self._say_failures()
+        self._untold.clear()
 
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
@@ -300,24 +310,52 @@ class Controller(Leader):
         found |= {at(SERVER, one.host): elsewhere(one) for one in self._down}
         order = [target.id for target in self._planned() if target.id in found]
         self.record.models = {key: found[key] for key in [*order, *found]}
-        quiet = self._config.get_verbosity() < -1
+        verbosity = self._config.get_verbosity()
+        quiet, verbose = verbosity < -1, verbosity > 0
         self.record.known = [*all_known(self.root)]
         self.record.waits, self.record.lost = notes.waits(self.root), notes.lost(self.root)
-        lines = summary_lines(self.record, only_failed=quiet, plain=not can_write_signs(sys.stdout))
-        if lines:
+        plain, width = not can_write_signs(sys.stdout), width_of(self._config, self._terminal)
+        lines = summary_lines(self.record, only_failed=quiet, plain=plain, width=width)
+        found_out = [] if quiet else self._findings()
+        waited = "" if quiet else waited_line(self.record)
+        # What has ended the run is said once.
+        worth = is_worth_a_table(self.record) and not self._ended
+        if (lines and (worth or verbose)) or found_out:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
-        for line in lines:
-            self._terminal.write_line(line, red=line[0] in "✗x")
-        for line in [] if quiet else self._findings():
-            self._terminal.write_line(line)
-        for line in waited_lines(self.record) if lines and not quiet else []:
-            self._terminal.write_line(line)
+            for key, line in zip(self._rows(only_failed=quiet), lines, strict=True):
+                self._write_signed(line, **self._colour(key))
+            for text in found_out:
+                for number, line in enumerate(finding_lines(text, plain=plain, width=width)):
+                    self._write_signed(line, yellow=not number)
+            # Of a run that has ended before its tests, no time is worth a word.
+            if not (quiet or self._ended) and (after := ready_after(self.record)):
+                waited = f"{after}\n{waited}".rstrip()
+            for text in waited.splitlines():
+                for line in wrapped(text, width, 2):
+                    self._terminal.write_line(line)
         if self._managed is not None and {"failed", "error"} & self._terminal.stats.keys():
             from pytest_ollama_warmup.managed import log_lines
 
             for line in log_lines(self._managed):
                 self._terminal.write_line(line)
+
+    def _rows(self, *, only_failed: bool) -> list[str]:
+        return [key for key, one in self.record.models.items() if not (only_failed and one.ready)]
+
+    def _colour(self, key: str) -> dict[str, bool]:
+        """Return the colour of a row's sign: what is skipped is no failure."""
+        outcome = self.record.models[key]
+        if outcome.ready:
+            return {"green": True}
+        skips = self._collected and {"skip"} == set(self._decisions(outcome.key))
+        return {"yellow": True} if skips else {"red": True}
+
+    def _write_signed(self, line: str, **colour: bool) -> None:
+        """Write a line whose first character has a colour."""
+        assert self._terminal is not None
+        self._terminal.write(line[:1], **colour)
+        self._terminal.write_line(line[1:])
 
     def _findings(self) -> list[str]:
         grouped = self.settings.group_by_model.value
@@ -404,8 +442,8 @@ class Controller(Leader):
         ends = any("exit" in self._decisions(key) for key in keys)
         places = share_out(list(sites), workers, answering)
         for outcome in down[ends:]:
-            what = "" if ends else f" {moved(outcome.host, list(sites), places)}"
-            self.say_once(f"{outcome.error}{what}", least=-2, red=True)
+            what = "" if ends else moved(outcome.host, list(sites), places)
+            self.say_once(outcome.error, who=what, least=-2, red=True)
         if ends:
             self._end_run(down[0])
         write_places(self._config, places)
@@ -421,7 +459,7 @@ class Controller(Leader):
             return
         host = chosen.settings.host
         for outcome in down:
-            self.say_once(f"{outcome.error} {host.url} is used.", least=-2, red=True)
+            self.say_once(outcome.error, who=f"{host.url} is used", least=-2, yellow=True)
         self.say_once(f"one process uses one host, {host.url}: -n {len(sites)} spreads over all")
         write_host(self._config, host)
 
@@ -449,7 +487,11 @@ class Controller(Leader):
 
         workers = number_of_workers(self._config)
         self._managed = start_server(self._config, settings, self._plan.targets.values(), workers)
-        self.say_once(f"serving on {self.settings.host.url}, log in {self._managed.log}")
+        serving = f"serving on {self.settings.host.url}, log in {self._managed.log}"
+        if self._plan.marked or self._collected:
+            self.say_once(serving)
+        else:
+            self.header_notes.append(f"ollama: {serving}")
         client, limit_s = self.client(), self.settings.wait.value
         return self._managed.wait_until_ready(client, limit_s, self.on_wait)
 
@@ -492,12 +534,46 @@ class Controller(Leader):
         return list(zip(self._plan.needs.get(key, []), self._decisions(key), strict=False))
 
     def _end_run(self, outcome: Outcome) -> NoReturn:
-        if not self._collected:
+        self._ended = True
+        if not self._collected and self._config.get_verbosity() > 0:
             # After an exit at session start pytest prints no summary.
             self.summary()
-        if self._collected:
-            note_in_junit(self._config, outcome)
-        pytest.exit(f"ollama: {self._located(outcome)} {self._way_out(outcome)}", returncode=2)
+        needs = self._plan.needs.get(outcome.key, ())
+        note_in_junit(self._config, outcome, started=self._collected)
+        what, *cure = self._located(outcome).split("\n")
+        who = wanted_by([need.test for need in needs]) if needs else ""
+        self._write_error(
+            [what, *([who] if who else []), " ".join([*cure, self._way_out(outcome)])]
+        )
+        of_model = f"{outcome.title}: " if outcome.model else ""
+        pytest.exit(f"ollama: {of_model}{outcome.brief}", returncode=2)
+
+    def _write_error(self, texts: list[str]) -> None:
+        """Write what ends the run, once; its last text is what to do about it.
+
+        Before pytest's session has started that goes to where pytest writes its own usage errors.
+        """
+        writer, terminal = self._config.get_terminal_writer(), self._terminal
+        at_start = not self._collected or terminal is None
+        file = sys.stderr if at_start else sys.stdout
+        width = width_of(self._config, terminal) if terminal is not None else 0
+        arrow = ARROWS[not can_write_signs(file)]
+        lines = [
+            *wrapped(f"ERROR: ollama: {texts[0]}", width, 0),
+            *(line for text in texts[1:-1] for line in wrapped(text, width, 0)),
+            *wrapped(f"{arrow} {texts[-1]}", width, 2),
+        ]
+        if at_start:
+            writer.flush()
+            coloured = writer.hasmarkup and file.isatty()
+            for line in lines:
+                text = writer.markup(line, red=True) if coloured else line
+                print(text, file=file, flush=True)
+            return
+        assert terminal is not None
+        terminal.ensure_newline()
+        for line in lines:
+            terminal.write_line(line, red=True)
 
     def _way_out(self, outcome: Outcome) -> str:
         """Say what makes the run go on that *outcome* ends."""
@@ -554,13 +630,11 @@ class Controller(Leader):
                         f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not "
                         "tell; tests that ask for capabilities run all the same"
                     )
-                origin = wanted_by([need.test for need, _ in fates])
-                failed = outcome.for_tests_that_need(capabilities, origin)
+                failed = outcome.for_tests_that_need(capabilities, "")
                 if not failed.ready:
                     if any(policy == "exit" for _, policy in fates):
                         self._end_run(failed)
-                    what = told(self.settings, fates, server=False)
-                    self.say_once(f"{failed.error} {what}", least=-2, red=True)
+                    self._say_failure(failed.error, told(self.settings, fates), fates)
 
     def _say_failures(self) -> None:
         failures: dict[str, list[Outcome]] = {}
@@ -572,9 +646,16 @@ class Controller(Leader):
             if SERVER in self._plan.needs and error == self.server().error:
                 keys.append(SERVER)
             what = self._where(outcomes) or self._consequence(keys)
-            self.say_once(f"{error} {what}", least=-2, red=True)
+            fates = [fate for key in dict.fromkeys(keys) for fate in self._fates(key)]
+            self._say_failure(error, what, fates)
         for problem in self._plan.problems.values():
             self.say_once(problem, least=-2, red=True)
+
+    def _say_failure(self, error: str, who: str, fates: list[tuple[Need, Policy]]) -> None:
+        """Say what is wrong, whom that concerns and how, and what to do; in yellow for skips."""
+        skips = {"skip"} == {policy for _, policy in fates} or not fates
+        colour = {"yellow": True} if skips else {"red": True}
+        self.say_once(error, who=who, least=-2, **colour)
 
     def _where(self, outcomes: list[Outcome]) -> str:
         """Say where a model is not ready that is on other servers; empty where it is on none."""
@@ -585,7 +666,7 @@ class Controller(Leader):
             return ""
         urls = ", ".join(dict.fromkeys(one.host for one in outcomes))
         what = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
-        return f"So it is at {urls}, and not elsewhere: tests that need it {what} there."
+        return f"so it is at {urls}, and not elsewhere: tests that need it {what} there"
 
     def _consequence(self, keys: list[str]) -> str:
         """Say what the tests do that need *keys*, and the flag that makes them do otherwise."""
@@ -594,10 +675,9 @@ class Controller(Leader):
             if not self._plan.marked:
                 models = ", ".join(self._plan.targets[key].spec.title for key in keys)
                 self._warn_once(f"{models}: listed, and not ready; all tests run without")
-                return "No test says that it needs it: all run."
-            return "No selected test needs it."
-        server = len(keys) > 1 or SERVER in keys or bool(self.server().error)
-        return told(self.settings, fates, server=server)
+                return "no test says that it needs it: all run without it"
+            return "no selected test needs it"
+        return told(self.settings, fates)
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:
@@ -621,9 +701,12 @@ class Controller(Leader):
         if self._header_said:
             return
         self._header_said = True
-        self.say_once(header(self._config))
-        for hint in hints(self._config):
-            self.say_once(hint)
+        # Where models are listed, pytest's own header says it.
+        if not self.settings.up_front:
+            if self._config.get_verbosity() > 0:
+                self.say_once(header(self._config))
+            for hint in hints(self._config):
+                self.say_once(hint)
         limit_s = self.settings.load_timeout.value
         if limit_s < SERVERS_OWN_STALL_S:
             self._warn_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -52,6 +53,33 @@ def without_provider(name: str) -> str:
     return name[found.end() :] if found else name
 
 
+def shorten(name: str, width: int) -> str:
+    """Return *name* in at most *width* characters: the middle goes, both ends say what it is."""
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+
+
+def cut(text: str, width: int) -> str:
+    """Return *text* in at most *width* characters, without its end where that is too long."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def wrapped(text: str, width: int, indent: int) -> list[str]:
+    """Break *text* between words, lines after the first indented. A *width* of 0 is no limit."""
+    if not width or len(text) <= width:
+        return [text]
+    return textwrap.wrap(
+        text,
+        max(width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
 def each_of(names: Sequence[str]) -> str:
     """Write ``a``, ``a and b``, or ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
@@ -65,6 +93,14 @@ def size(count: float) -> str:
             value = count / scale
             return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def part_of_size(part: float, whole: float) -> str:
+    """Write how many bytes of *whole* there are, both in its unit: ``0.4/1.3 GB``."""
+    total = size(whole)
+    number, _, unit = total.partition(" ")
+    value = part / {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1}[unit]
+    return f"{value:.{len(number.partition('.')[2])}f}/{total}"
 
 
 def seconds(value: float) -> str:

@@ -54,13 +54,15 @@ _READY = pytest.StashKey["bool | None"]()
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
     """Skip the test, fail it, or end the run."""
+    # pytest shows these reasons on one line.
+    reason = verdict.message.replace("\n", " ")
     if verdict.policy == "skip":
-        pytest.skip(verdict.message)
+        pytest.skip(reason)
     if verdict.policy == "exit":
         if not is_worker(session.config):
-            pytest.exit(f"ollama: {verdict.message}", returncode=2)
+            pytest.exit(f"ollama: {reason}", returncode=2)
         # pytest.exit() in a worker is an internal error of xdist.
-        session.shouldfail = f"ollama: {verdict.message}"
+        session.shouldfail = f"ollama: {reason}"
     pytest.fail(verdict.message, pytrace=False)
 
 

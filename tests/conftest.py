@@ -65,20 +65,25 @@ class Result:
 
     @property
     def ours(self) -> list[str]:
-        """The lines that begin with ``ollama:``, without it."""
-        lines = [line.strip() for line in self.out.splitlines()]
-        return [line.removeprefix("ollama: ") for line in lines if line.startswith("ollama: ")]
+        """What is said after ``ollama:``, each with the lines that belong to it, not indented."""
+        said = re.findall(r"^ollama: (.*(?:\n {8}\S.*)*)", self.out, flags=re.MULTILINE)
+        return [one.rstrip().replace("\n" + 8 * " ", "\n") for one in said]
 
     @property
     def table(self) -> list[str]:
-        """The lines of the summary."""
+        """The lines of the summary: models, what was found out, and how long it took."""
         lines = self.out.splitlines()
         starts = [i for i, line in enumerate(lines) if " ollama models " in line]
         if not starts:
             return []
         rest = lines[starts[0] + 1 :]
         end = next(
-            (i for i, line in enumerate(rest) if not re.match(r"[✓✗+x] |waited ", line)), None
+            (
+                i
+                for i, line in enumerate(rest)
+                if not re.match(r"[✓✗!+x] |  (→|->) |ready after ", line)
+            ),
+            None,
         )
         return rest[:end]
 

@@ -179,12 +179,14 @@ def test_a_test_whose_model_cannot_do_what_it_needs_does_not_run(
     run = models.run("-rs", *workers)
     assert {"passed": 2, "skipped": 1} == run.counts
     said = (
-        "llama3.2:1b cannot do tools (wanted by test_tools.py::test_calls): the server says it can "
-        "do completion. Use a model that can, or change capabilities= of the mark."
+        "llama3.2:1b cannot do tools: the server says it can do completion.\n"
+        "wanted by test_tools.py::test_calls: 1 test skipped\n"
+        "→ Use a model that can, or change capabilities= of the mark."
     )
-    # Before the tests, and again with the test that is skipped.
-    assert f"ollama: {said} Its 1 test is skipped" in run.out
-    assert 2 <= run.out.count(said)
+    # Before the tests, and in a few words with the test that is skipped.
+    assert [said] == [one for one in run.ours if "cannot do" in one]
+    assert "SKIPPED [1] test_tools.py:" in run.out
+    assert ": llama3.2:1b: cannot do tools" in run.out
 
 
 def test_what_one_test_asks_of_a_listed_model_does_not_end_the_run(models: Suite) -> None:
@@ -251,9 +253,9 @@ def test_a_pin_that_fits_is_a_model_like_any_other(models: Suite, workers: list[
     models.write(
         {"test_it.py": "def test_it(ollama_model): assert 'llama3.2:1b' == ollama_model\n"}
     )
-    run = models.run("--ollama-preload=llama3.2:1b@sha256:0a109f420a", *workers)
+    run = models.run("--ollama-preload=llama3.2:1b@sha256:0a109f420a", "-v", *workers)
     assert {"passed": 1} == run.counts
-    assert run.table[0].startswith("✓ llama3.2:1b@sha256:0a109f420a   ready")
+    assert run.table[0].startswith("✓ llama3.2:1b@sha256:0a109f420a   loaded in ")
     assert "digest as pinned" in run.table[0]
 
 
@@ -282,7 +284,7 @@ def test_a_model_that_was_pulled_is_held_to_its_pin(suite: Suite) -> None:
     suite.write({"test_it.py": "def test_it(ollama_model): pass\n"})
     run = suite.run("--ollama-preload=llama3.2:1b@sha256:c3d4c3d4")
     assert 2 == run.ret
-    assert "is another version than the pinned one" in run.out
+    assert "is another version than the pinned one" in run.err
     assert 1 == len(suite.ollama.pulls)
 
 
@@ -296,7 +298,7 @@ def test_a_model_of_the_cloud_is_checked_and_neither_pulled_nor_warmed(
 ) -> None:
     suite.ollama.add(ScriptedModel(name, present=True, remote_host="https://ollama.com:443"))
     suite.write({"test_it.py": f"def test_it(ollama_model): assert {name!r} == ollama_model\n"})
-    run = suite.run(f"--ollama-preload={name}", "--ollama-pull=always", *workers)
+    run = suite.run(f"--ollama-preload={name}", "--ollama-pull=always", "-v", *workers)
     assert {"passed": 1} == run.counts
     assert "runs in the cloud, not warmed" in run.table[0]
     asked = {one.path for one in suite.ollama.requests}

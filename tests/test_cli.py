@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_preload_pulls_and_loads_what_is_named(ollama: Emulator) -> None:
     assert f"ollama: {ollama.url} (from OLLAMA_HOST)" == run.lines[0]
     assert "from the command line" not in run.out
     assert [NAME, "embed:a"] == [line.split(",")[0].split()[1] for line in run.lines[-2:]]
-    assert all("ready   pulled" in line and line[0] == "✓" for line in run.lines[-2:])
+    assert all("   pulled" in line and line[0] == "✓" for line in run.lines[-2:])
 
 
 def test_what_is_there_is_loaded_only(ollama: Emulator) -> None:
@@ -66,9 +67,9 @@ def test_pull_downloads_only(ollama: Emulator) -> None:
 def test_one_that_fails_leaves_the_others_alone(ollama: Emulator) -> None:
     run = Run("preload", NAME, "phi9")
     assert 1 == run.ret
-    assert "ollama: phi9: the registry has no such model" in run.out
-    assert run.lines[-2].startswith("✓ llama3.2:1b   ready")
-    assert run.lines[-1].startswith("✗ phi9          failed")
+    assert "ollama: phi9 (from the command line): the registry has no such model" in run.out
+    assert run.lines[-2].startswith("✓ llama3.2:1b   pulled")
+    assert re.match(r"✗ phi9 +not in the registry$", run.lines[-1])
 
 
 @pytest.mark.parametrize("command", ["preload", "pull", "unload", "cache-key"])
@@ -100,7 +101,7 @@ def test_a_server_that_starts_late_is_waited_for(ollama: Emulator, command: str)
     ollama.start()
     out, _ = process.communicate(timeout=BOUND_S)
     assert 0 == process.returncode
-    assert "✓ llama3.2:1b   ready" in out
+    assert "✓ llama3.2:1b   pulled" in out
 
 
 # Where models are named
@@ -281,7 +282,7 @@ def test_json_goes_to_stdout_and_progress_to_stderr(ollama: Emulator) -> None:
     assert ["pull", "load"] == [step["kind"] for step in ready["steps"]]
     assert all(step["seconds"] >= 0 for step in ready["steps"])
     assert ("failed", True) == (failed["status"], "no such model" in failed["error"])
-    assert "ollama: llama3.2:1b ready: pulled" in run.err
+    assert "ollama: llama3.2:1b pulled" in run.err
 
 
 def test_quiet_and_quieter(ollama: Emulator) -> None:
@@ -290,14 +291,15 @@ def test_quiet_and_quieter(ollama: Emulator) -> None:
     assert quiet.lines[-1].startswith("✓ llama3.2:1b")
     assert (0, "") == ((very := Run("preload", NAME, "-qq")).ret, very.out)
     failed = Run("preload", "phi9", "-qq")
-    error, row = failed.lines
-    assert error.startswith("ollama: phi9: the registry has no such model")
-    assert row.startswith("✗ phi9   failed   pull model manifest: file does not exist")
+    error, cure, row = failed.lines
+    assert error.startswith("ollama: phi9 (from the command line): the registry has no such model")
+    assert cure.startswith("        → Check name and tag")
+    assert "✗ phi9   not in the registry" == row
 
 
 def test_an_output_without_signs_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    assert Run("preload", NAME).lines[-1].startswith("+ llama3.2:1b   ready")
+    assert Run("preload", NAME).lines[-1].startswith("+ llama3.2:1b   pulled")
 
 
 def test_ctrl_c_ends_a_pull_at_once_and_says_so(ollama: Emulator) -> None:
@@ -356,7 +358,7 @@ def test_preload_returns_what_happened(ollama: Emulator) -> None:
     ready, failed = record.models.values()
     assert (True, NAME, 1_300_000) == (ready.ready, ready.model, ready.size)
     assert [failed] == record.failed
-    assert failed.error.startswith("phi9: the registry has no such model")
+    assert failed.error.startswith("phi9 (from preload(specs=)): the registry has no such model")
     assert 1 == len(ollama.loads)
 
 

@@ -226,4 +226,4 @@ def test_session_fixtures_of_all_workers_bring_a_model_once(
     run = suite.run("--ollama-pull=missing", *workers)
     assert {"passed": 6} == run.counts
     assert (1, 1) == (len(suite.ollama.pulls), len(suite.ollama.loads))
-    assert run.table[0].startswith("✓ llama3.2:1b   ready   pulled 1.3 MB in")
+    assert run.table[0].startswith("✓ llama3.2:1b   pulled 1.3 MB in")

@@ -88,7 +88,7 @@ def test_a_suite_with_a_frozen_clock_is_told_true_times_and_causes(
 ) -> None:
     suite.ollama.add(replace(LLAMA, present=True, load_s=0.3))
     suite.write({"test_it.py": FROZEN.replace("FREEZE", freeze)})
-    run = suite.run(*workers)
+    run = suite.run("-v", *workers)
     assert {"passed": 3} == run.counts
     assert "loaded in 0.3" in run.table[0]
     assert "keep-alive" not in run.out

@@ -111,7 +111,7 @@ def test_a_login_in_the_address_is_sent_and_never_shown(
     assert {"passed": 2, "failed": 1} == run.counts
     assert "ollama_host = 'http://***@127.0.0.1" in run.out
     assert ([], 1) == (locked.refused, len(suite.ollama.loads))
-    assert f"{locked.url} (from " in run.ours[0]
+    assert f"{locked.url} (" in run.ours[0]
     assert "Warning" not in run.out
     nothing_is_shown(run)
     kept = [one for one in suite.pytester.path.rglob("*") if one.is_file()]

@@ -87,14 +87,14 @@ def test_the_model_is_loaded_while_conftests_are_imported(
 def test_the_summary_says_what_went_by_meanwhile(there: Suite) -> None:
     there.ollama.add(replace(THERE, load_s=0.5))
     there.write({"conftest.py": WAITS_FOR_THE_LOAD})
-    table = there.run(LIST).table
-    assert "ready   loaded in 0.5" in table[0]
-    assert "s while pytest started and collected" in table[0]
+    row, after = there.run(LIST, "-v").table
+    assert "✓ llama3.2:1b   loaded in 0.5" in row
+    assert re.fullmatch("ready after 0.5.* s, while pytest started and collected", after)
     there.ollama.unload(LLAMA.name)
     there.write({"conftest.py": "import time; time.sleep(0.5)\n"})
     there.ollama.add(replace(THERE, load_s=3.0))
-    table = there.run(LIST).table
-    assert "s of it while pytest started and collected" in table[0]
+    _, after = there.run(LIST).table
+    assert re.fullmatch("ready after 3.* s, .* s of it while pytest started and collected", after)
 
 
 def test_a_load_by_a_mark_alone_says_nothing_of_it(there: Suite) -> None:
@@ -125,7 +125,7 @@ def test_it_is_asked_for_with_the_context_that_tests_used(there: Suite, client: 
     there.write({"test_chat.py": OWN_CONTEXT})
     there.run(LIST)
     early(there.ollama)
-    run = there.run(LIST)
+    run = there.run(LIST, "-v")
     assert "num_ctx 8192, learned" in run.table[0]
     assert [8192] == [one.options["num_ctx"] for one in there.ollama.loads]
     assert ASKED == early(there.ollama)
@@ -289,7 +289,7 @@ BROKEN_CONFTEST = "raise RuntimeError('broken')\n"
 
 def shown(run: Result) -> tuple[int, str, str]:
     """Return what a run says, without its times and the line that a short wait does without."""
-    out = re.sub(r"^waited .+\n", "", run.out, flags=re.MULTILINE)
+    out = re.sub(r"^ready after .+\n", "", run.out, flags=re.MULTILINE)
     times = re.compile(r"\d+(\.\d+)? ?m?s\b")
     return run.ret, times.sub("T", out), times.sub("T", run.err)
 

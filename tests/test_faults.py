@@ -115,7 +115,7 @@ def test_a_server_that_dies_during_a_pull_ends_the_run(suite: Suite, workers: li
     suite.ollama.stop()
     code, out = end(process)
     assert 2 == code
-    assert "llama3.2:1b could not be pulled (from --ollama-preload): connection lost" in out
+    assert "llama3.2:1b (from --ollama-preload) could not be pulled: connection lost" in out
     assert "then connection refused for 0.5 s (--ollama-wait)" in out
 
 
@@ -131,7 +131,7 @@ def test_a_server_that_comes_back_during_a_pull_goes_on(suite: Suite, workers: l
     code, out = end(process)
     assert 0 == code
     assert "resuming" in out
-    assert "ready: pulled" in out
+    assert "llama3.2:1b pulled" in out
     assert 2 == len(suite.ollama.pulls)
 
 

@@ -232,7 +232,7 @@ def test_other_models_are_prepared_as_ever(suite: Suite, monkeypatch: pytest.Mon
     forget(suite)
     run = suite.run()
     assert "llama3.2:1b is not prepared: the test that needs it skipped" in run.out
-    assert "other:1 ready" in run.out
+    assert "ollama: other:1 loaded in" in run.out
     assert [] == suite.ollama.pulls
 
 
@@ -289,5 +289,5 @@ def test_groups_go_on_with_the_next_one(suite: Suite, monkeypatch: pytest.Monkey
     suite.ollama.unload("other:1")
     run = suite.run("--ollama-group-by-model")
     assert {"passed": 1, "skipped": 2} == run.counts
-    assert "other:1 ready: loaded in" in run.out
+    assert "other:1 loaded in" in run.out
     assert [] == suite.ollama.pulls

@@ -62,7 +62,7 @@ def test_in_turn_means_in_turn(suite: Suite) -> None:
 @WORKERS
 @pytest.mark.parametrize("listed", [[], ["--ollama-preload=d:1 c:1 b:1 a:1"]], ids=["", "listed"])
 def test_each_model_is_loaded_once(suite: Suite, workers: list[str], listed: list[str]) -> None:
-    run = suite.run(GROUP, *listed, *workers)
+    run = suite.run(GROUP, "-v", *listed, *workers)
     assert {"passed": 24} == run.counts
     assert ["a:1", "b:1", "c:1", "d:1"] == loads(suite)
     assert 4 == len([line for line in run.table if "loaded in" in line])
@@ -96,12 +96,12 @@ def test_what_is_missing_is_pulled_before_the_first_test_and_loaded_in_its_turn(
     assert {"passed": 24} == run.counts
     lines = run.out.splitlines()
     first_test = next(i for i, line in enumerate(lines) if "PASSED" in line)
-    pulled = [i for i, line in enumerate(lines) if "ready: pulled" in line]
+    pulled = [i for i, line in enumerate(lines) if re.search("ollama: .*:1 pulled .* in", line)]
     assert 2 == len(pulled)
     assert max(pulled) < first_test
     # The one whose turn is first is loaded there, too.
-    assert any(re.search(r"a:1 ready: pulled .*, loaded in", line) for line in run.ours)
-    assert any(re.search(r"b:1 +ready +pulled .*, loaded in", line) for line in run.table)
+    assert any(re.search(r"a:1 pulled .*, loaded in", line) for line in run.ours)
+    assert any(re.search(r"b:1 +pulled .* +loaded in", line) for line in run.table)
     assert 4 == len(loads(suite))
 
 
@@ -352,7 +352,7 @@ def test_the_models_of_a_set_do_not_evict_each_other(suite: Suite, workers: list
     assert {"passed": 7} == run.counts
     assert 5 == len(loads(suite))
     told = re.findall(
-        r"^\S+ was evicted.* and loaded again before .* To avoid that, raise the server's "
+        r"^! \S+ was evicted.* and loaded again before .*\n  → To avoid that, raise the server's "
         r"OLLAMA_MAX_LOADED_MODELS\.$",
         run.out,
         re.MULTILINE,

@@ -87,14 +87,14 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
     assert 2 == len(loads(suite))
     # Whether that test has loaded the others nobody has seen: it is not marked.
     assert re.search(
-        r"^a:1 was gone during test_it\.py::test_others when b:1, c:1 and d:1 were loaded "
+        r"^! a:1 was gone during test_it\.py::test_others when b:1, c:1 and d:1 were loaded "
         r"\(evicted, or unloaded by somebody\), and loaded again before "
         r"test_it\.py::test_second \([\d.]+ m?s\)\.$",
         run.out,
         re.MULTILINE,
     ), run.out
     assert (
-        "b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. If these "
+        "b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed.\n  → If these "
         "tests use them, list them or mark the tests, so that they are loaded before.\n"
     ) in run.out
 
@@ -225,7 +225,7 @@ def test_another_context_is_adopted_and_never_fought(suite: Suite) -> None:
     assert [4096, 8192] == loads(suite)
     assert re.search(
         r"a:1 was loaded with num_ctx 4096 \(server default\), and during "
-        r"test_it\.py::test_it\[0\] with 8192: 1 reload\. List a:1,num_ctx=8192 \(the next run here has "
+        r"test_it\.py::test_it\[0\] with 8192: 1 reload\.\n  → List a:1,num_ctx=8192 \(the next run here has "
         r"learned it\)\.",
         run.out,
     ), run.out
@@ -265,7 +265,10 @@ def test_contexts_in_turn_are_said_with_their_cure(suite: Suite) -> None:
     )
     run = suite.run()
     assert [4096, *[8192, 4096] * 3] == loads(suite)
-    assert "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads. If your tests" in run.out
+    assert (
+        "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads.\n  → If your tests"
+        in run.out
+    )
 
 
 @pytest.mark.parametrize("option", ["num_thread=1", "num_batch=256"])
@@ -305,7 +308,10 @@ def test_two_variants_of_a_model_are_no_change_of_habit(suite: Suite) -> None:
         "a:1,num_ctx=8192 is not loaded yet: it has the weights of a:1,num_ctx=2048, and the "
         "server keeps one at a time"
     ) in run.ours
-    assert "a:1 is wanted with num_ctx 2048 and 8192: 1 reload. --ollama-group-by-model" in run.out
+    assert (
+        "a:1 is wanted with num_ctx 2048 and 8192: 1 reload.\n  → --ollama-group-by-model"
+        in run.out
+    )
 
 
 VARIANTS = """
@@ -436,7 +442,7 @@ def test_models_that_displace_each_other_cost_no_load_and_are_said_once(
         f"{names} have the same weights, and the server keeps one of them in memory at a time: "
         f"{reloads} reload"
     ) in out
-    assert f"To avoid that, {GROUP}, or {SAME}." in out
+    assert f"  → To avoid that, {GROUP}, or {SAME}." in out
     assert "OLLAMA_MAX_LOADED_MODELS" not in out
     assert 1 == out.count("have the same weights")
     assert "evicted" not in out
@@ -483,7 +489,9 @@ def test_equal_weights_in_a_suite_without_marks(of_equal_weights: Suite) -> None
     without, ours = numbers_of_loads(suite, "--ollama-preload=a:1")
     assert ours <= without
     out = last_output(suite)
-    assert "keeps one of them in memory at a time: 1 reload. To avoid that, send the same" in out
+    assert (
+        "keeps one of them in memory at a time: 1 reload.\n  → To avoid that, send the same" in out
+    )
     assert "OLLAMA_MAX_LOADED_MODELS" not in out
 
 
@@ -558,16 +566,15 @@ def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
 
 ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
 GOLDEN = """\
-✓ a:1   ready   loaded in TIME   6 tests
-a:1 was gone during test_it.py::test_others when b:1, c:1 and d:1 were loaded (evicted, or \
+✓ a:1   loaded in TIME   6 tests
+! a:1 was gone during test_it.py::test_others when b:1, c:1 and d:1 were loaded (evicted, or \
 unloaded by somebody), and loaded again before test_it.py::test_after_an_eviction (TIME).
-a:1 was gone (unloaded, or the server was restarted), and loaded again before \
+! a:1 was gone (unloaded, or the server was restarted), and loaded again before \
 test_it.py::test_after_a_restart (TIME).
-a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. If your tests ask for all \
-of them, send the same num_ctx everywhere; ollama_options has it.
-b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. If these tests use \
-them, list them or mark the tests, so that they are loaded before.
-waited TIME before the first test"""
+! a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME.
+  → If your tests ask for all of them, send the same num_ctx everywhere; ollama_options has it.
+! b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed.
+  → If these tests use them, list them or mark the tests, so that they are loaded before."""
 
 
 def test_doctests_that_need_no_model_are_left_alone_between_those_that_do(suite: Suite) -> None:
@@ -845,7 +852,7 @@ def test_a_model_that_tests_use_and_nobody_lists_is_named_with_its_tests(
     run = suite.run(*workers)
     assert {"passed": 4} == run.counts
     assert (
-        "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed. If these "
+        "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed.\n  → If these "
         "tests use it, list it or mark the tests, so that it is loaded before."
     ) in run.out
     assert "a:1 was" not in run.out
@@ -890,7 +897,7 @@ def test_a_server_that_stays_away_is_waited_for_once(suite: Suite) -> None:
     # They run, as they would without the plugin, and fail by themselves.
     assert (1, True) == (code, "2 failed, 2 passed" in out), out
     assert (
-        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s."
+        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s.\n  → Start it"
         in out
     )
     # The next one has met a refusal too, which is no other event.

@@ -45,10 +45,10 @@ def test_what_a_conftest_sets_counts(
     if before == "unset":
         monkeypatch.delenv("OLLAMA_HOST")
     suite.write({**ONE_TEST, "conftest.py": conftest(other.url)})
-    run = suite.run(*listed, *workers)
+    run = suite.run("-v", *listed, *workers)
     assert {"passed": 1} == run.counts
     assert ([], 1) == (suite.ollama.requests, len(other.loads))
-    assert f"{other.url} (from {LATE})" in run.ours[0]
+    assert f"{other.url} ({LATE})" in run.ours[0]
     assert "Warning" not in run.out
 
 

@@ -29,7 +29,7 @@ COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
 IMPORTERS = {
     "httpx": {"ollama/client.py"},
     "filelock": {"warmup/gate.py"},
-    "rich": {"report/terminal.py"},
+    "rich": {"report/bars.py"},
     "ollama": {"fixtures.py"},
     "xdist": {"scheduling.py"},
     # Its own evaluation of conditions in texts, which nothing public does.

@@ -53,14 +53,14 @@ def contexts(suite: Suite) -> list[object]:
 def test_the_next_run_warms_with_the_context_that_the_tests_used(
     learning: Suite, workers: list[str], args: list[str]
 ) -> None:
-    first = learning.run(*args, *workers)
+    first = learning.run(*args, "-v", *workers)
     assert ({"passed": 6}, [4096, 8192]) == (first.counts, contexts(learning))
     assert LEARNED not in first.out
-    second = learning.run(*args, *workers)
+    second = learning.run(*args, "-v", *workers)
     assert ({"passed": 6}, [8192]) == (second.counts, contexts(learning))
     assert LEARNED in second.table[0]
-    assert "llama3.2:1b ready: loaded in" in second.out
-    third = learning.run(*args, *workers)
+    assert "llama3.2:1b loaded in" in second.out
+    third = learning.run(*args, "-v", *workers)
     assert ([8192], True) == (contexts(learning), LEARNED in third.out)
 
 

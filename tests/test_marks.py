@@ -240,10 +240,10 @@ def test_models_looked_up_in_session_fixtures_are_made_ready_once(
             """
         }
     )
-    run = suite.run(*args)
+    run = suite.run("-v", *args)
     assert {"passed": 8} == run.counts
     assert ["a:1"] == loads(suite)
-    assert run.table[0].startswith("✓ a:1   ready   loaded in ")
+    assert run.table[0].startswith("✓ a:1   loaded in ")
 
 
 def test_a_model_that_cannot_be_looked_up_skips_or_fails_the_test(suite: Suite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from dataclasses import replace
@@ -33,10 +34,8 @@ TWO_TESTS = {
         def test_plain(): pass
     """
 }
-NO_SUCH = (
-    "phi9: the registry has no such model (pull model manifest: file does not exist), {origin}. "
-    "Check name and tag; for an alias add --ollama-alias phi9=MODEL."
-)
+NO_SUCH = "phi9{origin}: the registry has no such model (pull model manifest: file does not exist)."
+CHECK = "→ Check name and tag; for an alias add --ollama-alias phi9=MODEL."
 
 
 @PROCESSES
@@ -71,8 +70,16 @@ def test_exit_ends_the_run_before_the_first_test(suite: Suite, args: list[str]) 
     run = suite.run("--ollama-on-unavailable=exit", "-rA", *args)
     assert 2 == run.ret
     assert "PASSED" not in run.out
-    assert "phi9 is not pulled (wanted by test_two.py::test_phi)." in run.out
-    assert ["✗ phi9   failed   not pulled   test_two.py::test_phi"] == run.table[:1]
+    assert (
+        "ERROR: ollama: phi9 is not pulled.\n"
+        "wanted by test_two.py::test_phi\n"
+        "→ Run 'ollama pull phi9', or pytest with --ollama-pull=missing; for an alias add "
+        "--ollama-alias phi9=MODEL. --ollama-on-unavailable=skip goes on without it.\n"
+    ) in run.out
+    assert re.search("^!+ _pytest.outcomes.Exit: ollama: phi9: not pulled !+$", run.out, re.M)
+    # The message has said it.
+    assert [] == run.table
+    assert 1 == run.out.count("phi9 is not pulled")
 
 
 @PROCESSES
@@ -88,6 +95,31 @@ def test_a_run_that_ends_before_its_tests_leaves_no_green_junit_file(
 
 
 @PROCESSES
+@pytest.mark.parametrize("cause", ["model", "server"])
+def test_a_run_that_ends_at_session_start_leaves_a_junit_file_with_an_error(
+    suite: Suite, args: list[str], cause: str
+) -> None:
+    suite.write(TWO_TESTS)
+    if cause == "server":
+        suite.ollama.stop()
+    run = suite.run("--ollama-preload=phi9", "--ollama-wait=0", "--junit-xml=junit.xml", *args)
+    assert 2 == run.ret
+    (junit,) = ElementTree.parse(suite.pytester.path / "junit.xml").getroot()
+    assert ("1", "1") == (junit.get("errors"), junit.get("tests"))
+    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit]
+    said = "no such model" if cause == "model" else "no Ollama at "
+    assert said in ElementTree.tostring(junit, "unicode")
+
+
+def test_with_v_a_run_that_ends_at_session_start_shows_its_models(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    run = suite.run("--ollama-preload=llama3.2:1b phi9", "-v")
+    assert 2 == run.ret
+    # Whether the other one is loaded by then nobody knows.
+    assert [line for line in run.table if re.fullmatch(r"✗ phi9 +not in the registry", line)]
+
+
+@PROCESSES
 @pytest.mark.parametrize("on_unavailable", ["auto", "exit"])
 def test_what_the_command_line_lists_ends_the_run_at_session_start(
     suite: Suite, args: list[str], on_unavailable: str
@@ -96,8 +128,13 @@ def test_what_the_command_line_lists_ends_the_run_at_session_start(
     run = suite.run("--ollama-preload=phi9", f"--ollama-on-unavailable={on_unavailable}", *args)
     assert 2 == run.ret
     assert "test session starts" not in run.out
-    assert ["✗ phi9   failed   pull model manifest: file does not exist"] == run.table[:1]
-    assert NO_SUCH.format(origin="from --ollama-preload") in run.err
+    assert [] == run.table
+    said = NO_SUCH.format(origin=" (from --ollama-preload)")
+    otherwise = "--ollama-on-unavailable=skip goes on without it."
+    assert (
+        f"ERROR: ollama: {said}\n{CHECK} {otherwise}\nExit: ollama: phi9: not in the registry\n"
+    ) == run.err
+    assert said not in run.out
     assert "Traceback" not in run.out + run.err
 
 
@@ -114,8 +151,8 @@ def test_fail_lets_the_run_go_on_also_for_what_the_command_line_lists(
     )
     assert {"passed": 1, "error": 1} == run.counts
     assert 1 == run.ret
-    failed = "Failed: 1 test that needs it" if server == "down" else "Its 1 test fails"
-    assert f"{failed} (from --ollama-on-unavailable)." in run.out
+    who = "wanted by test_two.py::test_phi: 1 test fails (from --ollama-on-unavailable)"
+    assert f"\n        {who}\n        → " in run.out
 
 
 @PROCESSES
@@ -126,9 +163,10 @@ def test_what_the_environment_lists_skips_its_tests(
     suite.write(TWO_TESTS)
     run = suite.run(*args)
     assert {"passed": 1, "skipped": 1} == run.counts
-    message = NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS")
-    tail = "Its 1 test is skipped; --ollama-on-unavailable=fail makes it fail."
-    assert f"{message} {tail}" in run.ours
+    message = NO_SUCH.format(origin=" (from OLLAMA_PRELOAD_MODELS)")
+    who = "wanted by test_two.py::test_phi: 1 test skipped"
+    assert f"{message}\n{who}\n{CHECK}" in run.ours
+    assert "✗ phi9   not in the registry   1 test" in run.table
 
 
 @PROCESSES
@@ -142,7 +180,8 @@ def test_an_unmarked_suite_without_its_model_warns_or_ends_in_ci(
     run = suite.run(*args)
     assert ret == run.ret
     assert ("OllamaWarmupWarning" in run.out) == (ret == 0)
-    assert NO_SUCH.format(origin="from OLLAMA_PRELOAD_MODELS") in run.out
+    message = NO_SUCH.format(origin=" (from OLLAMA_PRELOAD_MODELS)")
+    assert 1 == (run.out + run.err).count(message)
 
 
 def test_the_warning_can_be_filtered_by_its_class(
@@ -182,8 +221,10 @@ def test_the_marks_own_policy_wins(suite: Suite) -> None:
     for on_unavailable in ("skip", "fail"):
         run = suite.run(f"--ollama-on-unavailable={on_unavailable}")
         assert {"skipped": 1, "error": 1} == run.counts
-        told = "Its 1 test fails (from the mark). Its 1 test is skipped (from the mark)."
-        assert told in run.ours[-1]
+        assert (
+            "\nwanted by test_own.py::test_fails and 1 more: "
+            "1 test fails (from the mark), 1 test skipped (from the mark)\n"
+        ) in run.ours[-1]
 
 
 def test_a_mark_that_ends_the_run_is_named(suite: Suite) -> None:
@@ -205,7 +246,7 @@ def test_a_mark_that_ends_the_run_is_named(suite: Suite) -> None:
 def test_a_skip_is_reported_where_the_test_is(suite: Suite) -> None:
     suite.write(TWO_TESTS)
     run = suite.run("-rs")
-    assert "SKIPPED [1] test_two.py:3: phi9 is not pulled" in run.out
+    assert "SKIPPED [1] test_two.py:3: phi9: not pulled\n" in run.out
 
 
 @PROCESSES
@@ -276,9 +317,9 @@ def test_message_1_no_server(suite: Suite, monkeypatch: pytest.MonkeyPatch, nobo
     run = suite.run("--ollama-wait=0.3")
     assert {"skipped": 60} == run.counts
     assert (
-        f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s. "
-        "Start it with 'ollama serve', or set --ollama-host. "
-        "Skipped: 60 tests that need it; --ollama-on-unavailable=fail makes them fail."
+        f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s.\n"
+        "wanted by test_many.py::test_one[0] and 59 more: 60 tests skipped\n"
+        "→ Start it with 'ollama serve', or set --ollama-host."
     ) in run.ours
 
 
@@ -298,9 +339,9 @@ def test_message_2_not_pulled(suite: Suite) -> None:
     )
     run = suite.run()
     assert (
-        "llama3.2:1b is not pulled (wanted by tests/test_chat.py::test_tone and 11 more). "
-        "Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing. "
-        "Its 12 tests are skipped; --ollama-on-unavailable=fail makes them fail."
+        "llama3.2:1b is not pulled.\n"
+        "wanted by tests/test_chat.py::test_tone and 11 more: 12 tests skipped\n"
+        "→ Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing."
     ) in run.ours
 
 
@@ -323,8 +364,12 @@ def test_message_4_unknown_to_the_registry(suite: Suite, monkeypatch: pytest.Mon
         {**TWO_TESTS, "pyproject.toml": '[tool.pytest.ini_options]\nollama_preload = ["phi9"]\n'}
     )
     run = suite.run()
-    message = NO_SUCH.format(origin="from ollama_preload in pyproject.toml")
-    assert f"{message} Its 1 test fails (CI is set; --ollama-ci=no skips it)." in run.ours
+    message = NO_SUCH.format(origin=" (from ollama_preload in pyproject.toml)")
+    who = "wanted by test_two.py::test_phi: 1 test fails (CI is set; --ollama-ci=no skips it)"
+    assert f"{message}\n{who}\n{CHECK}" in run.ours
+    # Where the test is, and in the table, a few words are enough.
+    assert 1 == run.out.count("the registry has no such model")
+    assert "Failed: phi9: not in the registry" in run.out
 
 
 def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:
@@ -363,9 +408,11 @@ def test_message_7_out_of_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) 
     suite.run("-k", "small")
     run = suite.run()
     assert (
-        f'llama3.1:70b does not load: "{words}". Try a smaller tag or num_ctx; '
-        "loaded now: qwen3:4b. Its 4 tests fail (CI is set; --ollama-ci=no skips them)."
+        f'llama3.1:70b does not load: "{words}".\n'
+        "wanted by test_big.py::test_big[0] and 3 more: 4 tests fail (CI is set; --ollama-ci=no skips them)\n"
+        "→ Try a smaller tag or num_ctx; loaded now: qwen3:4b."
     ) in run.ours
+    assert "✗ llama3.1:70b   not enough memory   4 tests" in run.table
 
 
 def test_message_8_another_service(suite: Suite) -> None:
@@ -376,8 +423,9 @@ def test_message_8_another_service(suite: Suite) -> None:
     url = suite.ollama.url
     assert (
         f"{url} (from OLLAMA_HOST) answers, but is not Ollama "
-        '(GET /api/version: 200 text/html "Sign in"). Another service? Set --ollama-host. '
-        "Skipped: 1 test that needs it; --ollama-on-unavailable=fail makes it fail."
+        '(GET /api/version: 200 text/html "Sign in"). Another service?\n'
+        "wanted by test_chat.py::test_tone: 1 test skipped\n"
+        "→ Set --ollama-host."
     ) in run.ours
 
 
@@ -394,13 +442,13 @@ def test_message_8_another_service(suite: Suite) -> None:
             401,
             "application/json",
             b'{"error": "no key"}',
-            'refuses access (HTTP 401 "no key"). Set OLLAMA_API_KEY',
+            'refuses access (HTTP 401 "no key").\n→ Set OLLAMA_API_KEY',
         ),
         (
             403,
             "text/plain",
             b"",
-            "refuses access (HTTP 403). An Ollama bound to loopback answers so",
+            "refuses access (HTTP 403).\n→ An Ollama bound to loopback answers so",
         ),
         (
             404,
@@ -473,8 +521,8 @@ def test_a_service_of_another_protocol_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pull_error": "unauthorized: access denied"}, "could not be pulled (from --ollama-preload): unauthorized: access denied. The registry wants a login."),
-        ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'. The server calls it a completion model, so its weights are damaged"""),
+        ({"pull_error": "unauthorized: access denied"}, "(from --ollama-preload) could not be pulled: unauthorized: access denied.\n→ The registry wants a login."),
+        ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'.\n→ The server calls it a completion model, so its weights are damaged"""),
     ],
     ids=["unauthorized", "damaged"],
 )  # fmt: skip
@@ -485,7 +533,9 @@ def test_what_goes_wrong_at_the_server_is_said_with_its_cure(
     suite.write(ONE_TEST)
     run = suite.run("--ollama-preload=llama3.2:1b")
     assert 2 == run.ret
-    assert message in run.out
+    # Who wants it is known after collection only, and the load may fail before.
+    said = re.sub(r"\nwanted by .*", "", run.out + run.err)
+    assert message in said.replace("\n        →", "\n→")
 
 
 def test_a_busy_server_is_asked_again(suite: Suite) -> None:
@@ -532,7 +582,7 @@ def test_keys_are_never_shown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
             "http://10.255.255.1",
             "NO_PROXY",
             "[::1",
-            "a proxy variable cannot be used (Invalid port: ':1'). Mend it",
+            "a proxy variable cannot be used (Invalid port: ':1').\n",
         ),
     ],
     ids=["certificates", "proxy"],
@@ -562,7 +612,7 @@ def test_a_name_with_a_providers_prefix_gets_a_hint(suite: Suite, args: list[str
     run = suite.run(*args)
     assert {"skipped": 1} == run.counts
     assert "with --ollama-pull=missing" in run.out
-    assert ". Did you mean llama3.2:1b, which is there?" in run.out
+    assert "is not pulled. Did you mean llama3.2:1b, which is there?" in run.out
 
 
 def test_so_does_a_name_that_the_registry_does_not_know(suite: Suite) -> None:

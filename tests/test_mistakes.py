@@ -77,7 +77,7 @@ def test_without_a_server_on_this_machine_a_run_waits_for_a_moment(
     suite.write({**ONE_TEST, "pytest.ini": f"[pytest]\n{ini}\n"})
     run = suite.run(f"--ollama-host={nobody}", *args)
     assert {"skipped": 1} == run.counts
-    assert f"(from --ollama-host): connection refused for {waited}. Start it with" in run.out
+    assert f"(from --ollama-host): connection refused for {waited}.\n" in run.out
 
 
 # What an IDE or a development container sets
@@ -110,7 +110,7 @@ def test_a_run_that_ends_because_of_ci_says_so(
     assert "CI is set; --ollama-ci=no goes on without it." in run.out
     assert {"passed": 1} == suite.run("--ollama-ci=no").counts
     # Not the variable ends it, but the list of the command line.
-    by_option = suite.run("--ollama-preload=nix:1").out
+    by_option = suite.run("--ollama-preload=nix:1").err
     assert "--ollama-on-unavailable=skip goes on without it." in by_option
 
 
@@ -132,7 +132,7 @@ def test_a_download_that_the_user_asks_for_needs_no_reason(
 # Tests that say nothing of the models that they use
 
 UNLISTED = (
-    "{model} was used during test_it.py::{test}, and is not listed. If these tests use it, list it "
+    "{model} was used during test_it.py::{test}, and is not listed.\n  → If these tests use it, list it "
     "or mark the tests, so that it is loaded before."
 )
 CALLS = """
@@ -185,7 +185,10 @@ def test_where_several_tests_may_have_called_it_none_is_named(
         """,
     )
     run = suite.run(*args)
-    assert "b:1 was used while tests ran, and is not listed. If your tests use it, list" in run.out
+    assert (
+        "b:1 was used while tests ran, and is not listed.\n  → If your tests use it, list"
+        in run.out
+    )
 
 
 @pytest.mark.usefixtures("models")
@@ -237,7 +240,7 @@ def test_a_reload_by_the_last_test_is_reported_in_that_run(
     write(suite, LAST[tests])
     listed = ["--ollama-preload=a:1"] if tests == "listed" else []
     run = suite.run(*listed, *workers)
-    assert re.search(r"^a:1 was loaded with num_ctx 4096 .*8192: 1 reload\b", run.out, re.M)
+    assert re.search(r"^! a:1 was loaded with num_ctx 4096 .*8192: 1 reload\b", run.out, re.M)
 
 
 # A forgotten indirect=True

@@ -39,11 +39,11 @@ def test_every_kind_of_configuration_file_lists_models(
     suite.write(
         {**files, "test_all.py": "def test_all(ollama_models): assert len(ollama_models) == 2\n"}
     )
-    run = suite.run(*args)
+    run = suite.run("-v", *args)
     assert {"passed": 1} == run.counts
     assert ["a:1", "b:1"] == sorted(name for name, _ in suite.ollama.loads)
     source = "-o ollama_preload" if args else f"ollama_preload in {next(iter(files))}"
-    assert f"preload a:1 b:1,num_ctx=2048 (from {source})" in run.ours[0]
+    assert f"preload: a:1, b:1,num_ctx=2048 ({source})" in run.ours[0]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_command_line_wins_over_environment_over_file(
             "test_all.py": "def test_all(ollama_models): print('listed', *ollama_models)\n",
         }
     )
-    run = suite.run("-rP", *option)
+    run = suite.run("-rP", "-v", *option)
     assert {"passed": 1} == run.counts
     assert f"listed {' '.join(names)}".rstrip() in [line.rstrip() for line in run.out.splitlines()]
     assert names == sorted(name for name, _ in suite.ollama.loads)
@@ -336,7 +336,7 @@ def test_what_counts_as_ci_decides_and_is_named(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     suite.write({"test_it.py": ONE_TEST["test_chat.py"].replace("llama3.2:1b", "nix:1")})
-    run = suite.run("--ollama-pull=never", *args)
+    run = suite.run("--ollama-pull=never", "-v", *args)
     assert {"error" if words.startswith("fail") else "skipped": 1} == run.counts
     assert run.ours[0].endswith(f"missing models: {words}")
     if words.startswith("fail"):

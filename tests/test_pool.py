@@ -200,12 +200,14 @@ def test_the_run_says_which_hosts_and_what_each_of_them_cost(
     suite: Suite, three: list[Emulator]
 ) -> None:
     spread(suite, 3)
-    run = suite.run("-n3", hosts(*three), LIST)
+    run = suite.run("-n3", hosts(*three), LIST, "-v")
     listed = ", ".join(one.url for one in three)
-    assert run.ours[0].startswith(f"{listed} (from --ollama-host), preload llama3.2:1b")
-    ready = {line.partition(" ready: ")[0] for line in run.ours if " ready: " in line}
-    assert {f"llama3.2:1b at {one.url}" for one in three} == ready
-    assert [f"at {one.url}" for one in three] == [row.rpartition(", ")[2] for row in run.table[:3]]
+    assert run.ours[0].startswith(f"{listed} (--ollama-host), preload: llama3.2:1b")
+    ready = re.findall(r"llama3.2:1b at (\S+) loaded in", run.out)
+    assert sorted(one.url for one in three) == sorted(ready)
+    assert [f"at {one.url}" for one in three] == [
+        row.split(", ")[1].split("   ")[0] for row in run.table[:3]
+    ]
 
 
 def test_a_file_can_list_them_and_each_is_pulled_to(
@@ -215,10 +217,10 @@ def test_a_file_can_list_them_and_each_is_pulled_to(
     two = [ollama, absent]
     spread(suite, 2)
     suite.write({"pytest.ini": f"[pytest]\nollama_host = {two[0].url}, {two[1].url}\n"})
-    run = suite.run("-n2", "--ollama-pull=missing")
+    run = suite.run("-n2", "--ollama-pull=missing", "-v")
     assert {"passed": 2} == run.counts
     assert [(1, 1), (1, 1)] == [(len(one.pulls), len(one.loads)) for one in two]
-    assert "(from ollama_host in pytest.ini)" in run.ours[0]
+    assert "(ollama_host in pytest.ini)" in run.ours[0]
 
 
 def test_the_workers_of_a_file_move_and_say_who_gave_the_hosts(
@@ -344,9 +346,10 @@ def test_the_workers_of_a_host_that_is_down_move_to_those_that_answer(
     assert said.startswith(
         f"no Ollama at {three[1].url} (from --ollama-host): connection refused for 0."
     )
-    assert said.endswith(f"gw1 uses {there}, gw4 uses {here}.")
-    assert 3 == len(run.table[:-1])
-    assert f"at {three[1].url}: no Ollama: connection refused" in run.table[2]
+    assert f"\ngw1 uses {there}, gw4 uses {here}.\n→ Start it with" in said
+    rows = [row for row in run.table if row[0] in "✓✗"]
+    assert 3 == len(rows)
+    assert f"at {three[1].url}: no Ollama" in rows[2]
     assert [1, 0, 1] == [len(one.loads) for one in three]
 
 
@@ -358,9 +361,10 @@ def test_one_that_is_down_ends_the_run_where_that_is_asked(
     spread(suite, 3)
     run = suite.run("-n3", hosts(*three), "--ollama-wait=0", "--ollama-on-unavailable=exit", *args)
     assert 2 == run.ret
-    assert f"no Ollama at {three[1].url} (from --ollama-host): connection refused." in run.out
-    assert "--ollama-on-unavailable=skip goes on without it." in run.out
-    assert f"at {three[1].url}: no Ollama: connection refused" in run.out
+    out = run.err if args else run.out
+    assert f"no Ollama at {three[1].url} (from --ollama-host): connection refused.\n" in out
+    assert "--ollama-on-unavailable=skip goes on without it.\n" in out
+    assert "Exit: ollama: no Ollama: connection refused !" in run.out
     assert {} == used(suite)
     assert [0, 0, 0] == [len(one.loads) for one in three]
 
@@ -372,7 +376,7 @@ def test_one_that_is_down_ends_a_run_whose_command_line_lists_models(
     spread(suite, 3)
     run = suite.run("-n3", hosts(*three), "--ollama-wait=0", LIST)
     assert 2 == run.ret
-    assert f"no Ollama at {three[2].url}" in run.out
+    assert f"no Ollama at {three[2].url}" in run.err
 
 
 @STEPS
@@ -393,14 +397,17 @@ def test_none_that_answers_is_like_the_only_one_that_does_not(
         "-n3", hosts(*three), "--ollama-wait=0", f"--ollama-on-unavailable={policy}", "-rs", *args
     )
     each = "; ".join(f"{one.url}: connection refused" for one in three)
-    assert f"no Ollama at any of 3 hosts (from --ollama-host): {each}; gave up after" in run.out
+    assert (
+        f"no Ollama at any of 3 hosts (from --ollama-host): {each}; gave up after"
+        in run.out + run.err
+    )
     if counts is None:
         assert 2 == run.ret
     else:
         assert counts == run.counts
         (said,) = (line for line in run.ours if line.startswith("no Ollama at"))
-        assert "3 tests that need it" in said
-    assert 3 == len([row for row in run.table if "connection refused" in row])
+        assert "wanted by test_where.py::test_where[0] and 2 more: 3 tests " in said
+        assert 3 == len([row for row in run.table if "no Ollama" in row])
 
 
 def test_hosts_are_waited_for_side_by_side(suite: Suite, three: list[Emulator]) -> None:
@@ -408,7 +415,7 @@ def test_hosts_are_waited_for_side_by_side(suite: Suite, three: list[Emulator]) 
         one.stop()
     spread(suite, 3)
     run = suite.run("-n3", hosts(*three), "--ollama-wait=3", "--ollama-on-unavailable=skip", LIST)
-    assert re.search(r"; gave up after 3(\.\d)? s\. ", run.out)
+    assert re.search(r"; gave up after 3(\.\d)? s\.", run.out)
     waiting = {line for line in run.ours if line.startswith("waiting for")}
     assert {f"waiting for {one.url} (connection refused), up to 3 s" for one in three} == waiting
 
@@ -422,7 +429,7 @@ def test_a_model_that_one_host_lacks_skips_the_tests_there(
     run = suite.run("-n2", hosts(*two), "-rs")
     assert {"passed": 1, "skipped": 1} == run.counts
     assert (
-        f"So it is at {two[1].url}, and not elsewhere: tests that need it are skipped there."
+        f"so it is at {two[1].url}, and not elsewhere: tests that need it are skipped there"
     ) in run.out
 
 
@@ -436,7 +443,8 @@ def test_a_model_that_one_host_lacks_ends_the_run_where_that_is_asked(
         "-n2", hosts(*two), "--ollama-on-unavailable=exit", "--ollama-pull=never", *args
     )
     assert 2 == run.ret
-    assert f"ollama: {two[1].url}: llama3.2:1b is not pulled" in run.out
+    who = " (from --ollama-preload)" if args else ""
+    assert f"ollama: {two[1].url}: llama3.2:1b{who} is not pulled.\n" in run.out + run.err
 
 
 # How many
@@ -479,7 +487,7 @@ def test_one_process_to_which_none_answers(
     suite.write(ONE_TEST)
     run = suite.run(hosts(*three), "--ollama-wait=0", "--ollama-on-unavailable=skip", "-rs", *args)
     assert {"skipped": 1} == run.counts
-    assert 2 == run.out.count("no Ollama at any of 3 hosts (from --ollama-host): ")
+    assert 1 == run.out.count("no Ollama at any of 3 hosts (from --ollama-host): ")
 
 
 def test_hosts_that_no_worker_uses_are_left_alone(suite: Suite, three: list[Emulator]) -> None:
@@ -496,10 +504,10 @@ def test_one_host_by_two_names_is_one_host(suite: Suite, workers: list[str]) -> 
     suite.write(ONE_TEST)
     url = suite.ollama.url
     named = url.replace("127.0.0.1", "localhost").removeprefix("http://")
-    run = suite.run(f"--ollama-host={url},{named}", *workers)
+    run = suite.run(f"--ollama-host={url},{named}", "-v", *workers)
     assert {"passed": 1} == run.counts
     assert f"{url} is given more than once (from --ollama-host): it is one host." in run.ours
-    (row, _) = run.table
+    row = run.table[0]
     assert " at " not in row
     assert 1 == len(suite.ollama.loads)
 
@@ -583,7 +591,7 @@ def test_groups_take_turns_and_each_host_loads_each_model_once(
             """
         }
     )
-    run = suite.run("-n4", hosts(*two), "--ollama-group-by-model")
+    run = suite.run("-n4", hosts(*two), "--ollama-group-by-model", "-v")
     assert {"passed": 12} == run.counts
     both = ["llama3.2:1b", "other:latest"]
     assert [both, both] == [[load.model for load in one.loads] for one in two]
@@ -624,9 +632,11 @@ def test_overlap_prepares_all_hosts_in_the_background(
     assert [1, int(not down), 1] == [len(one.loads) for one in three]
     lines = run.out.splitlines()
     first = min(i for i, line in enumerate(lines) if "test_plain" in line and "PASSED" in line)
-    ready = min(i for i, line in enumerate(lines) if "ready: loaded" in line)
+    ready = min(i for i, line in enumerate(lines) if re.search("ollama: .*loaded in", line))
     # What is listed is begun with before the workers start, which takes as long.
-    assert args or (first < ready and "for models, outside of their own time" in run.out)
+    assert args or (
+        first < ready and "waited for models (not counted in their durations)" in run.out
+    )
 
 
 def test_what_a_test_unloads_is_brought_back_on_its_host(
@@ -736,10 +746,10 @@ def test_a_hook_goes_before_hosts_of_a_file(
             """,
         }
     )
-    run = suite.run(*workers, *args)
+    run = suite.run("-v", *workers, *args)
     assert {"passed": 4} == run.counts
     assert ([], [], 1) == (three[0].requests, three[1].requests, len(three[2].loads))
-    assert f"{url} (from pytest_ollama_host in conftest.py)" in run.out
+    assert f"{url} (pytest_ollama_host in conftest.py)" in run.out
 
 
 def test_the_command_line_goes_before_the_hook(suite: Suite, three: list[Emulator]) -> None:
@@ -813,7 +823,8 @@ def test_such_a_worker_skips_and_says_what_it_lacks(suite: Suite, args: list[str
         "-n2", "-rs", "-W", "error", "--ollama-on-unavailable=skip", "--ollama-pull=never", *args
     )
     assert {"skipped": 2} == run.counts
-    assert "llama3.2:1b is not pulled" in run.out
+    who = " (from --ollama-preload)" if args else ""
+    assert f"llama3.2:1b{who} is not pulled. Run" in run.out
 
 
 def test_such_a_worker_brings_what_is_listed_also_for_tests_that_do_not_say_what_they_need(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,11 +18,11 @@ from packaging.utils import canonicalize_name
 
 import pytest_ollama_warmup
 from benchmarks.picture import THEMES, draw, final_screen
+from tests.conftest import LLAMA, Suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.conftest import Suite
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text("utf-8")
@@ -98,6 +99,8 @@ def environ(suite: Suite, tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the blocks are for a POSIX shell")
 def test_every_block_works_as_pasted(suite: Suite, environ: dict[str, str]) -> None:
+    # A wait that nobody feels is not shown.
+    suite.ollama.add(replace(LLAMA, load_s=0.3))
     installs, out, ran = [], "", 0
     for block in blocks():
         if block.language == "python":

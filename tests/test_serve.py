@@ -121,11 +121,11 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_one_server_serves_the_run_and_goes_with_it(
     suite: Served, workers: list[str], more: list[str], listed: list[str]
 ) -> None:
-    run = suite.serve(*workers, *more, *listed)
+    run = suite.serve("-v", *workers, *more, *listed)
     assert {"passed": 3} == run.counts, run.out
     assert 1 == len(suite.starts)
     assert [] == suite.processes
-    url = re.match(r"(http://127\.0\.0\.1:\d+) \(from --ollama-serve\)", run.ours[0])
+    url = re.match(r"(http://127\.0\.0\.1:\d+) \(--ollama-serve\)", run.ours[0])
     assert url is not None
     assert any(one.startswith(f"serving on {url[1]}, log in ") for one in run.ours)
     assert "" == run.err
@@ -182,9 +182,9 @@ def test_it_can_stand_in_the_configuration_file(suite: Served, workers: list[str
 """,
         }
     )
-    run = suite.run(*workers)
+    run = suite.run("-v", *workers)
     assert {"passed": 3} == run.counts
-    assert "(from ollama_serve in pytest.ini)" in run.ours[0]
+    assert "(ollama_serve in pytest.ini)" in run.ours[0]
 
 
 # Which server
@@ -315,7 +315,7 @@ def test_a_server_that_ends_in_mid_run_is_not_waited_for(suite: Served) -> None:
     assert "It has ended; its log, named at the end of the run, says why." in run.out
     assert "log of the server: " in run.out
     assert re.search(
-        r"^lost before test_it\.py::test_it\[1\] and 1 more: no Ollama at ", run.out, re.M
+        r"^! lost before test_it\.py::test_it\[1\] and 1 more: no Ollama at ", run.out, re.M
     )
 
 
@@ -331,7 +331,7 @@ def test_it_ends_with_the_run_however_that_ends(
 ) -> None:
     suite.write({"test_it.py": STAYS})
     process = suite.start(*suite.flags(), "-s", "-v", *workers)
-    wait_for(process, "ready: loaded in" if workers else "GO")
+    wait_for(process, "a:1 loaded in" if workers else "GO")
     assert suite.processes
     process.send_signal(number)
     if number == signal.SIGINT:
@@ -439,7 +439,7 @@ def test_it_is_gone_when_pytest_is_over_and_the_process_is_not(suite: Served) ->
 
 def test_it_is_started_and_asked_while_conftests_are_imported(suite: Served) -> None:
     suite.write({"conftest.py": WAITS_FOR_THE_LOAD})
-    run = suite.serve("--ollama-preload=a:1")
+    run = suite.serve("--ollama-preload=a:1", "-v")
     assert {"passed": 3} == run.counts
     assert "loaded in" in run.table[0]
     assert 1 == len(suite.starts)

@@ -34,7 +34,10 @@ class Run(NamedTuple):
 
 
 def findings(memory: Memory, run: Run) -> list[str]:
-    """Return a line for each thing that a user can do something about."""
+    """Return a text for each thing that a user can do something about.
+
+    Its first line says what was seen, the next one what to do about it.
+    """
     lines: list[str] = []
     for key, outcome in memory.outcomes.items():
         lines += _reloaded(memory, run, key, at(outcome.title, memory.host))
@@ -93,15 +96,15 @@ def _what(cause: Cause, gone: list[Gone]) -> str:
 
 def _cure(memory: Memory, run: Run, cause: Cause) -> str:
     if cause == "expired":
-        return " Raise --ollama-keep-alive."
+        return "\nRaise --ollama-keep-alive."
     if cause == "restarted":
-        return " The server's log says why."
+        return "\nThe server's log says why."
     # More room helps only where more models are needed than were in memory at most.
     if cause != "evicted" or memory.number_needed <= memory.usage.kept:
         return ""
     if run.grouped or not run.marked:
-        return f" To avoid that, {RAISE_MAX}."
-    return f" To avoid that, use --ollama-group-by-model, or {RAISE_MAX}."
+        return f"\nTo avoid that, {RAISE_MAX}."
+    return f"\nTo avoid that, use --ollama-group-by-model, or {RAISE_MAX}."
 
 
 def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
@@ -124,12 +127,12 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         who = f"during {first_of(certain)}" if certain else "by tests"
         return (
             f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
-            f"{reloads}. List {outcome.model},num_ctx={context}{later}."
+            f"{reloads}.\nList {outcome.model},num_ctx={context}{later}."
         )
     # Whoever shares the server may have asked for one of them.
     found = " and ".join(str(one) for one in sorted({one.after for one in switches} | {*used}))
     return (
-        f"{name} was loaded with num_ctx {found} in turn: {reloads}. If your tests ask for all of "
+        f"{name} was loaded with num_ctx {found} in turn: {reloads}.\nIf your tests ask for all of "
         "them, send the same num_ctx everywhere; ollama_options has it."
     )
 
@@ -145,7 +148,7 @@ def _variants(memory: Memory, run: Run) -> Iterator[str]:
         seen.add(keys)
         contexts = sorted({one.after for one in switches} | {one.before for one in switches})
         each = " and ".join(str(one) for one in contexts)
-        cure = " --ollama-group-by-model makes it one for each." if not run.grouped else ""
+        cure = "\n--ollama-group-by-model makes it one for each." if not run.grouped else ""
         yield (
             f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
             f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}.{cure}"
@@ -189,7 +192,7 @@ def _cure_of_sharing(memory: Memory, run: Run, names: list[str]) -> str:
     infos = [runs_with(memory.info(name).parameters, {}) for name in names]
     if keys := [key for key in RUNNER_KEYS if len({info.get(key) for info in infos}) > 1]:
         cures.append(f"send the same {each_of(keys)} with each request to them")
-    return f" To avoid that, {', or '.join(cures)}." if cures else ""
+    return f"\nTo avoid that, {', or '.join(cures)}." if cures else ""
 
 
 def _keys_of_model(memory: Memory, outcome: Outcome) -> frozenset[str]:
@@ -206,6 +209,7 @@ def _unlisted(names: list[str], tests: list[str]) -> str:
     which = "these tests" if tests else "your tests"
     was, is_, it = ("was", "is", "it") if len(names) == 1 else ("were", "are", "them")
     return (
-        f"{each_of(names)} {was} used {when}, and {is_} not listed. If {which} use {it}, list {it} "
-        f"or mark the tests, so that {'it is' if len(names) == 1 else 'they are'} loaded before."
+        f"{each_of(names)} {was} used {when}, and {is_} not listed.\n"
+        f"If {which} use {it}, list {it} or mark the tests, so that "
+        f"{'it is' if len(names) == 1 else 'they are'} loaded before."
     )

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from pytest_ollama_warmup import clock
-from pytest_ollama_warmup.report.table import SIGNS, columns
-from pytest_ollama_warmup.text import clean, count, first_of, seconds, size
+from pytest_ollama_warmup.report.bars import Bars, Row, lay_out
+from pytest_ollama_warmup.report.table import SIGNS, align, columns
+from pytest_ollama_warmup.text import clean, count, first_of, seconds, size, wrapped
 from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from rich.progress import Progress, TaskID
 
     from pytest_ollama_warmup.warmup.record import Outcome, Record
     from pytest_ollama_warmup.warmup.work import Event
@@ -25,9 +24,15 @@ QUIET_LINE_EVERY_S = 60.0
 WORTH_SAYING = 100_000
 SAY_LOADING_AFTER_S = 2.0
 BARS_AFTER_S = 0.3
-# The whole message stands above; a table that wraps is none.
-BRIEF = 64
-
+# Above pytest's own header, where nothing is expected.
+EARLY_BARS_AFTER_S = 1.0
+# A load that takes longer is worth a line of its own, and a table at the end.
+LONG_S = 1.0
+# The whole message stands above.
+BRIEF = 80
+# Lines after the first stand below the text, not below "ollama:".
+INDENT = len("ollama: ")
+ARROWS = ("→", "->")
 
 # Phases that may last for minutes without a word from the server.
 _LONG = {
@@ -36,6 +41,8 @@ _LONG = {
     "busy": "waits: the server's queue is full",
     "checking": "checking",
 }
+# What stands in a row before a pull has a size, and of what is to come.
+_DOING = {**_LONG, "pulling": "pulling", "resuming": "pulling", "queued": "queued"}
 
 
 class Write(Protocol):
@@ -45,71 +52,148 @@ class Write(Protocol):
         """Write *line*."""
 
 
-def cost(outcome: Outcome, beside_s: float = 0.0) -> str:
-    """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``.
+def pulled(outcome: Outcome) -> tuple[str, str, str] | None:
+    """Return ``pulled 1.3 GB in``, the number and the unit of a pull; None where there was none."""
+    if (pull := outcome.step("pull")) is None:
+        return None
+    # A part that is there within 60 ms is not reported by the server, nor is its size.
+    of_size = f"{size(pull.size)} " if pull.size else ""
+    return f"pulled {of_size}in ", seconds(pull.seconds), ""
 
-    *beside_s* is how much of the load went by while pytest was busy with itself, in seconds.
-    """
-    parts = []
-    if (pull := outcome.step("pull")) is not None:
-        # A part that is there within 60 ms is not reported by the server, nor is its size.
-        of_size = f"{size(pull.size)} " if pull.size else ""
-        parts.append(f"pulled {of_size}in {seconds(pull.seconds)}")
-    if (load := outcome.step("load")) is not None and not outcome.already_loaded:
-        beside = ""
-        if beside_s >= NOTICEABLE_S:
-            part = f", {seconds(beside_s)} of it" if load.seconds - beside_s >= NOTICEABLE_S else ""
-            beside = f"{part} while pytest started and collected"
-        parts.append(f"loaded in {seconds(load.seconds)}{beside}")
-    return ", ".join([*parts, *outcome.notes]) or "present"
+
+def loaded(outcome: Outcome) -> tuple[str, str, str]:
+    """Return in words what was done about the load: ``loaded in``, the number, and notes."""
+    notes = ", ".join(one for one in outcome.notes if one != ALREADY)
+    load = outcome.step("load")
+    if is_already_loaded(outcome):
+        return f"{ALREADY}{', ' if notes else ''}{notes}", "", ""
+    if load is None:
+        return notes or ("present" if outcome.step("pull") is None else ""), "", ""
+    return "loaded in ", seconds(load.seconds), f", {notes}" if notes else ""
+
+
+ALREADY = "already loaded"
+
+
+def is_already_loaded(outcome: Outcome) -> bool:
+    """Whether a model was in memory before the run, and not loaded again."""
+    if outcome.already_loaded:
+        return True
+    load = outcome.step("load")
+    # A warm-up request for one that is loaded is answered at once.
+    return load is not None and outcome.found_loaded and load.seconds < LONG_S
+
+
+def cost(outcome: Outcome) -> str:
+    """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``."""
+    parts = ["".join(one) for one in (pulled(outcome), loaded(outcome)) if one]
+    return ", ".join(filter(None, parts))
 
 
 def ready_line(name: str, outcome: Outcome) -> str:
-    """Say that a model is ready, and what that cost."""
-    return f"{name} ready: {cost(outcome)}"
+    """Say what it cost to make a model ready."""
+    return f"{name} {cost(outcome)}"
 
 
-def summary_lines(record: Record, *, only_failed: bool = False, plain: bool = False) -> list[str]:
-    """Return the table of the models of a run, a row each; *plain* keeps to ASCII."""
-    rows = []
-    for key, outcome in record.models.items():
-        if only_failed and outcome.ready:
-            continue
-        # On one of several servers some of them run, nobody knows which before.
-        tests = record.tests.get(key, [])
-        sign = SIGNS[plain][not outcome.ready]
-        if outcome.ready:
-            of_tests = count(len(tests), "test") if tests else ""
-            load = outcome.step("load")
-            beside_s = record.beside_s(load) if load else 0.0
-            rows.append((sign, outcome.title, "ready", cost(outcome, beside_s), of_tests))
-        else:
-            of_tests = first_of(tests) if tests else ""
-            rows.append((sign, outcome.title, "failed", clean(outcome.brief, BRIEF), of_tests))
-    return columns(rows)
+def is_worth_a_table(record: Record) -> bool:
+    """Whether a model was pulled, took a while to load, or is not ready, or a test waited long."""
+    if max(record.waits.values(), default=0.0) >= LONG_S:
+        return True
+    return any(_is_worth_a_row(outcome) for outcome in record.models.values())
 
 
-def waited_lines(record: Record) -> list[str]:
-    """Say how long tests were held up, before the first one and each before its own beginning."""
-    lines = []
-    if record.waited_s >= NOTICEABLE_S:
-        lines.append(f"waited {seconds(record.waited_s)} before the first test")
-    if waits := record.waits:
-        test = max(waits, key=waits.__getitem__)
-        took, which = seconds(waits[test]), clean(test, 200)
-        if len(waits) == 1:
-            lines.append(f"{which} waited {took} for models, outside of its own time")
-        else:
-            tests = count(len(waits), "test")
-            lines.append(
-                f"{tests} waited for models, outside of their own time: {took} at most ({which})"
-            )
-    return lines
+def _is_worth_a_row(outcome: Outcome) -> bool:
+    load = outcome.step("load")
+    return (
+        not outcome.ready
+        or outcome.step("pull") is not None
+        or (load is not None and load.seconds >= LONG_S)
+    )
+
+
+def summary_lines(
+    record: Record, *, only_failed: bool = False, plain: bool = False, width: int = 0
+) -> list[str]:
+    """Return the table of the models of a run, a row each.
+
+    *plain* keeps to ASCII; *width* is that of the terminal, 0 where there is none.
+    """
+    models = {key: one for key, one in record.models.items() if not (only_failed and one.ready)}
+    # On one of several servers some of the tests run, nobody knows which before.
+    numbers = [len(record.tests.get(key, [])) for key in models]
+    tests = align([("", *_counted(one, "test")) for one in numbers])
+    pulls = align([(one.ready and pulled(one)) or ("", "", "") for one in models.values()])
+    loads = align(
+        [loaded(one) if one.ready else (clean(one.brief, BRIEF), "", "") for one in models.values()]
+    )
+    rows = [
+        (SIGNS[plain][not one.ready], one.title, pull, load, number)
+        for one, pull, load, number in zip(models.values(), pulls, loads, tests, strict=True)
+    ]
+    return columns(rows, width)
+
+
+def _counted(number: int, noun: str) -> tuple[str, str]:
+    return (str(number), f" {noun}" if number == 1 else f" {noun}s") if number else ("", "")
+
+
+def ready_after(record: Record) -> str:
+    """Say how long it took until the models were ready, and what went on meanwhile.
+
+    Empty where no test was run, or none has waited for all of them.
+    """
+    steps = [
+        step
+        for outcome in record.models.values()
+        if outcome.ready and not is_already_loaded(outcome)
+        for step in outcome.steps
+        if step.start < record.prepared
+    ]
+    if not steps:
+        return ""
+    begin, end = min(one.start for one in steps), max(one.start + one.seconds for one in steps)
+    if end - begin < NOTICEABLE_S:
+        return ""
+    waits = [(since, max(0.0, min(end, until) - max(begin, since))) for since, until in record.busy]
+    before_s = sum(took for since, took in waits if since < record.clock_started)
+    beside_s = end - begin - sum(took for _, took in waits)
+    parts = []
+    if before_s >= NOTICEABLE_S:
+        parts.append(f"{seconds(before_s)} of it before pytest's clock started")
+    if beside_s >= NOTICEABLE_S:
+        what = "while collecting" if parts else "while pytest started and collected"
+        of_it = end - begin - beside_s >= NOTICEABLE_S
+        parts.append(f"{seconds(beside_s)} {'' if parts else 'of it '}{what}" if of_it else what)
+    if len(steps) == 1 and not parts:
+        # As its row says.
+        return ""
+    return ", ".join([f"ready after {seconds(end - begin)}", *parts])
+
+
+def waited_line(record: Record) -> str:
+    """Say how long tests waited, each before its own beginning; empty where none did."""
+    if not (waits := record.waits):
+        return ""
+    test = max(waits, key=waits.__getitem__)
+    took, which = seconds(waits[test]), clean(test, 200)
+    if len(waits) == 1:
+        return f"{which} waited {took} for models (not counted in the test's duration)"
+    return (
+        f"{count(len(waits), 'test')} waited for models (not counted in their durations), "
+        f"{which} longest: {took}"
+    )
 
 
 def lost_lines(record: Record) -> list[str]:
     """Say which servers and models were lost during the run."""
     return [f"lost before {first_of(tests)}: {error}" for error, tests in record.lost.items()]
+
+
+def finding_lines(text: str, *, plain: bool = False, width: int = 0) -> list[str]:
+    """Return the lines of a finding: what was seen and, behind an arrow, how to avoid it."""
+    what, _, cure = text.partition("\n")
+    lines = wrapped(f"! {what}", width, 2)
+    return lines + (wrapped(f"  {ARROWS[plain]} {cure}", width, 4) if cure else [])
 
 
 def can_write_signs(file: TextIO) -> bool:
@@ -124,19 +208,23 @@ def can_write_signs(file: TextIO) -> bool:
 class _Shown:
     """What has been said of one model; *announced* is whether that it is pulled has been."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.phase, self.doing = name, "", ""
-        self.since = self.begin = self.said = 0.0
+    def __init__(self, name: str, since: float) -> None:
+        self.name, self.phase = name, ""
+        self.first_seen = self.since = since
+        self.begin = self.said = 0.0
         self.first: int | None = None
-        self.announced = False
-        self.task: TaskID | None = None
+        self.announced = self.was_pulled = False
+        self.completed = self.total = 0
+        self.rate = self.left_s = 0.0
+        self.outcome: Outcome | None = None
 
 
 class Screen:
-    """Says what happens: live bars on a terminal, a line per change of state in a log.
+    """Says what happens: live lines on a terminal, a line per change of state in a log.
 
     *verbosity* is pytest's: below 0 only pulls, waits and failures, below -1 only failures.
-    *live* is the terminal to draw bars on; None where there is none.
+    *live* is the terminal to draw on; None where there is none. *width* is that of the terminal,
+    0 where lines may be of any length. *plain* keeps to ASCII.
     """
 
     def __init__(
@@ -145,31 +233,47 @@ class Screen:
         *,
         verbosity: int = 0,
         live: TextIO | None = None,
-        width: int = 80,
+        width: Callable[[], int] | int = 0,
         coloured: bool = True,
+        plain: bool = False,
         clock: Callable[[], float] = clock.monotonic,
     ) -> None:
         self._write, self._verbosity, self._clock = write, verbosity, clock
         self._live_file = live if verbosity >= -1 else None
-        self._width, self._coloured = width, coloured
+        self._width = width if callable(width) else lambda: width
+        self._coloured, self._plain = coloured, plain
         self._shown: dict[str, _Shown] = {}
-        self._progress: Progress | None = None
+        self._bars: Bars | None = None
         self._watched_since: float | None = None
+        self._holds = False
+        self._ready: list[tuple[str, str]] = []
+        self.where = ""
+        """The address of the server, for the heading of live lines."""
 
-    def say(self, text: str, *, least: int = 0, **colours: bool) -> None:
-        """Write one line, unless pytest is quieter than *least*."""
+    def say(self, text: str, *, who: str = "", least: int = 0, **colours: bool) -> None:
+        """Write what has happened, unless pytest is quieter than *least*.
+
+        The first line of *text* is what has happened, the others are what to do about it. *who*
+        stands between them: who is concerned, and how.
+        """
         if self._verbosity < least:
             return
-        line = f"ollama: {text}"
-        if self._progress is None:
-            self._write(line, **colours)
-        else:
-            style = " ".join(
-                name for name in ("red", "yellow", "green", "bold") if colours.get(name)
-            )
-            self._progress.console.print(
-                line, style=style or None, markup=False, highlight=False, soft_wrap=True
-            )
+        what, *cure = text.split("\n")
+        if cure:
+            cure[-1] = f"{ARROWS[self._plain]} {cure[-1]}"
+        # A log breaks no line; what is foreign may be long.
+        width = self._width()
+        self._put(wrapped(f"ollama: {what}", width, INDENT), colours)
+        for line in filter(None, [who, *cure]):
+            self._put(wrapped(f"{' ' * INDENT}{line}", width, INDENT), {})
+
+    def _put(self, lines: list[str], colours: dict[str, bool]) -> None:
+        for line in lines:
+            if self._bars is None:
+                self._write(line, **colours)
+            else:
+                names = [one for one in ("red", "yellow", "green", "bold") if colours.get(one)]
+                self._bars.write(line, " ".join(names))
 
     @property
     def every_s(self) -> float:
@@ -182,57 +286,86 @@ class Screen:
         return [f"{one.name} {one.phase}" for one in self._shown.values() if one.phase != "done"]
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Draw bars for what happens meanwhile and takes a moment, where there is a terminal."""
-        if self._live_file is None:
+    def before_header(self) -> Iterator[None]:
+        """Say only what takes a while: pytest has not written its own header yet."""
+        self._holds = True
+        try:
             yield
-            return
+        finally:
+            self._holds = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Draw what happens meanwhile and takes a moment, where there is a terminal.
+
+        At the end it is said in one line which models have become ready.
+        """
         self._watched_since = self._clock()
-        for one in self._shown.values():
-            one.task = None
         try:
             yield
         finally:
             self._watched_since = None
-            if self._progress is not None:
-                self._progress.stop()
-                self._progress = None
+            if self._bars is not None:
+                self._bars.end()
+                self._bars = None
+        if not self._holds:
+            self._say_ready()
 
     def tick(self, event: Event | None) -> None:
         """Show *event*, or (with None) that time passes."""
         if event is not None:
             self._change(event)
         now = self._clock()
-        if self._progress is None and self._bars_are_due(now):
-            self._begin_bars()
+        if self._bars is None and self._bars_are_due(now):
+            assert self._live_file is not None
+            self._bars = Bars(self._live_file, self._room(), coloured=self._coloured)
         for one in self._shown.values():
             if now - one.since >= SAY_LOADING_AFTER_S:
                 self._say_what_takes_long(one, now)
-            if self._progress is not None and one.task is not None:
-                doing = one.doing or f"{one.phase}, {now - one.since:.0f} s"
-                self._progress.update(one.task, doing=doing)
-        if self._progress is not None:
-            self._progress.refresh()
+        if self._bars is not None:
+            self._bars.draw(self._lines(now), self._room())
+
+    def _room(self) -> int:
+        # For the ^C that a terminal echoes: a line that wraps could not be taken away.
+        return max(self._width() - 4, 20)
 
     def _bars_are_due(self, now: float) -> bool:
         # rich takes 80 ms to import: not for what is over before anybody could read it.
-        since = self._watched_since
-        return since is not None and now - since >= BARS_AFTER_S and bool(self.under_way)
+        since, after_s = self._watched_since, EARLY_BARS_AFTER_S if self._holds else BARS_AFTER_S
+        if self._live_file is None or since is None:
+            return False
+        return now - since >= after_s and bool(self.under_way)
 
-    def _begin_bars(self) -> None:
-        assert self._live_file is not None
-        self._progress = _bars(self._live_file, self._width, self._coloured)
-        self._progress.start()
-        for one in self._shown.values():
-            if one.phase != "done":
-                one.task = self._progress.add_task("", name=one.name, doing=one.doing, total=None)
+    def _lines(self, now: float) -> list[list[tuple[str, str]]]:
+        number = count(len(self._shown), "model")
+        heading = f"ollama: preloading {number}{f' on {self.where}' if self.where else ''}"
+        rows = [self._row(one, now) for one in self._shown.values()]
+        return lay_out(heading, rows, self._room(), plain=self._plain, coloured=self._coloured)
+
+    def _row(self, one: _Shown, now: float) -> Row:
+        if one.outcome is not None:
+            outcome = one.outcome
+            words = cost(outcome) if outcome.ready else outcome.brief
+            return Row(one.name, words, ready=outcome.ready)
+        if one.phase == "pulling" and one.total:
+            return Row(one.name, "", one.completed, one.total, one.rate, one.left_s)
+        return Row(one.name, f"{_DOING.get(one.phase, 'queued')}, {now - one.since:.0f} s")
+
+    @property
+    def _is_drawing(self) -> bool:
+        """Whether what goes on is drawn, or will be when it takes a moment."""
+        return self._live_file is not None and self._watched_since is not None
 
     def _say_what_takes_long(self, one: _Shown, now: float) -> None:
+        if self._is_drawing:
+            return
         if one.phase == "loading" and not one.said:
             one.said = now
-            if self._progress is None:
+            if one.was_pulled:
+                self.say(f"{one.name} pulled, loading", least=-1)
+            else:
                 self.say(f"{one.name} loading")
-        elif one.phase in _LONG and self._progress is None and now - one.said >= self.every_s:
+        elif one.phase in _LONG and now - one.said >= self.every_s:
             one.said = now
             if (took_s := now - one.since) >= self.every_s:
                 self.say(f"{one.name} {_LONG[one.phase]}, {took_s:.0f} s", least=-1)
@@ -245,11 +378,11 @@ class Screen:
         if event.phase == "server":
             self.say(event.why, least=-1)
             return
-        one = self._shown.setdefault(target.id, _Shown(target.title))
+        one = self._shown.setdefault(target.id, _Shown(target.title, now))
         if event.phase != one.phase:
-            before, since = one.phase, one.since
+            before = one.phase
             one.phase, one.since, one.said = event.phase, now, 0.0
-            one.doing = ""
+            one.outcome = event.outcome
             if event.phase == "pulling":
                 one.begin, one.said = one.begin or now, now
             elif event.phase == "resuming":
@@ -262,53 +395,52 @@ class Screen:
             elif event.phase == "present" and event.why:
                 one.begin = 0.0
                 self.say(f"{one.name} {event.why}", least=-1)
-            elif event.phase == "loading" and before == "present" and one.begin:
-                # Said when the load begins: where only a pull is wanted, there is none.
-                self.say(f"{one.name} pulled in {seconds(since - one.begin)}, loading", least=-1)
-            elif event.phase == "waiting":
-                self.say(f"{one.name} waits: another run is pulling it", least=-1)
-            elif event.phase == "busy":
-                self.say(f"{one.name} waits: the server's queue is full", least=-1)
+            elif event.phase == "loading" and before == "present":
+                one.was_pulled = bool(one.begin)
+            elif event.phase in ("waiting", "busy") and not self._is_drawing:
+                self.say(f"{one.name} {_LONG[event.phase]}", least=-1)
             elif (
                 event.outcome is not None
                 and event.outcome.ready
-                and (
-                    # One that is only there waits for its turn: that is nothing to tell.
-                    target.loads or event.outcome.steps
-                )
+                # One that is only there waits for its turn: that is nothing to report.
+                and (target.loads or event.outcome.steps)
             ):
-                self.say(ready_line(one.name, event.outcome))
+                self._became_ready(one, event.outcome, now)
         if event.phase == "pulling" and event.total:
-            if not one.announced and event.total >= WORTH_SAYING:
-                one.announced = True
-                self.say(f"{one.name} pulling {_announced(event)}", least=-1)
             self._pulling(one, event, now)
-        if self._progress is not None:
-            self._draw(one, event)
+
+    def _became_ready(self, one: _Shown, outcome: Outcome, now: float) -> None:
+        self._ready.append((one.name, cost(outcome)))
+        # In a log at once, where it has taken a while; else with the others.
+        if not self._is_drawing and (now - one.first_seen >= LONG_S or one.announced):
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        """Say in one line which models have become ready since that was last said."""
+        by_words: dict[str, list[str]] = {}
+        for name, words in self._ready:
+            by_words.setdefault(words, []).append(name)
+        self._ready.clear()
+        if by_words:
+            self.say("; ".join(f"{', '.join(names)} {words}" for words, names in by_words.items()))
 
     def _pulling(self, one: _Shown, event: Event, now: float) -> None:
         if one.first is None:
             # A pull that goes on where another stopped must not count what was there before.
             one.first = event.completed
-        rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
-        left = f", {seconds((event.total - event.completed) / rate)} left" if rate else ""
-        one.doing = f"pulling {size(event.completed)} of {size(event.total)}, {size(rate)}/s{left}"
-        if self._progress is None and now - one.said >= PROGRESS_LINE_EVERY_S:
+        one.completed, one.total = event.completed, event.total
+        one.rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
+        one.left_s = (event.total - event.completed) / one.rate if one.rate else 0.0
+        short = event.free is not None and event.free < event.total - event.completed
+        if not one.announced and event.total >= WORTH_SAYING:
+            one.announced = True
+            if short or not self._is_drawing:
+                self.say(f"{one.name} pulling {_announced(event)}", least=-1, yellow=short)
+        if not self._is_drawing and now - one.said >= PROGRESS_LINE_EVERY_S:
             one.said = now
-            self.say(f"{one.name} {one.doing}", least=-1)
-
-    def _draw(self, one: _Shown, event: Event) -> None:
-        progress = self._progress
-        assert progress is not None
-        if event.phase == "done":
-            if one.task is not None:
-                progress.remove_task(one.task)
-                one.task = None
-            return
-        if one.task is None:
-            one.task = progress.add_task("", name=one.name, doing="", total=None)
-        # Without a total the bar only moves: that of a load is not known.
-        progress.update(one.task, total=event.total or None, completed=event.completed)
+            left = f", {seconds(one.left_s)} left" if one.rate else ""
+            of_size = f"{size(event.completed)} of {size(event.total)}"
+            self.say(f"{one.name} pulling {of_size}, {size(one.rate)}/s{left}", least=-1)
 
 
 def _announced(event: Event) -> str:
@@ -316,24 +448,3 @@ def _announced(event: Event) -> str:
         return size(event.total)
     short = "only " if event.free < event.total - event.completed else ""
     return f"{size(event.total)}, {short}{size(event.free)} free on the disk"
-
-
-def _bars(file: TextIO, width: int, coloured: bool) -> Progress:
-    # Imported here: a run that shows no bars need not pay for rich.
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    console = Console(
-        file=file, force_terminal=True, width=width, no_color=not coloured, legacy_windows=False
-    )
-    return Progress(
-        TextColumn("ollama: {task.fields[name]}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[doing]}", markup=False),
-        console=console,
-        transient=True,
-        # The main thread draws; a thread of rich's own would write between pytest's lines.
-        auto_refresh=False,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )

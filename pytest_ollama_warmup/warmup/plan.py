@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
-from pytest_ollama_warmup.text import at, wanted_by
+from pytest_ollama_warmup.text import at
 from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Want(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A model to make ready; *origin* says who wants it, as messages show it.
+    """A model to make ready; *origin* says who lists it, as messages show it.
 
     *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
     the context that tests of earlier runs used, 0 where that is not known or the spec names one.
@@ -270,8 +270,7 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
         # A test that needs Ollama without naming a model may look up any listed one.
         specs = {spec.key: spec for spec in listed.all} | specs
     for key, spec in specs.items():
-        tests = [need.test for need in plan.needs.get(key, [])]
-        plan.targets[key] = target_of(spec, listed, tests)
+        plan.targets[key] = target_of(spec, listed)
     return plan
 
 
@@ -284,12 +283,12 @@ def variants_of(plan: Plan) -> dict[str, list[int]]:
     return found
 
 
-def target_of(spec: ModelSpec, listed: Listed, tests: list[str]) -> Target:
-    """Return what is to be made ready for *spec*, and who wants it: a list, else *tests*."""
+def target_of(spec: ModelSpec, listed: Listed) -> Target:
+    """Return what is to be made ready for *spec*, and who lists it, if anybody does."""
     given = listed.given(spec)
     if given is not None:
         return Target(spec, f"from {given[0]}", given[1])
-    return Target(spec, wanted_by(tests) if tests else "asked for at run time")
+    return Target(spec, "")
 
 
 def decide(on_unavailable: str, override: str, given_by: GivenBy, ci: bool) -> Policy:

@@ -177,8 +177,9 @@ class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
     *server* is the outcome of asking the server; *waited_s* counts seconds before the first test.
-    *busy* are the times of that waiting, and *collected* is when collection was over (0 where it
-    was not), all in seconds since the epoch;
+    *busy* are the times of that waiting, *clock_started* is when pytest began to count its own
+    time, and *prepared* when the first test could begin (0 where that was not, or where tests ran
+    meanwhile), all in seconds since the epoch;
     *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
     the tests whose models were ready, and could not be had any more.
     """
@@ -186,7 +187,7 @@ class Record:
     def __init__(self) -> None:
         self.models: dict[str, Outcome] = {}
         self.tests: dict[str, list[str]] = {}
-        self.waited_s = self.collected = 0.0
+        self.waited_s = self.clock_started = self.prepared = 0.0
         self.busy: list[tuple[float, float]] = []
         self.waits: dict[str, float] = {}
         self.lost: dict[str, list[str]] = {}
@@ -219,12 +220,6 @@ class Record:
                 for outcome in self.models.values()
             ],
         }
-
-    def beside_s(self, step: Step) -> float:
-        """Return how much of a step, in seconds, went by while pytest started and collected."""
-        end = min(step.start + step.seconds, self.collected)
-        waits = (min(end, until) - max(step.start, since) for since, until in self.busy)
-        return max(0.0, end - step.start - sum(max(0.0, wait) for wait in waits))
 
     def add(self, outcome: Outcome, key: str = "") -> None:
         """Keep *outcome*; a model may come twice: it is pulled, and later loaded.

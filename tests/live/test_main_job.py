@@ -157,7 +157,7 @@ def test_a_server_killed_during_a_pull_ends_the_run(
     server.kill()
     out, _ = process.communicate(timeout=BOUND_S)
     assert process.returncode == 2
-    assert f"{model} could not be pulled (from --ollama-preload): connection lost" in out
+    assert f"{model} (from --ollama-preload) could not be pulled: connection lost" in out
 
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])

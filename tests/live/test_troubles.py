@@ -147,7 +147,7 @@ def test_a_download_that_stalls_for_ever_fails_after_five_resumptions(
     run = suite.run(preload(model), "-o", "ollama_stall=0.5")
     assert 2 == run.ret
     assert (
-        f"{model} could not be pulled (from --ollama-preload): no new byte for 0.5 s "
+        f"{model} (from --ollama-preload) could not be pulled: no new byte for 0.5 s "
         "(--ollama-stall), also after 5 resumptions. The registry sends nothing. Run again: a pull "
         "goes on where it stopped. --ollama-on-unavailable=skip goes on without it."
     ) in run.err

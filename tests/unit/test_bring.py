@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import threading
 import time
@@ -207,7 +208,7 @@ def test_nothing_is_downloaded_by_surprise(
     assert allowed is outcome.ready
     if not allowed:
         assert (
-            "m is not pulled (from --ollama-preload). Run 'ollama pull m', "
+            "m (from --ollama-preload) is not pulled.\nRun 'ollama pull m', "
             "or pytest with --ollama-pull=missing; for an alias add --ollama-alias m=MODEL."
         ) == outcome.error
         assert "not pulled" == outcome.brief
@@ -243,7 +244,7 @@ def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
     server = Server(show=[None], pull=[[SUCCESS]])
     outcome = brought(server)
     assert (
-        "m could not be pulled (from --ollama-preload): pulled, but the server does not show it. "
+        "m (from --ollama-preload) could not be pulled: pulled, but the server does not show it.\n"
         "Run again: a pull goes on where it stopped."
     ) == outcome.error
     assert ["show", "pull", "show"] == server.asked
@@ -358,9 +359,9 @@ def test_every_step_is_a_sign_of_progress() -> None:
 def test_a_pull_that_fails_is_the_outcome() -> None:
     failure = ApiError("/api/pull", 200, "unauthorized: access denied")
     outcome = brought(Server(show=[None], pull=[[PullProgress("pulling manifest"), failure]]))
-    assert ("failed", failure.words, ()) == (outcome.status, outcome.brief, outcome.steps)
+    assert ("failed", "access refused", ()) == (outcome.status, outcome.brief, outcome.steps)
     assert (
-        "m could not be pulled (from --ollama-preload): unauthorized: access denied. "
+        "m (from --ollama-preload) could not be pulled: unauthorized: access denied.\n"
         "The registry wants a login."
     ) == outcome.error
 
@@ -414,7 +415,10 @@ def test_a_stub_of_a_cloud_model_is_neither_pulled_nor_loaded(pull: str) -> None
 def test_a_missing_cloud_model_is_not_pulled() -> None:
     server = Server(show=[None])
     outcome = brought(server, "m:cloud", pull="always")
-    assert "m:cloud: the server does not offer this cloud model" in outcome.error
+    assert (
+        "m:cloud (from --ollama-preload): the server does not offer this cloud model"
+        in outcome.error
+    )
     assert ["show"] == server.asked
 
 
@@ -428,7 +432,7 @@ def test_a_missing_cloud_model_is_not_pulled() -> None:
 def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: str) -> None:
     denied = AccessDenied(HOST.url, HOST.source, status, words, "none")
     outcome = brought(Server(show=[denied]), "m:cloud")
-    assert words == outcome.brief
+    assert f'm:cloud does not load: "{words}".' == outcome.error.partition("\n")[0]
     assert "ollama signin" in outcome.error
     assert "OLLAMA_API_KEY" not in outcome.error
 
@@ -597,7 +601,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     outcome = brought(server, load_timeout_s=30)
     assert sum(clock.slept) <= 30
     assert (
-        'm does not load: "server busy, please try again.". The server stayed busy for 30 s; '
+        'm does not load: "server busy, please try again.".\nThe server stayed busy for 30 s; '
         "see its OLLAMA_MAX_QUEUE."
     ) == outcome.error
     assert [30.0, 29.75, 29.25] == [one["limit_s"] for one in server.loads][:3]
@@ -644,8 +648,12 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
 def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> None:
     outcome = brought(Server(load=[failure], resident=[lease(600)]))
     assert "failed" == outcome.status
-    quote = "'" if '"' in outcome.brief else '"'
-    assert f"m does not load: {quote}{outcome.brief}{quote}. {advice}" == outcome.error
+    words = failure.words if isinstance(failure, ApiError) else str(failure).split(": ")[1][:9]
+    what, _, said = outcome.error.partition("\n")
+    assert advice == said
+    quote = "'" if '"' in words else '"'
+    assert re.fullmatch(f"m does not load: {quote}{re.escape(words)}.*{quote}[.]", what)
+    assert words not in outcome.brief
 
 
 @pytest.mark.parametrize(
@@ -667,7 +675,7 @@ def test_what_is_resident_is_said_as_far_as_known(
 def test_weights_that_show_cannot_read_are_called_damaged() -> None:
     outcome = brought(Server(show=[ApiError("/api/show", 500, "invalid file magic")]))
     assert (
-        'm does not load: "invalid file magic". Its weights look damaged: '
+        'm does not load: "invalid file magic".\nIts weights look damaged: '
         "'ollama rm m' and pull it again."
     ) == outcome.error
 
@@ -690,7 +698,7 @@ def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) 
     assert ("ready", "") == (outcome.status, outcome.digest)
     pinned = brought(Server(stored=[failure]), "m@sha256:0a109f42")
     assert (
-        'm does not load: "no answer". Its digest is not known, and the pin cannot be checked.'
+        'm does not load: "no answer".\nIts digest is not known, and the pin cannot be checked.'
     ) == pinned.error
 
 
@@ -830,7 +838,7 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     preparation.start(targets("a"))
     (event,) = drain(preparation, "present")
     assert event.outcome is not None
-    assert ("failed", "a could not be pulled (x): words. advice", "words") == (
+    assert ("failed", "a (x) could not be pulled: words.\nadvice", "the pull failed") == (
         event.outcome.status,
         event.outcome.error,
         event.outcome.brief,
@@ -850,7 +858,7 @@ def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     (outcome,) = preparation.outcomes.values()
     assert ("failed", "a", (("num_ctx", 64),)) == (outcome.status, outcome.model, outcome.options)
     assert (
-        f'a does not load: "{type(error).__name__}: boom". '
+        f'a does not load: "{type(error).__name__}: boom".\n'
         "This is an error in pytest-ollama-warmup; please report it."
     ) == outcome.error
 

@@ -67,11 +67,11 @@ def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: Any) 
         (
             reloaded("expired"),
             "a:1 was no longer loaded, as its keep-alive had ended, and loaded again before u "
-            "(1.5 s). Raise --ollama-keep-alive.",
+            "(1.5 s).\nRaise --ollama-keep-alive.",
         ),
         (
             reloaded("restarted"),
-            "a:1 was gone when the server answered again, and loaded again before u (1.5 s). The "
+            "a:1 was gone when the server answered again, and loaded again before u (1.5 s).\nThe "
             "server's log says why.",
         ),
         (
@@ -145,9 +145,9 @@ ROOM = "raise the server's OLLAMA_MAX_LOADED_MODELS."
 @pytest.mark.parametrize(
     ("run", "kept", "cure"),
     [
-        (RUN, 3, f" To avoid that, use --ollama-group-by-model, or {ROOM}"),
-        (Run({}, marked=False), 3, f" To avoid that, {ROOM}"),
-        (Run({}, grouped=True), 3, f" To avoid that, {ROOM}"),
+        (RUN, 3, f"\nTo avoid that, use --ollama-group-by-model, or {ROOM}"),
+        (Run({}, marked=False), 3, f"\nTo avoid that, {ROOM}"),
+        (Run({}, grouped=True), 3, f"\nTo avoid that, {ROOM}"),
         # It kept as many as the tests use: room for more would not help.
         (RUN, 4, ""),
     ],
@@ -190,20 +190,20 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             memory(switches=[switch(4096, 8192, "t")], uses=[use(context=8192)]),
             Run({"a": 8192}),
             "a:1 was loaded with num_ctx 4096 (server default), and during t with 8192: 1 reload, "
-            "about 2 s. List a:1,num_ctx=8192 (the next run here has learned it).",
+            "about 2 s.\nList a:1,num_ctx=8192 (the next run here has learned it).",
         ),
         # Not written, or another one: nothing is promised.
         (
             memory(switches=[switch(4096, 8192, "t")], uses=[use(context=8192)]),
             Run({"a": 2048}),
             "a:1 was loaded with num_ctx 4096 (server default), and during t with 8192: 1 reload, "
-            "about 2 s. List a:1,num_ctx=8192.",
+            "about 2 s.\nList a:1,num_ctx=8192.",
         ),
         (
             memory(LISTED, switches=[switch(4096, 8192, "t", "u")], uses=[use(context=8192)]),
             RUN,
             "a:1 was loaded with num_ctx 4096 (listed), and by tests with 8192: 1 reload, about "
-            "2 s. List a:1,num_ctx=8192.",
+            "2 s.\nList a:1,num_ctx=8192.",
         ),
         (
             memory(
@@ -211,7 +211,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             ),
             RUN,
             "a:1 was loaded with num_ctx 4096 (learned), and during t with 512: 1 reload, about "
-            "2 s. List a:1,num_ctx=512.",
+            "2 s.\nList a:1,num_ctx=512.",
         ),
         (
             memory(
@@ -221,7 +221,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             ),
             RUN,
             "a:1 was loaded with num_ctx 4096 (found so), and during t with 512: 1 reload, about "
-            "2 s. List a:1,num_ctx=512.",
+            "2 s.\nList a:1,num_ctx=512.",
         ),
         (
             memory(
@@ -229,7 +229,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
                 uses=[use(context=8192), use(context=4096)],
             ),
             RUN,
-            "a:1 was loaded with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s. If your "
+            "a:1 was loaded with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s.\nIf your "
             "tests ask for all of them, send the same num_ctx everywhere; ollama_options has it.",
         ),
     ],
@@ -255,7 +255,7 @@ def test_variants_are_told_with_what_they_cost() -> None:
     small = A._replace(key="a,num_ctx=512", options=(("num_ctx", 512),))
     seen = memory(A, small, switches=[switch(4096, 512, "t"), switch(512, 4096, "u")])
     start = "a:1 is wanted with num_ctx 512 and 4096: 2 reloads, about 4 s."
-    assert [f"{start} --ollama-group-by-model makes it one for each."] == findings(seen, RUN)
+    assert [f"{start}\n--ollama-group-by-model makes it one for each."] == findings(seen, RUN)
     assert [start] == findings(seen, Run({}, grouped=True))
     assert [] == findings(memory(A, small), RUN)
 
@@ -283,7 +283,7 @@ SMALL = of_weights("b:1", parameters="temperature 0 num_ctx    1024")
 LARGE = of_weights("c:1", parameters="num_ctx    8192 num_batch    64")
 COST = "have the same weights, and the server keeps one of them in memory at a time: "
 GROUP, MARK = "use --ollama-group-by-model", "mark the tests that use d:1 and "
-TO_AVOID = " To avoid that, "
+TO_AVOID = "\nTo avoid that, "
 
 
 @pytest.mark.parametrize(
@@ -359,15 +359,15 @@ def test_models_of_equal_weights_need_one_place() -> None:
 
 
 UNLISTED = (
-    "c:1 was used during t and 1 more, and is not listed. If these tests use it, list it or mark "
+    "c:1 was used during t and 1 more, and is not listed.\nIf these tests use it, list it or mark "
     "the tests, so that it is loaded before."
 )
 UNCLEAR = (
-    "c:1 was used while tests ran, and is not listed. If your tests use it, list it or mark the "
+    "c:1 was used while tests ran, and is not listed.\nIf your tests use it, list it or mark the "
     "tests, so that it is loaded before."
 )
 SEVERAL = (
-    "c:1 and d:1 were used during t, and are not listed. If these tests use them, list them or "
+    "c:1 and d:1 were used during t, and are not listed.\nIf these tests use them, list them or "
     "mark the tests, so that they are loaded before."
 )
 

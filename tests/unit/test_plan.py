@@ -224,11 +224,11 @@ def test_a_variant_stands_beside_the_listed_model_and_is_listed_too() -> None:
     assert ["option", "option"] == [one.given_by for one in plan.targets.values()]
 
 
-def test_a_model_that_only_tests_want_says_which() -> None:
+def test_a_model_that_only_tests_want_is_listed_by_nobody() -> None:
     wants = [want("m", "tests/test_chat.py::test_tone"), want("m", "2"), want("m", "3")]
     plan = make_plan(listed("other", "option"), wants, up_front=False)
-    origin = "wanted by tests/test_chat.py::test_tone and 2 more"
-    assert {key("m"): Target(ModelSpec("m"), origin, "default")} == plan.targets
+    assert {key("m"): Target(ModelSpec("m"), "", "default")} == plan.targets
+    assert {key("m"): ["tests/test_chat.py::test_tone", "2", "3"]} == plan.tests
 
 
 def test_a_test_that_needs_only_the_server_may_use_any_listed_model() -> None:

@@ -566,7 +566,8 @@ def test_a_server_that_reads_its_input_gets_none(fakes: Fakes) -> None:
 def test_a_port_that_was_taken_since_is_told_before_anything_starts(fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server = fakes.new("serve", port=other.getsockname()[1])
-        with pytest.raises(PortTaken, match=r"port \d+ is taken.*each run takes another port"):
+        said = r"port \d+ is taken[.]\nRun again: each run takes another port"
+        with pytest.raises(PortTaken, match=said):
             server.start()
     assert {} == fakes.processes()
     assert not fakes.log.exists()

@@ -165,7 +165,7 @@ def test_silence_beyond_its_limit_fails(monkeypatch: pytest.MonkeyPatch) -> None
     server = Server([[MANIFEST, lost("no answer")]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server, load_timeout_s=90)
-    assert "no word from the server for 90 s (--ollama-load-timeout)" == caught.value.brief
+    assert "no word from the server for 90 s (--ollama-load-timeout)" == caught.value.words
     assert GONE == caught.value.advice
     assert [] == server.slept
 
@@ -192,7 +192,7 @@ def test_five_resumptions_without_a_new_byte_fail(
     server = Server([[MANIFEST, part(50), 26.0, part(50)]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server, told, stall_s=25)
-    assert "no new byte for 25 s (--ollama-stall), also after 5 resumptions" == caught.value.brief
+    assert "no new byte for 25 s (--ollama-stall), also after 5 resumptions" == caught.value.words
     assert (
         "The registry sends nothing. Run again: a pull goes on where it stopped."
     ) == caught.value.advice
@@ -337,7 +337,7 @@ def test_what_does_not_pass_fails_at_once_and_says_what_to_do(
     server = Server([[MANIFEST, part(10), said(words)]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server)
-    assert f"m could not be pulled (from x): {words}. {advice}" == str(caught.value)
+    assert f"m (from x) could not be pulled: {words}.\n{advice}" == str(caught.value)
     assert [] == server.slept
 
 
@@ -396,7 +396,7 @@ def test_a_server_that_stays_away_fails(monkeypatch: pytest.MonkeyPatch) -> None
         pulled(monkeypatch, server, comes_back_s=17)
     assert (
         "connection lost at 50 B of 100 B, then connection refused for 17 s (--ollama-wait)"
-    ) == caught.value.brief
+    ) == caught.value.words
     assert GONE == caught.value.advice
     assert 1 == server.closed
 
