@@ -542,9 +542,8 @@ class Controller(Leader):
         note_in_junit(self._config, outcome, started=self._collected)
         what, *cure = self._located(outcome).split("\n")
         who = wanted_by([need.test for need in needs]) if needs else ""
-        self._write_error(
-            [what, *([who] if who else []), " ".join([*cure, self._way_out(outcome)])]
-        )
+        advice = " ".join([*cure[-1:], self._way_out(outcome)])
+        self._write_error([*filter(None, [what, who]), *cure[:-1], advice])
         of_model = f"{outcome.title}: " if outcome.model else ""
         pytest.exit(f"ollama: {of_model}{outcome.brief}", returncode=2)
 

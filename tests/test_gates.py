@@ -232,7 +232,7 @@ def test_other_models_are_prepared_as_ever(suite: Suite, monkeypatch: pytest.Mon
     forget(suite)
     run = suite.run()
     assert "llama3.2:1b is not prepared: the test that needs it skipped" in run.out
-    assert "ollama: other:1 loaded in" in run.out
+    assert "ollama: other:1 already loaded" in run.out
     assert [] == suite.ollama.pulls
 
 

@@ -255,7 +255,7 @@ def test_a_server_that_does_not_start_is_told_with_the_end_of_its_log(
 ) -> None:
     run = suite.run(*suite.flags("exits"), *workers, "--ollama-preload=a:1")
     assert 2 == run.ret
-    assert "Error: mkdir /models: read-only file system" in run.out
+    assert "\n  Error: mkdir /models: read-only file system\n" in run.err
     assert 1 == len(suite.starts)
 
 
