@@ -85,7 +85,7 @@ def test_it_is_unloaded_after_ctrl_c(suite: Suite, workers: list[str]) -> None:
         }
     )
     process = suite.start(UNLOAD, "-s", *workers)
-    wait_for(process, "ollama: llama3.2:1b ready")
+    wait_for(process, "ollama: llama3.2:1b loaded")
     until((suite.pytester.path / "begun").exists)
     process.send_signal(signal.SIGINT)
     code, _ = end(process)

@@ -203,7 +203,7 @@ def test_gitlab_keeps_the_models_of_one_list(
 
     assert 1 == gitlab.run(first, BREAK="1"), machine.output
     preloaded, _, tested = machine.output.partition("test session starts")
-    assert "ready: pulled" in preloaded
+    assert "   pulled " in preloaded
     assert "1 failed" in tested
     ends(machine, port)
 
