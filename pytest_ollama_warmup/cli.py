@@ -191,10 +191,11 @@ def _run(given: argparse.Namespace, settings: Settings) -> bool:
     except BadSetting:
         raise
     except WarmupError as exc:
-        print(f"ollama: {exc}", file=sys.stderr)
+        text = str(exc).replace("\n", " ")
+        print(f"ollama: {text}", file=sys.stderr)
         if getattr(given, "json", False):
             # Whoever parses it finds a document there in any case.
-            commands.print_json(settings, [], str(exc))
+            commands.print_json(settings, [], text)
         return False
 
 
