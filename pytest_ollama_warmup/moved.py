@@ -87,7 +87,7 @@ class _Moved:
         else:
             cure = f"No setting keeps the order of several files: leave out {by}."
         return (
-            f"{item.nodeid} was skipped ({reason}), as {by} has moved it in front of {before}. "
+            f"{item.nodeid} was skipped ({reason}), as {by} has moved it in front of {before}.\n"
             f"{cure}"
         )
 

@@ -289,10 +289,10 @@ def test_a_test_that_is_skipped_because_of_the_changed_order_is_said(
     run = suite.run(*how, *workers, "--ollama-keep-order=class")
     assert {"passed": 2, "skipped": 1} == run.counts
     assert (
-        "test_0.py::test_report was skipped (test_report depends on test_judge), as "
-        f"{' and '.join(how)} has moved it in front of test_0.py::test_judge. "
-        "--ollama-keep-order=module, or @pytest.mark.ollama_keep_order on the module, keeps their "
-        "order." in run.out.splitlines()
+        "\n! test_0.py::test_report was skipped (test_report depends on test_judge), as "
+        f"{' and '.join(how)} has moved it in front of test_0.py::test_judge.\n"
+        "  → --ollama-keep-order=module, or @pytest.mark.ollama_keep_order on the module, keeps their "
+        "order.\n" in run.out
     )
     (suite.pytester.path / "log").unlink()
     run = suite.run(*how, *workers)
@@ -305,7 +305,7 @@ def test_so_it_is_with_overlap_and_a_name_of_its_own(suite: Suite) -> None:
     suite.write({"conftest.py": DEPENDENCY})
     run = suite.run(OVERLAP, "--ollama-keep-order=test")
     assert {"passed": 1, "skipped": 1} == run.counts
-    assert f"{OVERLAP} has moved it in front of test_0.py::test_chat. --ollama-keep" in run.out
+    assert f"{OVERLAP} has moved it in front of test_0.py::test_chat.\n  → --ollama-keep" in run.out
     assert {"passed": 2} == suite.run(OVERLAP).counts
 
 

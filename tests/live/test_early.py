@@ -53,7 +53,7 @@ def test_the_run_joins_a_load_that_is_under_way(
 ) -> None:
     bring(server, registry, "completion", NAME)
     suite.write({"test_chat.py": CHAT.replace("MODEL", NAME)})
-    run = suite.run(LIST, *workers)
+    run = suite.run(LIST, "-v", *workers)
     assert ({"passed": 8}, 1) == (run.counts, server.loads())
 
 

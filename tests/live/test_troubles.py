@@ -103,7 +103,8 @@ def manifests(registry: Registry) -> int:
 def check_ready(run: Result) -> None:
     assert 0 == run.ret, run.out + run.err
     assert {"passed": 1} == run.counts
-    assert "✓" == run.table[0][0]
+    # What was there already needs no row.
+    assert {"✓"} >= {row[0] for row in run.table if row[0] in "✓✗"}
 
 
 # Stalls
@@ -148,8 +149,8 @@ def test_a_download_that_stalls_for_ever_fails_after_five_resumptions(
     assert 2 == run.ret
     assert (
         f"{model} (from --ollama-preload) could not be pulled: no new byte for 0.5 s "
-        "(--ollama-stall), also after 5 resumptions. The registry sends nothing. Run again: a pull "
-        "goes on where it stopped. --ollama-on-unavailable=skip goes on without it."
+        "(--ollama-stall), also after 5 resumptions.\n"
+        "→ The registry sends nothing. Run again: a pull goes on where it stopped. --ollama-on-unavailable=skip goes on without it."
     ) in run.err
     assert 6 <= pulls(server)
     # What was there is kept for the next run.
@@ -178,7 +179,9 @@ def test_silence_has_its_own_limit(
     own_registry.faults.manifest_s = BOUND_S
     run = suite.run(preload(own_registry.name("completion")), "-o", "ollama_load_timeout=1")
     assert 2 == run.ret
-    assert "no word from the server for 1 s (--ollama-load-timeout). Is the server still" in run.err
+    assert (
+        "no word from the server for 1 s (--ollama-load-timeout).\n→ Is the server still" in run.err
+    )
     until(lambda: 1 == pulls(server))
 
 
@@ -414,8 +417,6 @@ def test_without_its_registry_what_is_there_is_used_with_a_warning(
     assert "connection refused" in run.out
     assert [model] == server.loaded()
     assert before + 1 == pulls(server)
-    if "-qq" not in quiet:
-        assert "not refreshed" in run.table[0]
 
 
 def test_what_is_up_to_date_is_not_downloaded_again(

@@ -62,7 +62,7 @@ def test_every_way_has_the_same_outcome(
     suite = UserSuite(pytester)
     suite.write({"test_chat.py": CHAT.replace("MODEL", MODEL)})
     flags: list[str] = request.getfixturevalue(way)
-    run = suite.run(*flags, *workers, *listed)
+    run = suite.run("-v", *flags, *workers, *listed)
     assert run.counts == {"passed": 8}
     assert any(line.startswith(f"✓ {MODEL} ") for line in run.table), run.out
     assert "cold" not in run.out
