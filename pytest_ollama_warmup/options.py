@@ -186,7 +186,7 @@ OPTIONS = (
     Option(
         "off",
         "when",
-        "Do nothing: tests run as if the plugin were not installed.",
+        "Pull, load, skip and report nothing. The mark and the fixtures stay defined.",
         read=_as_given,
         default=False,
         ini_type="bool",
@@ -351,7 +351,8 @@ OPTIONS = (
         "wait",
         "server",
         "How long to wait for the server to answer. Default: 60s if the command line lists "
-        "models, with --ollama-serve and in CI; otherwise 2s.",
+        "models, with --ollama-serve and in CI; otherwise 2s, or 0.3s if a port of this machine "
+        "refuses.",
         read=_seconds(0),
         metavar="DURATION",
     ),
