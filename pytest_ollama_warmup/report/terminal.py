@@ -416,9 +416,9 @@ class Screen:
             self._say_ready()
 
     def _say_ready(self) -> None:
-        """Say in one line which models have become ready since that was last said."""
+        """Say in one line which models have become ready since that was last said, by name."""
         by_words: dict[str, list[str]] = {}
-        for name, words in self._ready:
+        for name, words in sorted(self._ready):
             by_words.setdefault(words, []).append(name)
         self._ready.clear()
         if by_words:
