@@ -240,7 +240,7 @@ def test_a_download_that_the_server_is_winding_up_is_no_failure(
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        (Faults(unauthorized=True), "unauthorized: access denied. The registry wants a login."),
+        (Faults(unauthorized=True), "unauthorized: access denied.\n→ The registry wants a login."),
         (Faults(unknown=True), "the registry has no such model (pull model manifest: file does"),
     ],
     ids=["unauthorized", "unknown"],
@@ -449,9 +449,9 @@ def test_weights_that_were_pushed_damaged_are_named_with_their_cure(
     name = own_registry.name(model)
     run = suite.run(preload(name))
     assert 2 == run.ret
-    assert f"{name} does not load: " in run.out
-    assert words in run.out
-    assert f"Its weights look damaged: 'ollama rm {name}' and pull it again." in run.out
+    assert f"{name} does not load: " in run.err
+    assert words in run.err
+    assert f"Its weights look damaged: 'ollama rm {name}' and pull it again." in run.err
 
 
 def test_weights_that_were_damaged_on_the_disk_are_named_and_the_cure_helps(
@@ -464,7 +464,7 @@ def test_weights_that_were_damaged_on_the_disk_are_named_and_the_cure_helps(
         file.truncate(800_000)
     run = suite.run(preload(model))
     assert 2 == run.ret
-    assert f"Its weights look damaged: 'ollama rm {model}' and pull it again." in run.out
+    assert f"Its weights look damaged: 'ollama rm {model}' and pull it again." in run.out + run.err
     environ = {**os.environ, "OLLAMA_HOST": server.url}
     subprocess.run([parts.ollama, "rm", model], env=environ, check=True, capture_output=True)
     check_ready(suite.run(preload(model)))
