@@ -100,8 +100,8 @@ def test_a_model_of_the_cloud_is_not_pulled(suite: UserSuite, server: RealServer
     suite.write({"test_it.py": USES})
     run = suite.run("--ollama-preload=gpt-oss:120b-cloud", "--ollama-pull=always")
     assert 2 == run.ret
-    assert "ollama cloud is disabled" in run.err
-    assert "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD." in run.err
+    assert "ollama cloud is disabled" in run.out + run.err
+    assert "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD." in run.out + run.err
     assert 0 == server.calls("/api/pull")
 
 

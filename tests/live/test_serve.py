@@ -72,4 +72,4 @@ def test_a_store_that_cannot_be_written_is_told(
     run = served.run(*serve(parts), "--ollama-preload=llama3.2:1b")
     assert run.ret == 2
     assert "did not start: exit code 1" in run.out
-    assert "not a directory" in run.err
+    assert "not a directory" in run.out + run.err

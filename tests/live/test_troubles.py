@@ -251,7 +251,7 @@ def test_what_does_not_pass_fails_at_once(
     own_registry.faults = faults
     run = suite.run(preload(own_registry.name("completion")))
     assert 2 == run.ret
-    assert words in run.err
+    assert words in run.out + run.err
     assert "resuming" not in run.out
     assert 1 == pulls(server)
 
@@ -449,9 +449,9 @@ def test_weights_that_were_pushed_damaged_are_named_with_their_cure(
     name = own_registry.name(model)
     run = suite.run(preload(name))
     assert 2 == run.ret
-    assert f"{name} does not load: " in run.err
-    assert words in run.err
-    assert f"Its weights look damaged: 'ollama rm {name}' and pull it again." in run.err
+    assert f"{name} does not load: " in run.out + run.err
+    assert words in run.out + run.err
+    assert f"Its weights look damaged: 'ollama rm {name}' and pull it again." in run.out + run.err
 
 
 def test_weights_that_were_damaged_on_the_disk_are_named_and_the_cure_helps(
