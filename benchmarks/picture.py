@@ -12,7 +12,6 @@ import argparse
 import io
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TOP = Path(__file__).parents[1]
-COLUMNS, ROWS = 80, 40
-RUN_LIMIT_S = 600
+COLUMNS = 80
+RUN_LIMIT_S = 600.0
 PICTURES = TOP / "docs" / "pictures"
 THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME}
 # The picture shows these in place of the temporary folder and of the server's port.
@@ -70,30 +69,13 @@ FILES = {
 
 def run_in_terminal(command: Sequence[str], folder: Path, host: str) -> str:
     """Run *command* in a pseudo-terminal and return everything it wrote there."""
-    import fcntl
-    import pty
-    import struct
-    import termios
+    from tests.terminals import run
 
     environ = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "PYTEST_ADDOPTS")}
     environ |= {"OLLAMA_HOST": host, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
     # Plugins that happen to be installed are not part of the picture.
     environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    process = subprocess.Popen(
-        command, cwd=folder, env=environ, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    written = bytearray()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        try:
-            while chunk := terminal.read(4096):
-                written += chunk
-        except OSError:  # Linux reports the end of a pseudo-terminal as an error.
-            pass
-    process.wait(RUN_LIMIT_S)
-    return written.decode("utf-8")
+    return run(list(command), folder, environ, COLUMNS, limit_s=RUN_LIMIT_S).raw
 
 
 def final_screen(written: str) -> str:

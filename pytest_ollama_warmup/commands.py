@@ -20,12 +20,8 @@ from pytest_ollama_warmup.ollama.names import ModelName, is_cloud, meant_by
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.preloading import bring_listed
 from pytest_ollama_warmup.report.status import Row, keep_alive, status_lines, unload_lines
-from pytest_ollama_warmup.report.terminal import (
-    PROGRESS_LINE_EVERY_S,
-    Screen,
-    can_write_signs,
-    summary_lines,
-)
+from pytest_ollama_warmup.report.summary import can_write_signs, summary_lines
+from pytest_ollama_warmup.report.terminal import PROGRESS_LINE_EVERY_S, Screen
 from pytest_ollama_warmup.text import count
 from pytest_ollama_warmup.warmup.record import SCHEMA
 

@@ -474,23 +474,23 @@ class LacksCapability(ModelError):
     """The model cannot do what a test asks of it."""
 
     def __init__(
-        self, model: str, origin: str, lacking: tuple[str, ...], has: tuple[str, ...]
+        self, model: str, origin: str, missing: tuple[str, ...], has: tuple[str, ...]
     ) -> None:
-        super().__init__(model, origin, lacking, has)
-        self.model, self.origin, self.lacking, self.has = model, origin, lacking, has
+        super().__init__(model, origin, missing, has)
+        self.model, self.origin, self.missing, self.has = model, origin, missing, has
 
     @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
-        return f"cannot do {', '.join(self.lacking)}"
+        return f"cannot do {', '.join(self.missing)}"
 
     def __str__(self) -> str:
-        odd = [one for one in self.lacking if one not in CAPABILITIES]
+        odd = [one for one in self.missing if one not in CAPABILITIES]
         note = ""
         if odd:
             note = f" Servers know {', '.join(CAPABILITIES)} (v0.33), not {', '.join(odd)}."
         return (
-            f"{self._who} cannot do {', '.join(self.lacking)}: the server says "
+            f"{self._who} cannot do {', '.join(self.missing)}: the server says "
             f"it can do {', '.join(self.has) or 'nothing'}.{note}\nUse a model that can, "
             "or change capabilities= of the mark."
         )
@@ -551,7 +551,7 @@ def _in_words(words: str, otherwise: str) -> str:
 
 
 def _or_alias(model: str) -> str:
-    # One bare word may be an alias that nobody has defined a model.
+    # One bare word may be an alias that nobody has defined.
     bare = re.fullmatch(r"[\w.-]+", model)
     return f"; for an alias add --ollama-alias {model}=MODEL" if bare else ""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.record import Outcome
 
 
-def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]]) -> str:
+def concerned(settings: Settings, fates_of_needs: list[tuple[Need, Policy]]) -> str:
     """Say which tests want a model, what they do without it, and who says so.
 
     ``wanted by test_chat.py::test_tone and 3 more: 4 tests fail (CI is set)``
@@ -32,12 +32,7 @@ def told(settings: Settings, fates_of_needs: list[tuple[Need, Policy]]) -> str:
     parts = []
     for (fate, because), number in Counter(fates.values()).items():
         does = "skipped" if fate == "skip" else "fails" if number == 1 else "fail"
-        if (
-            fate == "fail"
-            and settings.ci_variable
-            and because == reason
-            and setting.value == "auto"
-        ):
+        if fate == "fail" and because == reason and settings.decided_by_ci:
             because += f"; --ollama-ci=no skips {'it' if number == 1 else 'them'}"
         parts.append(f"{count(number, 'test')} {does}{f' ({because})' if because else ''}")
     return f"{wanted_by(list(fates))}: {', '.join(parts)}"

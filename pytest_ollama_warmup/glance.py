@@ -96,6 +96,9 @@ class _Glances:
         from pytest_ollama_warmup.ollama import plain
 
         settings = settings_of(self._config)
-        if plain.can_look(settings.host):
-            return plain.resident(settings.host, settings.api_key, settings.headers.value)
-        return run_of(self._config).client().resident()
+        return plain.loaded(
+            settings.host,
+            settings.api_key,
+            settings.headers.value,
+            lambda: run_of(self._config).client(),
+        )

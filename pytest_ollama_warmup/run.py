@@ -113,8 +113,8 @@ class Run:
         """Loads that were asked for before, by the keys of their models."""
         self._client: Client | None = None
         self._known: dict[str, Outcome] = {}
-        # What the leader cannot have said before the tests.
-        self._untold: set[str] = set()
+        # Failures that the leader cannot have reported before the tests.
+        self._unreported: set[str] = set()
         self._elsewhere: dict[str, Run] = {}
         self.turns = Turns()
         self.room = Room(folder, self.gate)
@@ -195,9 +195,9 @@ class Run:
         if problem is None or problem.ready:
             return None
         policy = decide(settings.on_unavailable.value, want.on_unavailable, given_by, settings.ci)
-        told = problem.key not in self._untold
+        reported = problem.key not in self._unreported
         of_model = f"{problem.title}: " if problem.model else ""
-        return Verdict(policy, f"{of_model}{problem.brief}" if told else problem.error)
+        return Verdict(policy, f"{of_model}{problem.brief}" if reported else problem.error)
 
     def write_notes(self) -> None:
         """Leave to the leader of the run what waited in this process, and what was lost."""
@@ -304,13 +304,13 @@ class Run:
             self.look_between()
 
     def _in_memory(self) -> list[Resident]:
+        if self._client is not None:
+            return self._client.resident()
+        # A worker that has run no test with a mark has not imported httpx, which takes 40 ms.
         from pytest_ollama_warmup.ollama import plain
 
         settings = self.settings
-        # A worker that has run no test with a mark has not imported httpx, which takes 40 ms.
-        if self._client is None and plain.can_look(settings.host):
-            return plain.resident(settings.host, settings.api_key, settings.headers.value)
-        return self.client().resident()
+        return plain.loaded(settings.host, settings.api_key, settings.headers.value, self.client)
 
     def _may_load(self) -> bool:
         """Whether what is gone may be loaded before a test.
@@ -368,7 +368,7 @@ class Run:
         """Return what became of a model, bringing it if no process of the run has."""
         if target.key not in self._known:
             if (known := self.gate.peek(target.key)) is None:
-                self._untold.add(target.key)
+                self._unreported.add(target.key)
                 known = self._bring_here(target)
             self._known[target.key] = known
         return self._known[target.key]
@@ -380,7 +380,7 @@ class Run:
         """
         if SERVER not in self._known:
             if self.gate.peek(SERVER) is None:
-                self._untold.add(SERVER)
+                self._unreported.add(SERVER)
             self._known[SERVER] = self.gate.once(SERVER, self._ask_server)
         return self._known[SERVER]
 

@@ -6,7 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
-from pytest_ollama_warmup.report.terminal import Screen, can_write_signs
+from pytest_ollama_warmup.report.summary import can_write_signs
+from pytest_ollama_warmup.report.terminal import Screen
 
 if TYPE_CHECKING:
     import pytest

@@ -217,6 +217,11 @@ class Settings(NamedTuple):
         return self.ci_source if self.ci_source in CI_VARIABLES else ""
 
     @property
+    def decided_by_ci(self) -> str:
+        """The variable that makes tests fail or ends the run; empty where an option does."""
+        return self.ci_variable if self.on_unavailable.value == "auto" else ""
+
+    @property
     def ci_words(self) -> str:
         """Why this counts as a run in CI, or why not."""
         if self.ci_variable:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import pytest
 
 from pytest_ollama_warmup import clock, gates, notes
-from pytest_ollama_warmup.fates import note_in_junit, told
+from pytest_ollama_warmup.fates import concerned, note_in_junit
 from pytest_ollama_warmup.glance import WATCHED
 from pytest_ollama_warmup.leader import Leader, unload
 from pytest_ollama_warmup.learning import (
@@ -31,13 +31,14 @@ from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.opening import header, hints, refuse_models_as_paths
 from pytest_ollama_warmup.pool import Site, meet, moved, share_out
 from pytest_ollama_warmup.report import findings
-from pytest_ollama_warmup.report.terminal import (
+from pytest_ollama_warmup.report.summary import (
     ARROWS,
     can_write_signs,
     finding_lines,
     is_worth_a_table,
     lost_lines,
     ready_after,
+    rows_of,
     summary_lines,
     waited_line,
 )
@@ -261,7 +262,7 @@ class Controller(Leader):
                 self.say_once(text)
         self._check_capabilities()
         self._say_failures()
-        self._untold.clear()
+        self._unreported.clear()
 
     def learn(self) -> None:
         """Keep for the next run what this one has seen."""
@@ -323,7 +324,7 @@ class Controller(Leader):
         if (lines and (worth or verbose)) or found_out:
             self._terminal.ensure_newline()
             self._terminal.section("ollama models", sep="-")
-            for key, line in zip(self._rows(only_failed=quiet), lines, strict=True):
+            for key, line in zip(rows_of(self.record, only_failed=quiet), lines, strict=True):
                 self._write_signed(line, **self._colour(key))
             for text in found_out:
                 for number, line in enumerate(finding_lines(text, plain=plain, width=width)):
@@ -339,9 +340,6 @@ class Controller(Leader):
 
             for line in log_lines(self._managed):
                 self._terminal.write_line(line)
-
-    def _rows(self, *, only_failed: bool) -> list[str]:
-        return [key for key, one in self.record.models.items() if not (only_failed and one.ready)]
 
     def _colour(self, key: str) -> dict[str, bool]:
         """Return the colour of a row's sign: what is skipped is no failure."""
@@ -580,8 +578,8 @@ class Controller(Leader):
         if any(need.on_unavailable == "exit" for need in self._plan.needs.get(outcome.key, ())):
             return "The mark of a test that needs it says on_unavailable='exit'."
         by_option = target is not None and target.given_by == "option"
-        if settings.ci_variable and settings.on_unavailable.value == "auto" and not by_option:
-            return f"{settings.ci_variable} is set; --ollama-ci=no goes on without it."
+        if settings.decided_by_ci and not by_option:
+            return f"{settings.decided_by_ci} is set; --ollama-ci=no goes on without it."
         return "--ollama-on-unavailable=skip goes on without it."
 
     def _located(self, outcome: Outcome) -> str:
@@ -633,7 +631,7 @@ class Controller(Leader):
                 if not failed.ready:
                     if any(policy == "exit" for _, policy in fates):
                         self._end_run(failed)
-                    self._say_failure(failed.error, told(self.settings, fates), fates)
+                    self._say_failure(failed.error, concerned(self.settings, fates), fates)
 
     def _say_failures(self) -> None:
         failures: dict[str, list[Outcome]] = {}
@@ -676,7 +674,7 @@ class Controller(Leader):
                 self._warn_once(f"{models}: listed, and not ready; all tests run without")
                 return "no test says that it needs it: all run without it"
             return "no selected test needs it"
-        return told(self.settings, fates)
+        return concerned(self.settings, fates)
 
     @contextmanager
     def _blocking(self) -> Iterator[None]:

@@ -24,18 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IMPORTED = (
-    *("pytest", "_pytest.pastebin", "_pytest.junitxml", "_pytest.cacheprovider"),
-    *("execnet.gateway_io", "execnet.multi"),
-    *("coverage", "coverage.sqldata", "unittest.mock", "concurrent.futures.thread"),
-    *(
-        "httpx",
-        "httpcore",
-        "filelock",
-        "rich.console",
-        "rich.progress",
-        "rich.table",
-        "encodings.idna",
-    ),
+    "pytest",
+    "_pytest.cacheprovider",
+    "_pytest.junitxml",
+    "_pytest.pastebin",
+    "concurrent.futures.thread",
+    "coverage.sqldata",
+    "encodings.idna",
+    "execnet.gateway_io",
+    "execnet.multi",
+    "filelock",
+    "httpcore",
+    "httpx",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+    "unittest.mock",
 )
 
 
@@ -203,6 +207,7 @@ def _keep(request: bytes, descriptors: list[int]) -> list[str]:
     signal.signal(signal.SIGCHLD, look)
     look()
     worker = _serve(ours)
+    # The program has closed its end: its own end follows, and look() reports it and leaves.
     while worker is None:
         time.sleep(0.01)
     return worker
@@ -223,6 +228,7 @@ def _fork_workers(connection: socket.socket) -> None:
     start = gateway_io.Popen2IOMaster.__init__
     python = _python_variables()
 
+    # execnet has no types for what this takes the place of.
     def fork(self, args, execmodel) -> None:  # type: ignore[no-untyped-def]
         if args != [sys.executable, "-u", "-c", BOOTSTRAP] or python != _python_variables():
             start(self, args, execmodel)
@@ -234,6 +240,7 @@ def _fork_workers(connection: socket.socket) -> None:
             self, os.fdopen(stdin[1], "wb", 0), os.fdopen(stdout[0], "rb", 0), execmodel=execmodel
         )
 
+    # There is no setting for how execnet starts a process.
     gateway_io.Popen2IOMaster.__init__ = fork  # type: ignore[method-assign]
 
 

@@ -61,8 +61,9 @@ def run(
     columns: int,
     *,
     resize: tuple[str, int] | None = None,
+    limit_s: float = LIMIT_S,
 ) -> Shown:
-    """Run *command* on a terminal of so many *columns*.
+    """Run *command* on a terminal of so many *columns*, for *limit_s* seconds at most.
 
     With *resize* the terminal gets another width when a text was written, as when a user drags the
     edge of its window.
@@ -73,7 +74,7 @@ def run(
         command, stdin=side, stdout=side, stderr=side, cwd=cwd, env=environ, close_fds=True
     )
     os.close(side)
-    written, deadline = b"", time.monotonic() + LIMIT_S
+    written, deadline = b"", time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if not select.select([main], [], [], 0.2)[0]:
             continue

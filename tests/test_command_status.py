@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +17,7 @@ from pytest_ollama_warmup.cli import main
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.report.status import Row, keep_alive, status_lines, unload_lines
+from tests import terminals
 from tests.command import Run, start
 from tests.conftest import LLAMA
 from tests.test_faults import BOUND_S, until
@@ -243,22 +242,12 @@ def test_no_row_is_wider_than_the_terminal(plain: bool) -> None:
 def test_a_terminal_of_80_columns_gets_80_columns(ollama: Emulator, client: Client) -> None:
     ollama.add(ScriptedModel(LONG, present=True))
     load(client, LONG)
-    controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "pytest_ollama_warmup", "ps", f"{LONG},num_ctx=131072", "mistral"],
-        env={**os.environ, "COLUMNS": "80"},
-        stdout=terminal,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        os.close(terminal)
-        shown = b""
-        # Linux ends what a closed terminal has with an error.
-        with contextlib.suppress(OSError):
-            while some := os.read(controller, 4096):
-                shown += some
-        os.close(controller)
-        assert 1 == process.wait(BOUND_S)
-    _, *table, _, _ = shown.decode().splitlines()
+    command = [sys.executable, "-m", "pytest_ollama_warmup", "ps"]
+    shown = terminals.run(
+        [*command, f"{LONG},num_ctx=131072", "mistral"], Path.cwd(), os.environ, 80
+    )
+    assert 1 == shown.code
+    _, *table, _, _ = shown.screen[:-1]
     assert 3 == len(table)
     assert max(map(len, table)) == 80
     assert "…" in table[1]

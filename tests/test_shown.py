@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from pytest_ollama_warmup.report.bars import Row, lay_out
-from pytest_ollama_warmup.report.terminal import Screen, ready_after, summary_lines
+from pytest_ollama_warmup.report.summary import ready_after, summary_lines
+from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.text import shorten
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.record import Outcome, Record, Step

@@ -16,9 +16,10 @@ from pytest_ollama_warmup.ollama.requests import headers
 from pytest_ollama_warmup.ollama.sockets import bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_ollama_warmup.ollama.answers import Resident
+    from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
 
@@ -28,6 +29,13 @@ LIMIT_S = 5.0
 def can_look(host: Host) -> bool:
     """Whether *host* can be asked without certificates and without a proxy."""
     return host.url.startswith("http:") and not proxy_for(host)
+
+
+def loaded(
+    host: Host, api_key: str, extra: Sequence[Header], client: Callable[[], Client]
+) -> list[Resident]:
+    """Return the models in memory, asked for by *client* only where this module cannot ask."""
+    return resident(host, api_key, extra) if can_look(host) else client().resident()
 
 
 def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Resident]:
