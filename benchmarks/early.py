@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 # Run as a script, the top of the checkout is not on the path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.live.provide import provide
 from tests.live.registry import Registry
 from tests.live.server import RealServer

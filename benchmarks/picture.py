@@ -26,8 +26,8 @@ from rich.text import Text
 # Run as a script, the top of the checkout is not on the path.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.suites import Done, Suites
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.live.provide import Missing, provide
 from tests.live.registry import Registry
 from tests.live.server import RealServer

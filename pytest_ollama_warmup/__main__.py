@@ -2,7 +2,7 @@
 
 import sys
 
-from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.config.options import add_options
+from pytest_ollama_warmup.config.settings import OWN_SERVER
 from pytest_ollama_warmup.errors import BadMark
-from pytest_ollama_warmup.fixtures import (
+from pytest_ollama_warmup.session.fixtures import (
     _ollama_elsewhere,
     ollama_async_client,
     ollama_client,
@@ -22,15 +24,14 @@ from pytest_ollama_warmup.fixtures import (
     ollama_openai_base_url,
     ollama_options,
 )
-from pytest_ollama_warmup.marks import (
+from pytest_ollama_warmup.session.marks import (
     KEEP_ORDER_HELP,
     LONG_MARK_HELP,
     MARK_HELP,
     prepare_items,
     wants_of,
 )
-from pytest_ollama_warmup.options import add_options
-from pytest_ollama_warmup.roles import (
+from pytest_ollama_warmup.session.state import (
     EARLY,
     NEEDED,
     RUN,
@@ -45,8 +46,7 @@ from pytest_ollama_warmup.roles import (
     set_ollama_host,
     settings_of,
 )
-from pytest_ollama_warmup.settings import OWN_SERVER
-from pytest_ollama_warmup.suite_hooks import (
+from pytest_ollama_warmup.session.user_hooks import (
     host_hook_files,
     note_host_hooks,
     refuse_late_host_hooks,
@@ -55,7 +55,7 @@ from pytest_ollama_warmup.suite_hooks import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.steps import Controller
+    from pytest_ollama_warmup.session.steps import Controller
     from pytest_ollama_warmup.warmup.plan import Want
 
 # pytest finds fixtures in the modules of its plugins.
@@ -93,14 +93,14 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
     looking = is_looking(early_config, early_config.known_args_namespace)
     if usable and settings.lists and not (outer or looking):
-        from pytest_ollama_warmup.early import ask_early
+        from pytest_ollama_warmup.session.early import ask_early
 
         ask_early(early_config, settings)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the hooks that suites can implement."""
-    from pytest_ollama_warmup import hookspec
+    from pytest_ollama_warmup.session import hookspecs as hookspec
 
     pluginmanager.add_hookspecs(hookspec)
 
@@ -113,11 +113,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings_of(config).off:
         return
     if is_worker(config):
-        from pytest_ollama_warmup.distributed import WorkerSide
+        from pytest_ollama_warmup.distributed.workers import WorkerSide
 
         config.pluginmanager.register(WorkerSide(config), "ollama_warmup_worker")
     elif is_distributing(config):
-        from pytest_ollama_warmup.distributed import ControllerSide, refuse_other_orders
+        from pytest_ollama_warmup.distributed.workers import ControllerSide, refuse_other_orders
 
         refuse_other_orders(config)
         side = ControllerSide(config, lambda wants, selected: _prepare(config, wants, selected))
@@ -129,7 +129,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     settings = settings_of(config)
     if settings.off or is_worker(config) or not settings.up_front:
         return []
-    from pytest_ollama_warmup.opening import header_lines
+    from pytest_ollama_warmup.session.header import header_lines
 
     if not _prepares(config):
         return header_lines(config, looking=True)
@@ -160,7 +160,7 @@ def pytest_collection_modifyitems(
     result = yield
     settings = settings_of(config)
     if settings.reorders and not settings.off:
-        from pytest_ollama_warmup.ordering import order
+        from pytest_ollama_warmup.session.ordering import order
 
         order(items, settings)
     return result
@@ -178,12 +178,12 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         except BadMark as exc:
             raise pytest.UsageError(str(exc)) from None
         if wants:
-            from pytest_ollama_warmup.verdict import watch
+            from pytest_ollama_warmup.session.runtest import watch
 
             watch(config)
             refuse_late_host_hooks(config, host_hook_files(config))
         elif settings_of(config).up_front:
-            from pytest_ollama_warmup.glance import watch_unmarked
+            from pytest_ollama_warmup.session.watch import watch_unmarked
 
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))
@@ -197,7 +197,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose model is not ready."""
     if NEEDED in item.config.stash:
-        from pytest_ollama_warmup.verdict import set_up
+        from pytest_ollama_warmup.session.runtest import set_up
 
         set_up(item)
 
@@ -210,7 +210,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
         _controller_of(config).learn()
     elif EARLY in config.stash:
-        from pytest_ollama_warmup.learning import remember_run
+        from pytest_ollama_warmup.session.cache import remember_run
 
         remember_run(config, [])
 
@@ -236,7 +236,7 @@ def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
 
 
 def _controller_of(config: pytest.Config) -> Controller:
-    from pytest_ollama_warmup.steps import Controller
+    from pytest_ollama_warmup.session.steps import Controller
 
     run = config.stash.get(RUN, None)
     if not isinstance(run, Controller):
@@ -247,9 +247,9 @@ def _controller_of(config: pytest.Config) -> Controller:
 
 def _new_controller(config: pytest.Config) -> Controller:
     if settings_of(config).background.value:
-        from pytest_ollama_warmup.overlap import Overlapping
+        from pytest_ollama_warmup.session.background import Overlapping
 
         return Overlapping(config)
-    from pytest_ollama_warmup.steps import Controller
+    from pytest_ollama_warmup.session.steps import Controller
 
     return Controller(config)

@@ -19,10 +19,10 @@ import httpcore  # noqa: F401
 import hypothesis
 import pytest
 
+from pytest_ollama_warmup.config.settings import CI_VARIABLES
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.settings import CI_VARIABLES
 from tests import forked
 
 # Timing never decides a test: on a busy machine an example takes as long as it takes.
@@ -34,7 +34,7 @@ pytest.register_assert_rewrite("tests.contract")
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.ollama.emulator.http import Request
+    from pytest_ollama_warmup.emulator.http import Request
 
 LLAMA = ScriptedModel("llama3.2:1b", size=1_300_000, capabilities=("completion",))
 ONE_TEST = {

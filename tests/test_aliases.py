@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, Suite
 
 CHAT = ScriptedModel("llama3.2:1b", present=True, digest="0a109f42" * 8)

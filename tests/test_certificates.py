@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from pytest_ollama_warmup.ollama.emulator import Emulator
+from pytest_ollama_warmup.emulator import Emulator
 from tests.conftest import LLAMA, UserSuite
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 import pytest_ollama_warmup
-from pytest_ollama_warmup import cli
-from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.cli import main as cli
+from pytest_ollama_warmup.cli.main import main
+from pytest_ollama_warmup.config.options import OPTIONS
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.options import OPTIONS
 from tests.command import Run, start
 from tests.conftest import LLAMA, UserSuite
 from tests.test_faults import BOUND_S, until
@@ -335,7 +335,7 @@ def modules_after(code: str) -> set[str]:
 def test_neither_the_command_line_nor_a_script_imports_pytest() -> None:
     after = modules_after(
         f"import pytest_ollama_warmup as w; w.preload({NAME!r})\n"
-        f"from pytest_ollama_warmup.cli import main; main(['preload', {NAME!r}])"
+        f"from pytest_ollama_warmup.cli.main import main; main(['preload', {NAME!r}])"
     )
     assert "httpx" in after
     assert "pytest" not in after
@@ -344,7 +344,7 @@ def test_neither_the_command_line_nor_a_script_imports_pytest() -> None:
 
 def test_help_imports_no_library() -> None:
     after = modules_after(
-        "from pytest_ollama_warmup.cli import main\ntry: main(['pull', '--help'])\n"
+        "from pytest_ollama_warmup.cli.main import main\ntry: main(['pull', '--help'])\n"
         "except SystemExit: pass"
     )
     assert not after & {"httpx", "rich", "filelock"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, Suite
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])

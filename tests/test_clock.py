@@ -10,9 +10,9 @@ import freezegun
 import pytest
 import time_machine
 
-from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import WaitedTooLong
-from pytest_ollama_warmup.warmup.gate import held
+from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.warmup.locks import held
 from tests.conftest import LLAMA, Suite
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_ollama_warmup.cli import main
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.cli.main import main
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.command import Run
 from tests.conftest import LLAMA
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup import demo
-from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.cli import demo
+from pytest_ollama_warmup.cli.main import main
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import Host
 from tests.command import Run, start
 from tests.live import demo as live_demo
@@ -293,7 +293,7 @@ def test_without_ollama_the_last_line_says_how_to_install_it(
 SERVER = f"""#!{sys.executable}
 import os, pathlib, signal, sys, threading
 sys.path[:0] = {sys.path!r}
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 here = pathlib.Path(__file__).parent
 port = int(os.environ["OLLAMA_HOST"].rpartition(":")[2])
 there = Emulator([ScriptedModel("mine:a", size=300_000_000, present=True)], port=port)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.cli.main import main
+from pytest_ollama_warmup.cli.status import Row, keep_alive, status_lines, unload_lines
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.report.status import Row, keep_alive, status_lines, unload_lines
 from tests import terminals
 from tests.command import Run, start
 from tests.conftest import LLAMA
@@ -442,7 +442,7 @@ def test_one_that_is_at_work_is_waited_for(capsys: pytest.CaptureFixture[str]) -
 def test_one_that_stays_at_work_is_told_and_goes_later(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pytest_ollama_warmup.commands.UNLOAD_LIMIT_S", 0.0)
+    monkeypatch.setattr("pytest_ollama_warmup.cli.commands.UNLOAD_LIMIT_S", 0.0)
     assert 1 == main(["unload", "mistral"])
     out = capsys.readouterr().out
     assert "✗ mistral:latest   still in use; unloads when its requests end\n" in out

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup import preload
-from pytest_ollama_warmup.cli import main
+from pytest_ollama_warmup.cli.main import main
+from pytest_ollama_warmup.emulator import Emulator
 from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.ollama.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
 from tests.front import front
 
@@ -69,7 +69,7 @@ def locked(suite: Suite) -> Iterator[Gateway]:
 USES = """
     import asyncio, os, urllib.request
     import pytest
-    from pytest_ollama_warmup.roles import folder_of
+    from pytest_ollama_warmup.session.state import folder_of
 
     def test_clients(ollama_client, ollama_async_client, ollama_model):
         assert ollama_client.generate(ollama_model, "Hello").response
@@ -82,7 +82,7 @@ USES = """
 
     def test_fails(ollama_host, ollama_openai_base_url, ollama_client, ollama_models, pytestconfig):
         settings = pytestconfig.stash
-        from pytest_ollama_warmup.roles import run_of
+        from pytest_ollama_warmup.session.state import run_of
         run, settings = run_of(pytestconfig), run_of(pytestconfig).settings
         host, client = settings.host, run.client()
         ollama_models["no, such"]

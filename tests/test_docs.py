@@ -6,9 +6,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_ollama_warmup.marks import MARK
-from pytest_ollama_warmup.options import OPTIONS
-from pytest_ollama_warmup.warmup.spec import KEYS
+from pytest_ollama_warmup.config.options import OPTIONS
+from pytest_ollama_warmup.config.spec import KEYS
+from pytest_ollama_warmup.session.marks import MARK
 from tests.conftest import LLAMA, Suite
 
 TOP = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_ollama_warmup.emulator import Emulator
 from pytest_ollama_warmup.ollama.client import Client
-from pytest_ollama_warmup.ollama.emulator import Emulator
 from pytest_ollama_warmup.ollama.host import parse_host
 from tests.conftest import LLAMA, ONE_TEST, Result, Suite, is_early, is_ours
 from tests.test_faults import until

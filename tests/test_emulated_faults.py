@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel, script, store
+from pytest_ollama_warmup.emulator import ScriptedModel, script, store
 from tests.test_emulator import LONG_S, A, hanging, serving, wait_for
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.conftest import hearing_signals
 
 if TYPE_CHECKING:
@@ -600,7 +600,7 @@ def test_many_clients_may_come_at_once() -> None:
 
 
 def test_it_can_be_run_from_the_command_line_until_ctrl_c() -> None:
-    command = [sys.executable, "-m", "pytest_ollama_warmup.ollama.emulator"]
+    command = [sys.executable, "-m", "pytest_ollama_warmup.emulator"]
     models = '[{"name": "tiny", "present": true}]'
     with hearing_signals():
         process = subprocess.Popen([*command, models], stdout=subprocess.PIPE, text=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.config.exports import Export, parse_export
+from pytest_ollama_warmup.emulator import Emulator
 from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.exports import Export, parse_export
-from pytest_ollama_warmup.ollama.emulator import Emulator
 from pytest_ollama_warmup.ollama.host import parse_host
 from tests.conftest import LLAMA, Suite
 

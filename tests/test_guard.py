@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.conftest import LLAMA, Suite
 from tests.test_faults import end, until, wait_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ollama_warmup.options import OPTIONS
+from pytest_ollama_warmup.config.options import OPTIONS
 from tests.command import Run
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator
+from pytest_ollama_warmup.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def expects(
         """,
         "test_it.py": f"""
 import os, pytest
-from pytest_ollama_warmup.roles import settings_of
+from pytest_ollama_warmup.session.state import settings_of
 
 {mark}@pytest.mark.parametrize("n", range(2))
 def test_it(ollama_host, ollama_openai_base_url, pytestconfig, n):

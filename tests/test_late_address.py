@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator
+from pytest_ollama_warmup.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:

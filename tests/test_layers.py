@@ -22,19 +22,33 @@ PACKAGE = pytest_ollama_warmup.__name__
 ROOT = Path(pytest_ollama_warmup.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
-# What a module may import lies in its own layer or in one before it.
-LAYERS = ("clock", "text", "errors", "ollama", "warmup", "report", "top")
+# What a module may import lies in its own room or in one before it.
+LAYERS = (
+    "text",
+    "errors",
+    "ollama",
+    "config",
+    "emulator",
+    "warmup",
+    "report",
+    "session",
+    "api",
+    "distributed",
+    "cli",
+    "top",
+)
 COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
-# Each library has one module that imports it; pytest is for the files at the top.
+# Each library has one module that imports it.
 IMPORTERS = {
     "httpx": {"ollama/client.py"},
-    "filelock": {"warmup/gate.py"},
+    "filelock": {"warmup/locks.py"},
     "rich": {"report/bars.py"},
-    "ollama": {"fixtures.py"},
-    "xdist": {"scheduling.py"},
+    "ollama": {"session/fixtures.py"},
+    "xdist": {"distributed/scheduler.py"},
     # Its own evaluation of conditions in texts, which nothing public does.
-    "_pytest": {"marks.py"},
+    "_pytest": {"session/marks.py"},
 }
+KNOW_PYTEST = ("session", "distributed", "top")
 
 
 def layer_of(module: str) -> str:
@@ -80,7 +94,8 @@ def upward(module: str, source: str) -> list[str]:
         (f"{PACKAGE}.errors", "errors"),
         (f"{PACKAGE}.ollama.host", "ollama"),
         (f"{PACKAGE}.warmup", "warmup"),
-        (f"{PACKAGE}.steps", "top"),
+        (f"{PACKAGE}.session.steps", "session"),
+        (f"{PACKAGE}.api", "api"),
     ],
 )
 def test_a_module_lies_in_the_layer_of_its_folder(module: str, layer: str) -> None:
@@ -90,10 +105,11 @@ def test_a_module_lies_in_the_layer_of_its_folder(module: str, layer: str) -> No
 @pytest.mark.parametrize(
     "line",
     [
-        f"import {PACKAGE}.warmup.bring",
+        f"import {PACKAGE}.warmup.ensure",
         f"from {PACKAGE}.plugin import pytest_configure",
-        f"from {PACKAGE} import steps",
-        f"def late():\n    from {PACKAGE}.report.terminal import Screen",
+        f"from {PACKAGE} import api",
+        f"from {PACKAGE}.session import steps",
+        f"def late():\n    from {PACKAGE}.report.progress import Screen",
         f"if TYPE_CHECKING:\n    from {PACKAGE}.warmup.plan import Target",
     ],
 )
@@ -107,7 +123,7 @@ def test_imports_point_one_way(module: str) -> None:
     assert [] == upward(module, (ROOT / module).read_text("utf-8"))
 
 
-def test_there_are_modules_in_every_layer() -> None:
+def test_every_room_has_modules() -> None:
     assert set(LAYERS) == {layer_of(module) for module in MODULES}
 
 
@@ -117,9 +133,9 @@ def test_each_library_has_its_one_importer(library: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_else_is_imported_and_pytest_only_at_the_top(module: str) -> None:
+def test_nothing_else_is_imported_and_pytest_only_by_rooms_that_serve_it(module: str) -> None:
     allowed = {library for library, importers in IMPORTERS.items() if module in importers}
-    if layer_of(module) == "top":
+    if layer_of(module) in KNOW_PYTEST or module == "config/options.py":
         allowed.add("pytest")
     assert set() == libraries_of(module) - allowed
 
@@ -185,4 +201,4 @@ def test_workers_of_a_suite_that_marks_no_test_import_no_library(suite: Suite, m
     assert (
         f"{PACKAGE}.ollama.plain" not in imported if mark else f"{PACKAGE}.ollama.plain" in imported
     )
-    assert bool(mark) == bool({"httpx", "filelock", f"{PACKAGE}.run"} & set(imported))
+    assert bool(mark) == bool({"httpx", "filelock", f"{PACKAGE}.session.run"} & set(imported))

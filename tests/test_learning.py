@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, Suite
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import is_early
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.ollama.emulator import Emulator
+    from pytest_ollama_warmup.emulator import Emulator
     from tests.conftest import Suite
 
 

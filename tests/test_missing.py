@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 import respx
 
-from pytest_ollama_warmup.ollama.answers import UNKNOWN
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
+from pytest_ollama_warmup.ollama.responses import UNKNOWN
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:

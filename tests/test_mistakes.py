@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
-from pytest_ollama_warmup.settings import Settings, Sources
+from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import ONE_TEST
 from tests.test_guard import write
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
-from pytest_ollama_warmup.options import OPTIONS
+from pytest_ollama_warmup.config.options import OPTIONS
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 HEADER_TEST = {"test_plain.py": "def test_plain(): pass\n"}

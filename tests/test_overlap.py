@@ -155,7 +155,7 @@ def test_workers_do_not_begin_what_the_controller_does(suite: Suite, server: str
             "conftest.py": """
             import time
             import pytest, respx
-            from pytest_ollama_warmup.leader import Leader
+            from pytest_ollama_warmup.session.leader import Leader
 
             work = Leader.work
 
@@ -333,7 +333,7 @@ def test_after_a_failure_with_x_nothing_is_waited_for(suite: Suite, workers: lis
 
 DIES = """
     import os, signal, subprocess
-    from pytest_ollama_warmup import background
+    from pytest_ollama_warmup.session import child as background
 
     class Popen(subprocess.Popen):
         left = NUMBER
@@ -414,4 +414,4 @@ def test_the_child_finds_modules_where_pytest_does(suite: Suite) -> None:
     )
     assert "5 passed" in done.stdout, done.stdout + done.stderr
     seen = [path.read_text("utf-8") for path in deps.glob("seen-*")]
-    assert any("pytest_ollama_warmup.background" in one for one in seen)
+    assert any("pytest_ollama_warmup.session.child" in one for one in seen)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import httpx
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator
+from pytest_ollama_warmup.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite, UserSuite
 from tests.test_faults import end
 from tests.test_learning import OWN_CONTEXT
@@ -234,7 +234,7 @@ def test_the_workers_of_a_file_move_and_say_who_gave_the_hosts(
             "pytest.ini": f"[pytest]\nollama_host = {listed}\n",
             "test_it.py": f"""
                 import os, pytest
-                from pytest_ollama_warmup.roles import settings_of
+                from pytest_ollama_warmup.session.state import settings_of
 
                 URLS = {[three[0].url, three[2].url, three[2].url]}
 
@@ -835,7 +835,7 @@ def test_such_a_worker_brings_what_is_listed_also_for_tests_that_do_not_say_what
     conftest = (
         AWAY.replace("WORKERS", "['gw0', 'gw1']")
         + f"""
-            from pytest_ollama_warmup import roles
+            from pytest_ollama_warmup.session import state as roles
             settings = roles.settings_of(config)
             host = roles.read_host({there.url!r}, "there")
             config.stash[roles.SETTINGS] = settings.on(host)

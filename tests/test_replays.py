@@ -112,7 +112,7 @@ PLUGINS = {
     """,
     "needed.py": """
         def pytest_collection_finish(session):
-            from pytest_ollama_warmup.marks import wants_of
+            from pytest_ollama_warmup.session.marks import wants_of
 
             wants = wants_of(session.items)
             print("needed:", *(want.test.rpartition("::")[2].removeprefix("test_") for want in wants))

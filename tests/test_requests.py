@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])

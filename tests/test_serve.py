@@ -27,7 +27,7 @@ SERVE = "--ollama-serve"
 SERVER = """
 import json, os, sys, threading
 from pathlib import Path
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 
 here = Path(__file__).parent
 told = {name: value for name, value in os.environ.items() if name.startswith("OLLAMA_")}
@@ -175,7 +175,7 @@ def test_it_can_stand_in_the_configuration_file(suite: Served, workers: list[str
             """,
             "test_it.py": TEST.replace("(n, ollama_host)", "(n, ollama_host, pytestconfig)")
             + """
-    from pytest_ollama_warmup.roles import settings_of
+    from pytest_ollama_warmup.session.state import settings_of
     settings = settings_of(pytestconfig)
     assert "ollama_serve in pytest.ini" == settings.host.source == settings.serve.source
     assert settings.serve.value
@@ -373,7 +373,7 @@ def test_slots_are_those_of_the_server(suite: Served) -> None:
             "test_it.py": TEST
             + """
 def test_slots(pytestconfig):
-    from pytest_ollama_warmup.roles import settings_of
+    from pytest_ollama_warmup.session.state import settings_of
     assert 2 == settings_of(pytestconfig).max_parallel.value
 """
         }

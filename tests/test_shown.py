@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from pytest_ollama_warmup.config.spec import ModelSpec
 from pytest_ollama_warmup.report.bars import Row, lay_out
+from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.report.summary import ready_after, summary_lines
-from pytest_ollama_warmup.report.terminal import Screen
 from pytest_ollama_warmup.text import shorten
+from pytest_ollama_warmup.warmup.job import Event
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.record import Outcome, Record, Step
-from pytest_ollama_warmup.warmup.spec import ModelSpec
-from pytest_ollama_warmup.warmup.work import Event
 from tests import terminals
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
+    from pytest_ollama_warmup.warmup.job import Phase
     from pytest_ollama_warmup.warmup.record import StepKind
-    from pytest_ollama_warmup.warmup.work import Phase
 
 THERE = replace(LLAMA, present=True)
 LIST = "--ollama-preload=llama3.2:1b"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import ScriptedModel
+from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import LLAMA, ONE_TEST, Suite, is_early
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.ollama.emulator import Emulator
+    from pytest_ollama_warmup.emulator import Emulator
 
 PULL_AND_LOAD = ["show", "pull", "show", "ps", "generate", "ps", "generate"]
 MANY_TESTS = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.test_guard import TOOLS
 
 if TYPE_CHECKING:

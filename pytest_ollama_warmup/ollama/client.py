@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     Aborted,
     AccessDenied,
@@ -24,18 +23,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     TlsFailed,
 )
-from pytest_ollama_warmup.ollama.answers import (
-    UNKNOWN,
-    ModelInfo,
-    PullProgress,
-    Resident,
-    Stored,
-    find,
-    is_missing_model,
-    models_in,
-    parse,
-    residents_in,
-)
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.limits import (
     ANSWER_BYTES,
     LARGE_BYTES,
@@ -47,6 +35,18 @@ from pytest_ollama_warmup.ollama.limits import (
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers, key_state, load_request, secrets_of
+from pytest_ollama_warmup.ollama.responses import (
+    UNKNOWN,
+    ModelInfo,
+    PullProgress,
+    Resident,
+    Stored,
+    find,
+    is_missing_model,
+    models_in,
+    parse,
+    residents_in,
+)
 from pytest_ollama_warmup.ollama.tls import named_by, trust
 from pytest_ollama_warmup.text import Secret, clean
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.sockets import BoundedSocket

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.text import size
 
 # The largest answer about one model is that of /api/show: its license, template and tensors, some

@@ -9,19 +9,19 @@ import http.client
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pytest_ollama_warmup.ollama.answers import models_in, parse, residents_in
 from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers
+from pytest_ollama_warmup.ollama.responses import models_in, parse, residents_in
 from pytest_ollama_warmup.ollama.sockets import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_ollama_warmup.ollama.answers import Resident
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
+    from pytest_ollama_warmup.ollama.responses import Resident
 
 LIMIT_S = 5.0
 

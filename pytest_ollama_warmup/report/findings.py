@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_ollama_warmup.config.spec import RUNNER_KEYS
 from pytest_ollama_warmup.text import at, clean, count, each_of, first_of, seconds
 from pytest_ollama_warmup.warmup.room import runs_with
-from pytest_ollama_warmup.warmup.spec import RUNNER_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

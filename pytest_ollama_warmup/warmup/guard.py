@@ -13,29 +13,29 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable, WarmupError
-from pytest_ollama_warmup.ollama.answers import UNKNOWN, ModelInfo, resident_as
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import is_for_us
-from pytest_ollama_warmup.warmup.gate import Beat, Door, Users, file_name, held, write_whole
+from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, resident_as
+from pytest_ollama_warmup.warmup.job import Work
 from pytest_ollama_warmup.warmup.load import ensure_loaded
+from pytest_ollama_warmup.warmup.locks import Beat, Door, Users, file_name, held, write_whole
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.record import Known, Reload
 from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
-from pytest_ollama_warmup.warmup.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from pytest_ollama_warmup.ollama.answers import Resident
+    from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.responses import Resident
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.room import Room
-    from pytest_ollama_warmup.warmup.work import Terms
 
     Wanted = Sequence[tuple[Target, Outcome]]
     Contexts = Callable[[Target], set[int]]
@@ -78,7 +78,7 @@ class Ledger:
         write_whole(self._path, known.to_dict())
 
     def held(self) -> AbstractContextManager[Beat]:
-        """Hold the lock; see :func:`pytest_ollama_warmup.warmup.gate.held`."""
+        """Hold the lock; see :func:`pytest_ollama_warmup.warmup.locks.held`."""
         return held(self._lock, self._what, self._limit_s)
 
     def passing(self) -> AbstractContextManager[None]:

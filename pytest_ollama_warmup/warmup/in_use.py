@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.warmup.gate import Users, file_name, held, one_url, user_folder
+from pytest_ollama_warmup.warmup.locks import Users, file_name, held, one_url, user_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

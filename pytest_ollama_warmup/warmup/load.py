@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.config.spec import FOREVER, RUNNER_KEYS
 from pytest_ollama_warmup.errors import (
     ApiError,
     GatewayAnswered,
@@ -14,19 +14,19 @@ from pytest_ollama_warmup.errors import (
     ServerError,
     ServerUnreachable,
 )
-from pytest_ollama_warmup.ollama.answers import ENDLESS_S, find
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.early import Asked
+from pytest_ollama_warmup.ollama.responses import ENDLESS_S, find
 from pytest_ollama_warmup.text import seconds
-from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
-from pytest_ollama_warmup.warmup.spec import FOREVER, RUNNER_KEYS
+from pytest_ollama_warmup.warmup.locks import held, shared_lock_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
     from pytest_ollama_warmup.ollama.requests import LoadKind
+    from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.warmup.job import Work
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.work import Work
 
 WARM_UP_PROMPT = "Hi"
 # How long a model that was found in memory must stay there by itself: until the tests use it.

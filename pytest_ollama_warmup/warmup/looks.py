@@ -11,13 +11,13 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama import clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from pytest_ollama_warmup.ollama.answers import Resident
+    from pytest_ollama_warmup.ollama.responses import Resident
 
 When = Literal["before", "after", "between", "own"]
 

@@ -7,8 +7,8 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.ollama.answers import UNKNOWN, ModelInfo
 from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo
 from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.looks import read_looks
 from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by_key

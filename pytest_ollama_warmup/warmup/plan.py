@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
+from pytest_ollama_warmup.config.spec import ModelSpec, parse_specs
+from pytest_ollama_warmup.errors import NoModelNamed
 from pytest_ollama_warmup.text import at
-from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-GivenBy = Literal["option", "environment", "configuration", "default"]
+    from pytest_ollama_warmup.config.listed import GivenBy, Listed
+
 Policy = Literal["exit", "fail", "skip"]
 _POLICIES: dict[str, Policy] = {"exit": "exit", "fail": "fail", "skip": "skip"}
 
@@ -22,88 +22,6 @@ class Verdict(NamedTuple):
 
     policy: Policy
     message: str
-
-
-class Alias(NamedTuple):
-    """A user's own name for a model."""
-
-    name: str
-    spec: ModelSpec
-    source: str
-    given_by: GivenBy
-
-    @property
-    def key(self) -> str:
-        """The name as it compares."""
-        return self.name.lower()
-
-
-class Listed(NamedTuple):
-    """The models that the user listed for the run, and where; *aliases* count as listed."""
-
-    specs: tuple[ModelSpec, ...] = ()
-    source: str = "default"
-    given_by: GivenBy = "default"
-    aliases: tuple[Alias, ...] = ()
-
-    @property
-    def all(self) -> tuple[ModelSpec, ...]:
-        """The models that are listed by themselves and by an alias, each with its options once."""
-        specs = [*self.specs, *(self.meant(alias.spec) for alias in self.aliases)]
-        return tuple({spec.key: spec for spec in specs}.values())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What tests call them: the alias where there is one."""
-        aliases = {self.meant(alias.spec).key: alias.name for alias in self.aliases}
-        return tuple(aliases.get(spec.key, spec.name) for spec in self.all)
-
-    def meant(self, spec: ModelSpec) -> ModelSpec:
-        """Return the model that *spec* means, with the options that are listed for it.
-
-        Only a spec that names options itself makes a variant.
-        """
-        alias = self._alias(spec)
-        if alias is not None:
-            spec = _with_defaults(spec, alias.spec)._replace(name=alias.spec.name)
-        one = self._find(spec)
-        return spec if one is None else _with_defaults(spec, one)
-
-    def given(self, spec: ModelSpec) -> tuple[str, GivenBy] | None:
-        """Return who lists the model of *spec*, as messages show it; None where nobody does."""
-        if any(one.model_key == spec.model_key for one in self.specs):
-            return self.source, self.given_by
-        alias = next((one for one in self.aliases if one.spec.model_key == spec.model_key), None)
-        return None if alias is None else (alias.source, alias.given_by)
-
-    def _alias(self, spec: ModelSpec) -> Alias | None:
-        return next((one for one in self.aliases if one.key == spec.name.lower()), None)
-
-    def _find(self, spec: ModelSpec) -> ModelSpec | None:
-        specs = [*self.specs, *(alias.spec for alias in self.aliases)]
-        return next((one for one in specs if one.model_key == spec.model_key), None)
-
-
-def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple[Alias, ...]:
-    """Read ``NAME=SPEC`` texts, split at the first ``=``.
-
-    Raises:
-        BadSpec: names the text, *source*, and what is allowed.
-    """
-    found: dict[str, Alias] = {}
-    for text in texts:
-        name, equals, rest = (part.strip() for part in text.partition("="))
-        if not (equals and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)):
-            raise BadSpec(text, source, "expected NAME=SPEC, such as chat=llama3.2:1b")
-        specs = parse_specs(rest, source)
-        if len(specs) != 1:
-            raise BadSpec(text, source, "an alias means one model, like chat=llama3.2:1b")
-        if specs[0].name.lower() == name.lower():
-            raise BadSpec(text, source, "an alias cannot mean itself")
-        alias = Alias(name, specs[0], source, given_by)
-        if found.setdefault(alias.key, alias).spec != alias.spec:
-            raise BadSpec(text, source, f"{name} is given twice with different models")
-    return tuple(found.values())
 
 
 class Want(NamedTuple):
@@ -314,12 +232,3 @@ def decisions(plan: Plan, key: str, on_unavailable: str, ci: bool) -> list[Polic
         ]
     one = decide(on_unavailable, "", given_by, ci)
     return ["exit" if one == "fail" and not plan.marked else one]
-
-
-def _with_defaults(spec: ModelSpec, given: ModelSpec) -> ModelSpec:
-    return spec._replace(
-        options=spec.options or given.options,
-        keep_alive=given.keep_alive if spec.keep_alive is None else spec.keep_alive,
-        insecure=spec.insecure or given.insecure,
-        digest=spec.digest or given.digest,
-    )

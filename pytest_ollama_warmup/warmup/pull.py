@@ -6,7 +6,6 @@ import re
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     ApiError,
     NotOllama,
@@ -14,14 +13,15 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     UnknownModel,
 )
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.text import count, seconds, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.warmup.spec import ModelSpec
-    from pytest_ollama_warmup.warmup.work import Terms
 
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
 # How often a pull is resumed without a new byte, and how long the pause before that is; twice as

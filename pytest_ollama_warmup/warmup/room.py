@@ -11,18 +11,18 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_ollama_warmup.ollama.answers import resident_as
+from pytest_ollama_warmup.config.spec import RUNNER_KEYS
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.warmup.gate import write_whole
-from pytest_ollama_warmup.warmup.spec import RUNNER_KEYS
+from pytest_ollama_warmup.ollama.responses import resident_as
+from pytest_ollama_warmup.warmup.locks import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.warmup.gate import Gate
+    from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.warmup.locks import Gate
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
 

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_ollama_warmup import clock
+from pytest_ollama_warmup.ollama import clock
 
 _POLL_S = 0.02
 _TRIES = 50

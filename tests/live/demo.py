@@ -13,11 +13,11 @@ from types import SimpleNamespace
 # Run as a script, the top of the checkout is not on the path.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pytest_ollama_warmup import demo
-from pytest_ollama_warmup.cli import FAILED, INTERRUPTED, READY
-from pytest_ollama_warmup.cli import main as ollama_warmup
+from pytest_ollama_warmup.cli import demo
+from pytest_ollama_warmup.cli.main import FAILED, INTERRUPTED, READY
+from pytest_ollama_warmup.cli.main import main as ollama_warmup
+from pytest_ollama_warmup.config.settings import Settings, Sources
 from pytest_ollama_warmup.errors import WarmupError
-from pytest_ollama_warmup.settings import Settings, Sources
 from tests.live.provide import Missing, print_now, provide
 from tests.live.registry import Registry
 from tests.live.server import RealServer

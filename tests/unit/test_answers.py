@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.ollama.answers import (
+from pytest_ollama_warmup.ollama.responses import (
     ModelInfo,
     PullProgress,
     Resident,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from pytest_ollama_warmup.config.spec import parse_specs
+from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
@@ -18,29 +20,29 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     WaitedTooLong,
 )
-from pytest_ollama_warmup.ollama.answers import ModelInfo, PullProgress, Resident, Stored
 from pytest_ollama_warmup.ollama.host import Host
-from pytest_ollama_warmup.warmup import bring as bring_module
+from pytest_ollama_warmup.ollama.responses import ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.warmup import ensure as bring_module
+from pytest_ollama_warmup.warmup import job as work_module
 from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
-from pytest_ollama_warmup.warmup import work as work_module
-from pytest_ollama_warmup.warmup.bring import bring
-from pytest_ollama_warmup.warmup.gate import held, shared_lock_path
-from pytest_ollama_warmup.warmup.plan import GivenBy, Target
-from pytest_ollama_warmup.warmup.preparation import (
+from pytest_ollama_warmup.warmup.ensure import bring
+from pytest_ollama_warmup.warmup.job import Event, Say
+from pytest_ollama_warmup.warmup.locks import held, shared_lock_path
+from pytest_ollama_warmup.warmup.plan import Target
+from pytest_ollama_warmup.warmup.preloader import (
     PULLS_SIDE_BY_SIDE,
     InThreads,
     Preparation,
     Turns,
 )
 from pytest_ollama_warmup.warmup.record import Outcome
-from pytest_ollama_warmup.warmup.spec import parse_specs
-from pytest_ollama_warmup.warmup.work import Event, Say, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pytest_ollama_warmup.config.listed import GivenBy
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.requests import LoadKind
 

@@ -15,7 +15,6 @@ import httpx
 import pytest
 import respx
 
-from pytest_ollama_warmup import clock
 from pytest_ollama_warmup.errors import (
     Aborted,
     AccessDenied,
@@ -25,9 +24,10 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     TlsFailed,
 )
-from pytest_ollama_warmup.ollama.answers import ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
+from pytest_ollama_warmup.ollama.responses import ModelInfo, PullProgress, Resident, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.early import EarlyLoad
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.requests import headers, load_request
 from pytest_ollama_warmup.ollama.sockets import BoundedSocket

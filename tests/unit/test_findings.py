@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.ollama.answers import ModelInfo
+from pytest_ollama_warmup.ollama.responses import ModelInfo
 from pytest_ollama_warmup.report.findings import Run, findings
 from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload, Step

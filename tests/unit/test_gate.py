@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.errors import WaitedTooLong
-from pytest_ollama_warmup.warmup import gate as gate_module
-from pytest_ollama_warmup.warmup.gate import Beat, Gate, held, shared_lock_path
+from pytest_ollama_warmup.warmup import locks as gate_module
+from pytest_ollama_warmup.warmup.locks import Beat, Gate, held, shared_lock_path
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.run_directory import make_run_folder
 
@@ -51,7 +51,7 @@ class Processes:
             """
             import os, sys, time
             from pathlib import Path
-            from pytest_ollama_warmup.warmup.gate import Gate, held
+            from pytest_ollama_warmup.warmup.locks import Gate, held
             from pytest_ollama_warmup.warmup.record import Outcome
             folder = Path(sys.argv[1])
             def outcome(by): return Outcome(key="k", model="m", status="ready", by=by)
@@ -457,7 +457,7 @@ def test_two_runs_with_a_tmpdir_each_have_one_lock(
 def test_a_place_that_cannot_be_used_leaves_nothing_behind(temporary: Path) -> None:
     program = """
 import os, sys, tempfile
-from pytest_ollama_warmup.warmup.gate import shared_lock_path
+from pytest_ollama_warmup.warmup.locks import shared_lock_path
 places = {shared_lock_path("pull", "http://h:1", name).parent for name in "abc"}
 print(*places)
 """

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import ServerUnreachable
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.warmup.gate import Gate
 from pytest_ollama_warmup.warmup.guard import Guard
+from pytest_ollama_warmup.warmup.locks import Gate
 from pytest_ollama_warmup.warmup.room import Room
-from pytest_ollama_warmup.warmup.work import Terms
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup import notes
 from pytest_ollama_warmup.errors import LoadFailed, ServerUnreachable
-from pytest_ollama_warmup.run import what_is_lost
+from pytest_ollama_warmup.session import notes
+from pytest_ollama_warmup.session.run import what_is_lost
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from pytest_ollama_warmup.config.listed import GivenBy, Listed, parse_aliases
+from pytest_ollama_warmup.config.spec import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
-    GivenBy,
-    Listed,
     Need,
     Plan,
     Target,
@@ -18,10 +18,8 @@ from pytest_ollama_warmup.warmup.plan import (
     decide,
     decisions,
     make_plan,
-    parse_aliases,
     resolve,
 )
-from pytest_ollama_warmup.warmup.spec import ModelSpec, parse_specs
 
 GIVEN_BY: list[GivenBy] = ["option", "environment", "configuration", "default"]
 

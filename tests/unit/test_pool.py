@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.pool import Site, ask, moved, share_out
-from pytest_ollama_warmup.report.terminal import Screen
-from pytest_ollama_warmup.settings import Place, Settings, Sources
+from pytest_ollama_warmup.config.settings import Place, Settings, Sources
+from pytest_ollama_warmup.report.progress import Screen
+from pytest_ollama_warmup.session.hosts import Site, ask, moved, share_out
 
 if TYPE_CHECKING:
     from pathlib import Path

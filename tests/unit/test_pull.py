@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from pytest_ollama_warmup.config.spec import ModelSpec
+from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,
     ApiError,
@@ -15,12 +17,10 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     UnknownModel,
 )
-from pytest_ollama_warmup.ollama.answers import PullProgress
 from pytest_ollama_warmup.ollama.host import Host
+from pytest_ollama_warmup.ollama.responses import PullProgress
 from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup.pull import Progress, Pulled, pull
-from pytest_ollama_warmup.warmup.spec import ModelSpec
-from pytest_ollama_warmup.warmup.work import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.ollama.answers import ModelInfo, Resident
-from pytest_ollama_warmup.ollama.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.warmup.gate import Gate
+from pytest_ollama_warmup.config.spec import parse_specs
+from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+from pytest_ollama_warmup.warmup.locks import Gate
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.room import Room, make_room
-from pytest_ollama_warmup.warmup.spec import parse_specs
 
 if TYPE_CHECKING:
     from pathlib import Path

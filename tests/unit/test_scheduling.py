@@ -11,7 +11,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.scheduling import EndOfRun, GroupScheduling
+from pytest_ollama_warmup.distributed.scheduler import EndOfRun, GroupScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

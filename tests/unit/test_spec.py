@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.errors import BadSpec
-from pytest_ollama_warmup.warmup.spec import (
+from pytest_ollama_warmup.config.spec import (
     FOREVER,
     KEYS,
     ModelSpec,
     parse_duration,
     parse_specs,
 )
+from pytest_ollama_warmup.errors import BadSpec
 
 ALL_KEYS = "num_ctx, num_batch, num_gpu, main_gpu, use_mmap, num_thread, keep_alive, insecure"
 

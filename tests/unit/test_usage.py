@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.ollama.answers import Resident
+from pytest_ollama_warmup.ollama.responses import Resident
 from pytest_ollama_warmup.warmup.looks import Look, LookLog, Seen, read_looks
 from pytest_ollama_warmup.warmup.usage import Cause, usage_of, uses_by_key
 

@@ -1,0 +1,330 @@
+"""The command line outside pytest: ``ollama-warmup``, ``python -m pytest_ollama_warmup``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ollama_warmup.config.options import OPTIONS, PREFIX, Option
+from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.errors import BadSetting, WarmupError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_SPECS = PREFIX + "preload"
+_LOADING = tuple(option.name for option in OPTIONS if not option.pytest_only)
+_ASKING = ("alias", "host", "header", "wait")
+# These commands show how things are now, so they do not wait for a server to start, in CI either.
+_WAIT_TO_ASK = "2s"
+_WIDTH = 79
+_PRELOADED = "the models of OLLAMA_PRELOAD_MODELS, otherwise those of OLLAMA_MODELS"
+_PULLED = "the models of OLLAMA_PRELOAD_MODELS and of OLLAMA_MODELS"
+
+
+class _Command(NamedTuple):
+    """A command: its help, the options that it takes, and what it does without a model.
+
+    The first sentence of *text* is its line in the list of commands.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    exit_codes: str
+    examples: tuple[str, str]
+    models: str = ""
+    alias: str = ""
+
+
+_COMMANDS = {
+    "preload": _Command(
+        "Pull models that are missing, and load all of them. They stay loaded until their "
+        "keep-alive ends; use --keep-alive -1 to keep them loaded.",
+        _LOADING,
+        "0 all models are ready; 1 a model or the server failed; 2 bad usage, or no model named; "
+        "130 Ctrl-C",
+        (
+            "ollama-warmup preload llama3.2:1b nomic-embed-text",
+            "ollama-warmup preload llama3.2:1b,num_ctx=8192 --keep-alive 1h",
+        ),
+        models=_PRELOADED,
+    ),
+    "pull": _Command(
+        "Pull models that are missing, and load none.",
+        tuple(name for name in _LOADING if name not in ("warm", "keep_alive")),
+        "0 all models are local; 1 a model or the server failed; 2 bad usage, or no model named; "
+        "130 Ctrl-C",
+        (
+            "ollama-warmup pull llama3.2:1b nomic-embed-text",
+            "ollama-warmup pull llama3.2:1b --pull always --host gpu-box:11434",
+        ),
+        models=_PULLED,
+    ),
+    "status": _Command(
+        "Show the loaded models, and check that the named ones are among them. "
+        "A model that is loaded with another num_ctx counts as loaded; the table shows both.",
+        _ASKING,
+        "0 all named models are loaded; 1 a model is not loaded, or the server does not answer; "
+        "2 bad usage, or no model named (the table is shown all the same); 130 Ctrl-C",
+        (
+            "ollama-warmup status llama3.2:1b",
+            "ollama-warmup status llama3.2:1b --json",
+        ),
+        models=_PRELOADED,
+        alias="ps",
+    ),
+    "unload": _Command(
+        "Unload models from memory. They stay on disk.",
+        _ASKING,
+        "0 the models are not loaded (any more); 1 a model is unknown or still in use, or the "
+        "server does not answer; 2 bad usage, or no model named; 130 Ctrl-C",
+        (
+            "ollama-warmup unload llama3.2:1b",
+            "ollama-warmup unload --all",
+        ),
+        models=_PRELOADED,
+        alias="stop",
+    ),
+    "cache-key": _Command(
+        "Print a key under which a CI job can cache the named models. The key is the same on every "
+        "machine, before and after the pull, and for any order of the models. A pinned digest "
+        "(llama3.2:1b@sha256:...) changes it; options such as num_ctx do not. No server is needed. "
+        "With --digests, a suffix follows that changes when the registry updates a tag: save the "
+        "cache under the long key, and restore it by the short one as a prefix (restore-keys in "
+        "GitHub's actions/cache).",
+        _ASKING,
+        "0 the key is printed; 1 --digests: a model is not local, or the server does not answer; "
+        "2 bad usage, or no model named; 130 Ctrl-C",
+        (
+            "ollama-warmup cache-key llama3.2:1b nomic-embed-text",
+            "ollama-warmup cache-key --digests llama3.2:1b",
+        ),
+        models=_PULLED,
+    ),
+    "demo": _Command(
+        "Run a small test suite without and with the plugin, and show what changes. "
+        "The demo uses the smallest local model that completes text, on your Ollama if it is "
+        "running, otherwise on a private 'ollama serve' that stops with the demo. Without Ollama "
+        "or a model it uses an emulator, and marks every line with a figure. It downloads nothing. "
+        "It unloads the model first, to show a cold start. On another machine it uses only a model "
+        "that is not loaded.",
+        ("host", "wait"),
+        "0 all tests passed; 1 a test failed, or --host or --model cannot be used; 2 bad usage; "
+        "130 Ctrl-C",
+        (
+            "ollama-warmup demo",
+            "ollama-warmup demo --model llama3.2:1b",
+        ),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    specs, source = _specs(given, os.environ)
+    setattr(given, _SPECS, specs)
+    if given.command == "pull":
+        given.ollama_warmup_warm = "off"
+    try:
+        settings = Settings.read(Sources(given, flag=_Flags(source), patient=True))
+        if settings.problem is not None:
+            raise settings.problem
+        misuse = _misuse(given, settings)
+        # "status" shows what is loaded even if there is nothing to check.
+        if (not misuse or given.command == "status") and not _run(given, settings):
+            return FAILED
+        if misuse:
+            print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
+            return USAGE
+        return READY
+    except BadSetting as exc:
+        print(f"{parser.prog}: error: {exc}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left (| head): nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _misuse(given: argparse.Namespace, settings: Settings) -> str:
+    """Say what is wrong with arguments that can each be read."""
+    everything = getattr(given, "all", False)
+    if everything and given.specs:
+        return "name models or use --all, not both."
+    if given.command == "demo":
+        both = given.emulator and given.model is not None
+        return "use --model or --emulator, not both." if both else ""
+    if everything or settings.listed.specs:
+        return ""
+    more = ", or use --all" if given.command == "unload" else ""
+    return f"no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS{more}."
+
+
+def _run(given: argparse.Namespace, settings: Settings) -> bool:
+    # Imported here: --help and bad usage need no library.
+    from pytest_ollama_warmup.cli import commands
+
+    try:
+        match given.command:
+            case "status":
+                return commands.status(settings, as_json=given.json)
+            case "unload":
+                return commands.unload(settings, everything=given.all, as_json=given.json)
+            case "cache-key":
+                commands.cache_key(settings, digests=given.digests)
+                return True
+            case "demo":
+                from pytest_ollama_warmup.cli.demo import show
+
+                return show(settings, model=given.model, emulator=given.emulator)
+            case command:
+                return commands.make_ready(command, settings, quiet=given.quiet, as_json=given.json)
+    except BadSetting:
+        raise
+    except WarmupError as exc:
+        text = str(exc).replace("\n", " ")
+        print(f"ollama: {text}", file=sys.stderr)
+        if getattr(given, "json", False):
+            # Whoever parses it finds a document there in any case.
+            commands.print_json(settings, [], text)
+        return False
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        # Imported here: it looks through all installed packages.
+        from importlib.metadata import version
+
+        print(f"pytest-ollama-warmup {version('pytest-ollama-warmup')}")
+        parser.exit()
+
+
+class _Flags:
+    """Says what the user typed for an option, as messages show it."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def __call__(self, option: Option) -> str:
+        return self._source if option.name == "preload" else _flag(option)
+
+
+def _flag(option: Option) -> str:
+    return f"--{option.name.replace('_', '-')}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ollama-warmup",
+        description="Pull and load Ollama models, as pytest --ollama-preload does, without pytest.",
+        epilog="Run 'ollama-warmup COMMAND --help' for a command's options and examples.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="Show the version, and exit.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, command in _COMMANDS.items():
+        parsers[name] = one = commands.add_parser(
+            name,
+            aliases=[command.alias] if command.alias else [],
+            help=command.text.partition(". ")[0].removesuffix(".") + ".",
+            description=textwrap.fill(command.text, _WIDTH),
+            epilog=_epilog(command),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # What was typed may be the alias.
+        one.set_defaults(command=name)
+        if command.models:
+            one.add_argument(
+                "specs",
+                nargs="*",
+                metavar="MODEL",
+                help="A name such as llama3.2:1b or hf.co/org/repo:Q4_K_M, with options after "
+                f"commas: llama3.2:1b,num_ctx=8192. Default: {command.models}, unless that is a "
+                "path.",
+            )
+        for option in OPTIONS:
+            if option.name in command.options:
+                asks = option.name == "wait" and "stall" not in command.options
+                _add(one, option, default=_WAIT_TO_ASK if asks else None)
+    for name in ("preload", "pull"):
+        parsers[name].add_argument(
+            "--json",
+            action="store_true",
+            help="Print the outcome as JSON to stdout, and progress to stderr.",
+        )
+        parsers[name].add_argument(
+            "-q",
+            "--quiet",
+            action="count",
+            default=0,
+            help="Print less progress; -qq prints failures only.",
+        )
+    for name in ("status", "unload"):
+        parsers[name].add_argument("--json", action="store_true", help="Print JSON.")
+    parsers["cache-key"].add_argument(
+        "--digests",
+        action="store_true",
+        help="Add a suffix made from the digests of the models, which must be local.",
+    )
+    parsers["demo"].add_argument(
+        "--model", metavar="NAME", help="Use this local model instead of the smallest one."
+    )
+    parsers["demo"].add_argument(
+        "--emulator", action="store_true", help="Use the emulator even if there is an Ollama."
+    )
+    parsers["unload"].add_argument("--all", action="store_true", help="Unload all loaded models.")
+    return parser
+
+
+def _epilog(command: _Command) -> str:
+    codes = textwrap.fill(
+        f"Exit codes: {command.exit_codes}.", _WIDTH, subsequent_indent=" " * len("Exit codes: ")
+    )
+    return "\n".join([codes, "", "Examples:", *(f"  {one}" for one in command.examples)])
+
+
+def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
+    text = option.command_help or option.help
+    if option.name == "wait":
+        text = f"{text.partition(' Default:')[0]} Default: {default or '60s'}."
+    parser.add_argument(
+        _flag(option),
+        # pytest's name of it works too, so that an option can be copied from there.
+        option.flag,
+        action=option.action,
+        dest=option.dest,
+        default=default,
+        help=text.replace("%", "%%"),
+        metavar=option.command_metavar or option.metavar,
+    )
+
+
+def _specs(given: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
+    """Return the texts that name models, and who gave them."""
+    named = getattr(given, "specs", [])
+    if named or given.command == "demo" or getattr(given, "all", False):
+        return named, "the command line"
+    found = {
+        name: environ[name]
+        for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS")
+        if environ.get(name, "").strip() and not _is_folder(environ[name])
+    }
+    # What is pulled, a cache holds.
+    if given.command not in ("pull", "cache-key"):
+        found = dict(list(found.items())[:1])
+    return list(found.values()), " and ".join(found)
+
+
+def _is_folder(text: str) -> bool:
+    # What the server takes OLLAMA_MODELS for. A name may hold slashes, but begins with none.
+    return re.match(r"\s*(?:[/~.\\]|[A-Za-z]:[\\/])", text) is not None

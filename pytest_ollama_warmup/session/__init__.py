@@ -1,0 +1,1 @@
+"""One pytest run in one process."""

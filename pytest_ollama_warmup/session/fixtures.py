@@ -1,0 +1,138 @@
+"""What tests ask for; what it is made of is imported by the first test that does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ollama_warmup.errors import BadHost
+from pytest_ollama_warmup.session.state import settings_of
+from pytest_ollama_warmup.text import Address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+    import ollama
+
+    from pytest_ollama_warmup.session.models import Models
+
+_ENDING = {"Connection": "close"}
+
+
+@pytest.fixture(scope="session")
+def ollama_host(pytestconfig: pytest.Config) -> str:
+    """URL of the Ollama server of this run, or of this worker, like http://127.0.0.1:11434.
+
+    With the user and password that its address was given with, which tracebacks do not show.
+
+    A suite may define its own, of session scope, to give some of its tests another server: their
+    models are brought to it when the first of them runs.
+    """
+    settings = settings_of(pytestconfig)
+    if isinstance(settings.problem, BadHost):
+        # Not the usual address in place of it.
+        pytest.fail(str(settings.problem), pytrace=False)
+    return settings.host.address
+
+
+@pytest.fixture(scope="session")
+def ollama_openai_base_url(ollama_host: str) -> str:
+    """Base URL for OpenAI clients: the server's /v1."""
+    url = f"{ollama_host}/v1"
+    return Address(url) if isinstance(ollama_host, Address) else url
+
+
+@pytest.fixture
+def ollama_model(request: pytest.FixtureRequest, ollama_host: str) -> str:
+    """Name of the test's model: the first one of its mark, else the only listed one; warm.
+
+    It belongs to one test. A session fixture uses ollama_models.default.name.
+    """
+    from pytest_ollama_warmup.session.models import spec_of
+
+    return spec_of(request, ollama_host).name
+
+
+@pytest.fixture
+def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str, Any]:
+    """Runner options of the test's model, to send along so that the server need not reload it."""
+    from pytest_ollama_warmup.session.models import spec_of
+
+    return dict(spec_of(request, ollama_host).options)
+
+
+@pytest.fixture(scope="session")
+def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
+    """Models by alias, name or spec: ollama_models["chat"].name; looking one up makes it ready."""
+    from pytest_ollama_warmup.session.models import Models
+
+    return Models(request.session, ollama_host)
+
+
+@pytest.fixture(scope="session")
+def ollama_client(pytestconfig: pytest.Config, ollama_host: str) -> Iterator[ollama.Client]:
+    """The official client (pip install ollama) on ollama_host."""
+    library = _official_library("ollama_client")
+    # Before 0.6.2 it cannot be closed.
+    closable = hasattr(library.Client, "close")
+    headers = {} if closable else _ENDING
+    connection = _connection(pytestconfig, ollama_host)
+    client = library.Client(ollama_host, headers=headers, **connection)
+    yield client
+    if closable:
+        client.close()
+
+
+@pytest.fixture
+def ollama_async_client(pytestconfig: pytest.Config, ollama_host: str) -> ollama.AsyncClient:
+    """The official client for async tests, under any event loop; leaves nothing open behind."""
+    library = _official_library("ollama_async_client")
+    # The loop of the test is closed when a fixture without one could close the client: each
+    # connection ends with its request instead.
+    client: ollama.AsyncClient = library.AsyncClient(
+        ollama_host, headers=_ENDING, **_connection(pytestconfig, ollama_host)
+    )
+    return client
+
+
+@pytest.fixture
+def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> Iterator[None]:
+    """Bring a test's models to the server that the suite's own ollama_host gives it."""
+    from pytest_ollama_warmup.session.models import bring_elsewhere
+
+    with bring_elsewhere(request.node, ollama_host):
+        yield
+
+
+def _official_library(fixture: str) -> ModuleType:
+    problem = (
+        f"{fixture} needs the official client: pip install ollama (or pytest-ollama-warmup[client])"
+    )
+    try:
+        import ollama
+    except ImportError:
+        pass
+    else:
+        return ollama
+    # Not in the except: pytest would show the import's failure too.
+    pytest.fail(problem, pytrace=False)
+
+
+def _connection(config: pytest.Config, url: str) -> dict[str, Any]:
+    from pytest_ollama_warmup.ollama.requests import Headers, own_headers
+    from pytest_ollama_warmup.ollama.tls import named_by, trust
+    from pytest_ollama_warmup.session.models import host_of
+
+    host = host_of(config, url)
+    try:
+        verify = trust(host.url)
+    except OSError as exc:
+        pytest.fail(f"the certificates of {named_by()} cannot be read ({exc})", pytrace=False)
+    # A plain address may lead on to one that is not: there the usual certificates count.
+    # Like ours, and unlike by default, it does not send loopback addresses to HTTP_PROXY.
+    found = {"trust_env": not host.loopback, "verify": verify or True}
+    # The official client leaves out the user and password of an address.
+    own = own_headers(host, settings_of(config).headers.value)
+    return {**found, "auth": Headers(own)} if own else found

@@ -1,0 +1,100 @@
+"""Tests that are skipped because the plugin has changed the order of tests."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.session import notes
+from pytest_ollama_warmup.session.ordering import DEPENDING
+from pytest_ollama_warmup.session.state import folder_of, settings_of, worker_input
+from pytest_ollama_warmup.text import clean, count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pytest
+
+# "test_report depends on test_judge", as pytest-dependency says it.
+_DEPENDS = re.compile(r"\bdepends on (\S.*)")
+
+
+def watch_moved(
+    config: pytest.Config, collected: Sequence[pytest.Item], ordered: Sequence[pytest.Item]
+) -> None:
+    """Note from now on which tests are skipped because they run before others than collected.
+
+    Registered only where tests say that they depend on others: a hook for each report is felt.
+    """
+    if any(_depends(item) for item in collected):
+        config.pluginmanager.register(_Moved(config, collected, ordered), "ollama_warmup_moved")
+
+
+def _depends(item: pytest.Item) -> bool:
+    return any(mark.name in DEPENDING for mark in item.iter_markers())
+
+
+class _Moved:
+    def __init__(
+        self,
+        config: pytest.Config,
+        collected: Sequence[pytest.Item],
+        ordered: Sequence[pytest.Item],
+    ) -> None:
+        self._config, self._collected = config, collected
+        self._before = {item.nodeid: index for index, item in enumerate(collected)}
+        self._now = {item.nodeid: index for index, item in enumerate(ordered)}
+        self._notes: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """See whether a test was skipped that would not have been in its order."""
+        if not (report.skipped and report.when == "setup") or hasattr(report, "wasxfail"):
+            return
+        if report.nodeid not in self._before or not isinstance(report.longrepr, tuple):
+            return
+        item = self._collected[self._before[report.nodeid]]
+        reason = clean(report.longrepr[2].removeprefix("Skipped: "))
+        if not _depends(item) or not (others := self._overtaken(item, reason)):
+            return
+        self._notes[item.nodeid] = self._words(item, reason, others)
+        by = worker_input(self._config).get("workerid", "main")
+        notes.write(folder_of(self._config), by, "moved", self._notes)
+
+    def _overtaken(self, item: pytest.Item, reason: str) -> list[pytest.Item]:
+        """Return those on which *item* may depend, and which now come after it."""
+        place = self._now[item.nodeid]
+        others = [
+            one
+            for one in self._collected[: self._before[item.nodeid]]
+            if self._now[one.nodeid] > place
+        ]
+        if (found := _DEPENDS.search(reason)) is None:
+            return [one for one in others if _file(one) == _file(item)]
+        name = found[1].rpartition("::")[2]
+        return [one for one in others if name in _names(one)]
+
+    def _words(self, item: pytest.Item, reason: str, others: list[pytest.Item]) -> str:
+        settings = settings_of(self._config)
+        by = " and ".join(
+            one.source for one in (settings.group_by_model, settings.background) if one.value
+        )
+        before = others[0].nodeid if len(others) == 1 else count(len(others), "test")
+        if any(_file(one) == _file(item) for one in others):
+            cure = (
+                "--ollama-keep-order=module, or @pytest.mark.ollama_keep_order on the module, "
+                "keeps their order."
+            )
+        else:
+            cure = f"No setting keeps the order of several files: leave out {by}."
+        return (
+            f"{item.nodeid} was skipped ({reason}), as {by} has moved it in front of {before}.\n"
+            f"{cure}"
+        )
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _names(item: pytest.Item) -> Iterable[object]:
+    return item.name, *(mark.kwargs.get("name") for mark in item.iter_markers("dependency"))

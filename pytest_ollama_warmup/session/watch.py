@@ -1,0 +1,104 @@
+"""Looks at the server's memory between tests that do not say what they need.
+
+Each worker of such a suite takes them: nothing that is not needed for it is imported.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.replaced import suppressing
+from pytest_ollama_warmup.session.state import folder_of, run_of, settings_of, worker_input
+from pytest_ollama_warmup.warmup.looks import LookLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_ollama_warmup.ollama.responses import Resident
+
+LOOK_EVERY_S = 0.25
+# A file in the run's directory: a listed model is ready, and no test says that it needs it.
+WATCHED = "watched"
+
+
+def watch_unmarked(config: pytest.Config) -> None:
+    """From now on look before the first test, after tests, and at the end of the run.
+
+    At most four times a second, and only where models are being watched by then.
+    """
+    config.pluginmanager.register(_Glances(config), "ollama_warmup_glances")
+
+
+class _Glances:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._log: LookLog | None = None
+        self._tests: list[str] = []
+        self._next_look = 0.0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self) -> None:
+        if self._log is None:
+            # No test has asked for it: whatever is wrong must not be its matter.
+            with suppress(Exception):
+                self._log = self._begin()
+            if self._log is None:
+                self._end()
+            self._look()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._tests.append(nodeid)
+        if clock.monotonic() >= self._next_look:
+            self._look()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self._look()
+
+    def _begin(self) -> LookLog | None:
+        root = folder_of(self._config)
+        if not (root / WATCHED).exists():
+            return None
+        by: str = worker_input(self._config).get("workerid", "main")
+        return LookLog(self._folder(root), by)
+
+    def _folder(self, root: Path) -> Path:
+        settings = settings_of(self._config)
+        if not settings.pool:
+            return root
+        from pytest_ollama_warmup.session.run import folder_at
+
+        return folder_at(root, settings.host.url)
+
+    def _look(self) -> None:
+        if self._log is None:
+            return
+        sent, loaded = clock.monotonic(), None
+        with suppressing():
+            loaded = self._resident()
+        # Of two or more tests nobody knows which it was: the others need not be named.
+        self._log.write("between", sent, tests=self._tests[:2], loaded=loaded)
+        self._tests.clear()
+        self._next_look = clock.monotonic() + LOOK_EVERY_S
+        if loaded is None:
+            # Nobody has said that the server is needed, and one that hangs would hold up each test.
+            self._end()
+
+    def _end(self) -> None:
+        self._log = None
+        self._config.pluginmanager.unregister(self)
+
+    def _resident(self) -> list[Resident]:
+        from pytest_ollama_warmup.ollama import plain
+
+        settings = settings_of(self._config)
+        return plain.loaded(
+            settings.host,
+            settings.api_key,
+            settings.headers.value,
+            lambda: run_of(self._config).client(),
+        )

@@ -1,0 +1,247 @@
+"""Pull, check and load one model."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from pytest_ollama_warmup.errors import (
+    AccessDenied,
+    ApiError,
+    LoadFailed,
+    NotPulled,
+    OtherDigest,
+    PullFailed,
+    ServerError,
+    ServerUnreachable,
+    UnknownModel,
+    WarmupError,
+)
+from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
+from pytest_ollama_warmup.ollama.responses import UNKNOWN, find
+from pytest_ollama_warmup.ollama.storage import free_bytes
+from pytest_ollama_warmup.warmup.job import Event, Say, Work, failed
+from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded, reason_to_leave_out
+from pytest_ollama_warmup.warmup.locks import Beat, held, shared_lock_path
+from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
+from pytest_ollama_warmup.warmup.record import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ollama_warmup.config.terms import Terms
+    from pytest_ollama_warmup.ollama.client import Client
+    from pytest_ollama_warmup.ollama.early import EarlyLoad
+    from pytest_ollama_warmup.ollama.responses import ModelInfo, Stored
+    from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.room import Room
+
+
+_AT_ANY_TIME: AbstractContextManager[object] = nullcontext()
+
+
+def bring(
+    client: Client,
+    target: Target,
+    terms: Terms,
+    *,
+    by: str,
+    say: Say = lambda event: None,
+    beat: Beat = lambda: None,
+    pulls: threading.Semaphore | None = None,
+    loading: AbstractContextManager[object] = _AT_ANY_TIME,
+    room: Room | None = None,
+    early: EarlyLoad | None = None,
+) -> Outcome:
+    """Make one model ready, whatever that takes; a failure is an outcome, not an exception.
+
+    *pulls* says how many may be pulled at a time; *loading* is held while it is loaded. With *room*
+    a model that does not fit beside others is only pulled. *early* is the load of it that was asked
+    for before.
+    """
+    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1), room=room)
+    work.early = early
+    try:
+        info = _ensure_present(work)
+        if info is UNKNOWN:
+            work.notes.append("details unknown")
+        stored = _check_pin(work, info)
+        if stored is not None:
+            # A part that is there within 60 ms is not told in a pull, nor is its size.
+            work.steps = [
+                one._replace(size=stored.size) if one.kind == "pull" else one for one in work.steps
+            ]
+        work.enter("present", why=work.kept)
+        with loading:
+            left_out = reason_to_leave_out(work, info)
+            resident = None if left_out else ensure_loaded(work, info)
+    except WarmupError as exc:
+        return failed(target, exc, by, tuple(work.steps))
+    return Outcome(
+        key=target.key,
+        model=work.name,
+        status="ready",
+        by=by,
+        notes=tuple(work.notes),
+        steps=tuple(work.steps),
+        digest=stored.digest if stored else "",
+        size=stored.size if stored else 0,
+        context_length=resident.context_length if resident else 0,
+        listed=resident is not None,
+        capabilities=info.capabilities,
+        options=target.spec.options,
+        found_loaded=work.found_loaded,
+        learned=target.learned,
+        pin=target.spec.digest,
+        leased=work.leased,
+        weights=info.weights,
+        parameters=info.parameters,
+        left_out=left_out,
+        already_loaded=work.already_loaded,
+    )
+
+
+def _ensure_present(work: Work) -> ModelInfo:
+    name, target = work.name, work.target
+    work.enter("checking")
+    info = _show(work)
+    if is_cloud(name) and info is None:
+        raise NotPulled(name, target.origin, True)
+    if info is not None and work.in_cloud(info):
+        return info
+    if info is not None and (
+        work.terms.pull != "always" or not work.terms.may_pull(target.given_by)
+    ):
+        return info
+    if not work.terms.may_pull(target.given_by):
+        raise NotPulled(name, target.origin, meant=_meant(work))
+    with _turn_to_pull(work) as beat:
+        if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
+            return pulled_by_another
+        work.enter("pulling")
+        start, begin = clock.time(), clock.monotonic()
+        free: dict[str, int | None] = {}
+
+        def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
+            if moved:
+                # For those who wait for this download, and for those who wait for this model.
+                beat()
+                work.beat()
+            if digest and digest not in free:
+                free[digest] = free_bytes(work.client.host, digest)
+            if info is not None and not progress.fresh:
+                # A refresh that finds all parts there is no download to announce.
+                return
+            completed, total = progress.completed, progress.total
+            work.say(Event(target, "pulling", completed, total, free.get(digest)))
+
+        def on_resume(why: str) -> None:
+            work.enter("resuming", why=why)
+
+        try:
+            pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
+        except (UnknownModel, PullFailed) as exc:
+            if info is None and isinstance(exc, UnknownModel):
+                raise UnknownModel(exc.model, exc.origin, exc.words, _meant(work)) from exc
+            if info is None:
+                raise
+            # Refreshing was asked for, not a new model: an old one beats none.
+            work.notes.append("not refreshed")
+            work.enter("outdated", why=f"is not refreshed, what is there is used: {exc.words}")
+            return info
+    if info is not None and not pulled.fresh:
+        work.notes.append("up to date")
+        work.kept = "is up to date"
+    else:
+        work.add_step("pull", start, begin, pulled.size)
+    if pulled.resumed:
+        times = "once" if pulled.resumed == 1 else f"{pulled.resumed} times"
+        work.notes.append(f"resumed {times}")
+    # A stream can end with success for a manifest whose parts were cleared away meanwhile.
+    info = _show(work)
+    if info is None:
+        raise PullFailed(name, target.origin, "pulled, but the server does not show it", RUN_AGAIN)
+    return info
+
+
+def _meant(work: Work) -> str:
+    """Return the model on the server's disk that was meant, if the name looks like a slip."""
+    try:
+        return meant_by(work.name, [one.name for one in work.client.stored(limit_s=_limit_s(work))])
+    except (ApiError, ServerError):
+        return ""
+
+
+@contextmanager
+def _turn_to_pull(work: Work) -> Iterator[Beat]:
+    """Wait until fewer than four pulls of this run are under way, and none of this model by others.
+
+    Waiting is progress too: whoever waits for this model in turn must not give up.
+    """
+    work.enter("queued")
+    while not work.pulls.acquire(timeout=1.0):
+        work.waited = True
+        work.beat()
+    try:
+        with held(
+            shared_lock_path("pull", work.client.host.url, work.target.spec.model_key),
+            f"pull of {work.name}",
+            work.terms.load_timeout_s,
+            lambda: work.enter("waiting"),
+        ) as beat:
+            yield beat
+    finally:
+        work.pulls.release()
+
+
+_CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
+
+
+def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
+    """Return what the server says of the model on its disk; None where it does not."""
+    spec = work.target.spec
+    if work.in_cloud(info):
+        return None
+    try:
+        # On a disk that is busy with what was just pulled the server may take a while to list it.
+        stored = find(work.client.stored(limit_s=_limit_s(work)), spec.model_key)
+    except (ApiError, ServerUnreachable) as exc:
+        if not spec.digest:
+            # A model can be loaded by a server that is too slow, or not able, to list all it has.
+            return None
+        words = exc.words if isinstance(exc, ApiError) else exc.cause
+        advice = "Its digest is not known, and the pin cannot be checked."
+        raise LoadFailed(work.name, work.target.origin, words, advice) from exc
+    digest = stored.digest if stored else ""
+    if not digest.startswith(spec.digest):
+        raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
+    if spec.digest:
+        work.notes.append("digest as pinned")
+    return stored
+
+
+def _show(work: Work) -> ModelInfo | None:
+    begin = clock.monotonic()
+    try:
+        return work.client.show(work.name, limit_s=_limit_s(work))
+    except ServerUnreachable as exc:
+        host, cause = work.client.host, exc.cause
+        if exc.timed_out:
+            cause += " to POST /api/show"
+        raise ServerUnreachable(host.url, host.source, cause, clock.monotonic() - begin) from exc
+    except AccessDenied as exc:
+        if not is_cloud(work.name):
+            raise
+        # Of ollama.com, passed on by the server: no key of ours would help.
+        raise LoadFailed(work.name, work.target.origin, exc.words, _CLOUD_ACCESS) from exc
+    except ApiError as exc:
+        raise LoadFailed(
+            work.name, work.target.origin, exc.words, advice_on_load(work, exc)
+        ) from exc
+
+
+def _limit_s(work: Work) -> float:
+    """Return how long an answer may take that needs the server's disk only."""
+    return min(60.0, work.terms.load_timeout_s)

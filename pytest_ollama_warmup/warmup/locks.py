@@ -1,0 +1,307 @@
+"""Run a piece of work once among processes that share a directory."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pytest_ollama_warmup.errors import WaitedTooLong
+from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.host import Host
+from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.run_directory import is_private
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+Beat = Callable[[], None]
+# Where Linux keeps what belongs to a user, as long as one of its sessions lasts.
+_RUNTIME = "/run/user"
+_POLL_S = 0.02
+# What a test uses that does not say which models it needs.
+ANY = "any"
+
+
+class Gate:
+    """The outcomes of one run, in a directory that all its processes see.
+
+    Followers wait as long as the leader shows progress, and *limit_s* seconds longer.
+    """
+
+    def __init__(self, folder: Path, limit_s: float) -> None:
+        self._folder = folder
+        self.limit_s = limit_s
+
+    def once(self, key: str, work: Callable[[Beat], Outcome]) -> Outcome:
+        """Return the recorded outcome for *key*, running *work* if there is none.
+
+        A failure is recorded like a success, so that the other workers report it rather than each
+        repeating a download that cannot work. When the process that works dies, the kernel frees
+        its lock and the next waiter works.
+
+        Raises:
+            WaitedTooLong: another process holds the work and shows no progress.
+        """
+        if (recorded := self.peek(key)) is not None:
+            return recorded
+        with held(self._path(key, ".lock"), key, self.limit_s) as beat:
+            if (recorded := self.peek(key)) is not None:
+                return recorded
+            outcome = work(beat)
+            write_whole(self._path(key, ".json"), outcome.to_dict())
+        return outcome
+
+    def peek(self, key: str) -> Outcome | None:
+        """Return the recorded outcome for *key* without waiting."""
+        try:
+            text = self._path(key, ".json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return Outcome.from_dict(json.loads(text))
+
+    def outcomes(self) -> list[Outcome]:
+        """Return all that is recorded, by whichever process."""
+        return [
+            Outcome.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            for path in sorted(self._folder.glob("outcome-*.json"))
+        ]
+
+    def _path(self, key: str, suffix: str) -> Path:
+        return self._folder / f"outcome-{file_name(key)}{suffix}"
+
+
+def file_name(key: str) -> str:
+    """Return a name for *key*, which holds slashes and colons: no file system takes all of them."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def write_whole(path: Path, data: object) -> None:
+    """Write *data* as JSON; readers never see half of it, with or without the lock."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(data), encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def held(
+    path: Path, what: str, limit_s: float, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Beat]:
+    """Hold the lock file *path*; yields a function to call at each sign of progress.
+
+    *on_wait* is called about twice a second while another process holds it.
+
+    Raises:
+        WaitedTooLong: the holder has not called it for *limit_s* seconds.
+    """
+    # Imported here: most processes of a run only look at what another one has recorded.
+    from filelock import FileLock, Timeout
+
+    # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
+    pulse = path.with_suffix(".beat")
+    lock, since, patience_s = FileLock(path), clock.time(), 0.0
+    while True:
+        try:
+            _acquire(lock, patience_s)
+            break
+        except Timeout:
+            patience_s = 0.5
+            on_wait()
+            quiet_s = clock.time() - max(since, _modified(pulse))
+            if quiet_s > limit_s:
+                raise WaitedTooLong(what, quiet_s) from None
+    try:
+        pulse.touch()
+        yield pulse.touch
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, patience_s: float) -> None:
+    """Acquire *lock* within *patience_s* seconds, also where a test has frozen filelock's clock.
+
+    Raises:
+        Timeout: another process has it.
+    """
+    from filelock import Timeout
+
+    until = clock.monotonic() + patience_s
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            return
+        except Timeout:
+            if clock.monotonic() >= until:
+                raise
+        clock.sleep(_POLL_S)
+
+
+class Door:
+    """The lock of :func:`held`, for those who only pass: made once, and hardly ever held."""
+
+    def __init__(self, path: Path, what: str, limit_s: float) -> None:
+        self._path, self._what, self._limit_s = path, what, limit_s
+        self._lock: FileLock | None = None
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Hold the lock, after waiting for it where another process does.
+
+        Raises:
+            WaitedTooLong: as :func:`held` does.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            self._lock = FileLock(self._path)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            with held(self._path, self._what, self._limit_s):
+                yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class Users:
+    """Which processes use a model now; the kernel frees what a dead one held.
+
+    With *sweeps* what such a one has left in the directory is removed when it is met.
+
+    A model is one by its weights: tests may use it under several names, and with several options.
+    """
+
+    def __init__(self, folder: Path, by: str, *, sweeps: bool = False) -> None:
+        self._folder, self._by, self._sweeps = folder, by, sweeps
+        # Made once: each test takes them.
+        self._locks: dict[str, FileLock] = {}
+
+    @contextmanager
+    def using(self, keys: Iterable[str]) -> Iterator[None]:
+        """Be one that uses the models *keys*; without any it may be all."""
+        from filelock import FileLock
+
+        with ExitStack() as held_locks:
+            for key in sorted(set(keys)) or [ANY]:
+                if key not in self._locks:
+                    self._locks[key] = FileLock(self._path(key, self._by))
+                held_locks.enter_context(self._locks[key].acquire(poll_interval=_POLL_S))
+            yield
+
+    def others(self, key: str) -> bool:
+        """Whether another process uses the model *key* now."""
+        from filelock import FileLock, Timeout
+
+        for one in (key, ANY):
+            for path in self._folder.glob(self._path(one, "*").name):
+                if path != self._path(one, self._by):
+                    try:
+                        FileLock(path).acquire(blocking=False).lock.release()
+                    except Timeout:
+                        return True
+                    if self._sweeps:
+                        path.unlink(missing_ok=True)
+        return False
+
+    def clear(self) -> None:
+        """Remove from the directory what this process has put there."""
+        for path in self._folder.glob(f"using-*-{self._by}.lock"):
+            path.unlink(missing_ok=True)
+        self._locks.clear()
+
+    def _path(self, key: str, by: str) -> Path:
+        return self._folder / f"using-{file_name(key)}-{by}.lock"
+
+
+class Slots:
+    """At most *number* holders at a time, among processes that share a directory.
+
+    When a holder dies, the kernel frees its slot.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder, self._number = folder, number
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a slot, after waiting for one as long as all are held."""
+        from filelock import FileLock, Timeout
+
+        slots = [FileLock(self._folder / f"slot-{index}.lock") for index in range(self._number)]
+        # One waits for a slot, the others for their turn to wait: whoever has waited for long is
+        # not overtaken again and again by those who have just let go.
+        with FileLock(self._folder / "slots.lock").acquire(poll_interval=_POLL_S):
+            while True:
+                for slot in slots:
+                    with suppress(Timeout):
+                        slot.acquire(blocking=False)
+                        break
+                else:
+                    clock.sleep(_POLL_S)
+                    continue
+                break
+        try:
+            yield
+        finally:
+            slot.release()
+
+
+def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) -> Path:
+    """Return the lock of a kind of work on one model, for all runs of this user on this machine.
+
+    A second puller that leaves early can crash a v0.33 server. And one that waits for a runner to
+    go, since it wants other options, hangs when a request for a lease keeps that runner.
+    """
+    return user_folder() / f"{work}-{file_name(f'{one_url(url)} {model_key}')}.lock"
+
+
+def one_url(url: str) -> str:
+    """Return *url* as it compares: one run says localhost, and the other 127.0.0.1."""
+    if not Host(url, "").loopback:
+        return url
+    return re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
+
+
+@lru_cache(maxsize=1)
+def user_folder() -> Path:
+    """Return the directory of this user that all runs on this machine share, also as root.
+
+    Not below TMPDIR, which two runs may each have their own of. By the user's number, not by
+    XDG_RUNTIME_DIR, which is set for one run and not for the other.
+    """
+    places = []
+    if hasattr(os, "getuid"):
+        places.append(Path(_RUNTIME, str(os.getuid())))
+    with suppress(RuntimeError):
+        places.append(Path.home() / ".cache")
+    for place in places:
+        folder = place / "pytest-ollama-warmup-locks"
+        try:
+            folder.mkdir(mode=0o700, parents=place.name == ".cache", exist_ok=True)
+        except OSError:
+            continue
+        if is_private(folder) and os.access(folder, os.W_OK):
+            return folder
+    # Somebody else's, or none: what lies there cannot be trusted, so lock for this process only.
+    folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
