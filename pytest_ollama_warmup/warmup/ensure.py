@@ -20,7 +20,7 @@ from pytest_ollama_warmup.errors import (
 )
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
-from pytest_ollama_warmup.ollama.responses import UNKNOWN, find
+from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.warmup.job import Event, Say, Work, failed
 from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded, reason_to_leave_out
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
-    from pytest_ollama_warmup.ollama.responses import ModelInfo, Stored
+    from pytest_ollama_warmup.ollama.responses import Stored
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
 
@@ -55,30 +55,35 @@ def bring(
     room: Room | None = None,
     early: EarlyLoad | None = None,
 ) -> Outcome:
-    """Make one model ready, whatever that takes; a failure is an outcome, not an exception.
-
-    *pulls* says how many may be pulled at a time; *loading* is held while it is loaded. With *room*
-    a model that does not fit beside others is only pulled. *early* is the load of it that was asked
-    for before.
-    """
-    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1), room=room)
+    """Pull and load one model; see ``ensure_pulled`` and ``ensure_warm``."""
+    pulls = pulls or threading.Semaphore(1)
+    pulled = ensure_pulled(Work(client, target, terms, say, beat, pulls), by)
+    if not pulled.ready:
+        return pulled
+    work = Work(client, target, terms, say, beat, pulls, room=room)
     work.early = early
+    return ensure_warm(work, pulled, by, loading)
+
+
+def ensure_pulled(work: Work, by: str) -> Outcome:
+    """Make one model local, whatever that takes; a failure is an outcome, not an exception.
+
+    Not more pulls go on at a time than the work says.
+    """
+    target = work.target
     try:
         info = _ensure_present(work)
         if info is UNKNOWN:
             work.notes.append("details unknown")
         stored = _check_pin(work, info)
-        if stored is not None:
-            # A part that is there within 60 ms is not told in a pull, nor is its size.
-            work.steps = [
-                one._replace(size=stored.size) if one.kind == "pull" else one for one in work.steps
-            ]
-        work.enter("present", why=work.kept)
-        with loading:
-            left_out = reason_to_leave_out(work, info)
-            resident = None if left_out else ensure_loaded(work, info)
     except WarmupError as exc:
         return failed(target, exc, by, tuple(work.steps))
+    if stored is not None:
+        # A part that is there within 60 ms is not counted in a pull, nor is its size.
+        work.steps = [
+            one._replace(size=stored.size) if one.kind == "pull" else one for one in work.steps
+        ]
+    work.enter("present", why=work.kept)
     return Outcome(
         key=target.key,
         model=work.name,
@@ -88,16 +93,43 @@ def bring(
         steps=tuple(work.steps),
         digest=stored.digest if stored else "",
         size=stored.size if stored else 0,
-        context_length=resident.context_length if resident else 0,
-        listed=resident is not None,
         capabilities=info.capabilities,
         options=target.spec.options,
-        found_loaded=work.found_loaded,
         learned=target.learned,
         pin=target.spec.digest,
-        leased=work.leased,
         weights=info.weights,
         parameters=info.parameters,
+        remote_host=info.remote_host,
+    )
+
+
+def ensure_warm(
+    work: Work,
+    pulled: Outcome,
+    by: str,
+    loading: AbstractContextManager[object] = _AT_ANY_TIME,
+) -> Outcome:
+    """Load a model that is local, as *pulled* says; a failure is an outcome, not an exception.
+
+    *loading* is held while it is loaded. Where the work has a room, a model that does not fit
+    among others is left out.
+    """
+    info = ModelInfo(pulled.capabilities, pulled.remote_host, pulled.weights, pulled.parameters)
+    try:
+        with loading:
+            left_out = reason_to_leave_out(work, info)
+            resident = None if left_out else ensure_loaded(work, info)
+    except WarmupError as exc:
+        return failed(work.target, exc, by, (*pulled.steps, *work.steps))
+    return pulled._replace(
+        by=by,
+        notes=(*pulled.notes, *work.notes),
+        steps=(*pulled.steps, *work.steps),
+        context_length=resident.context_length if resident else 0,
+        listed=resident is not None,
+        found_loaded=work.found_loaded,
+        learned=work.target.learned,
+        leased=work.leased,
         left_out=left_out,
         already_loaded=work.already_loaded,
     )

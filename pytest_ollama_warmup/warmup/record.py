@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
     pin: str = ""
     weights: str = ""
     parameters: str = ""
+    remote_host: str = ""
+    """The host in Ollama's cloud that runs it."""
     left_out: str = ""
     """Why it was not loaded, although it could be: there is no room, or no need."""
     listed: bool = False
