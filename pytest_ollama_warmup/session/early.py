@@ -134,7 +134,7 @@ def _first_imports(config: pytest.Config) -> Iterator[Path]:
     for name in named:
         plugin = config.pluginmanager.get_plugin(name) or sys.modules.get(name)
         file = getattr(plugin, "__file__", None)
-        if file and not getattr(plugin, "__name__", "").startswith(f"{__package__}."):
+        if file and not getattr(plugin, "__name__", "").startswith("pytest_ollama_warmup."):
             yield Path(file)
 
 
