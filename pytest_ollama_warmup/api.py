@@ -5,18 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.config.options import OPTIONS
 from pytest_ollama_warmup.config.settings import Settings, Sources
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.report.progress import Screen
-from pytest_ollama_warmup.session.leader import Leader
 from pytest_ollama_warmup.warmup.plan import make_plan
-from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
-
-if TYPE_CHECKING:
-    from pytest_ollama_warmup.warmup.record import Record
+from pytest_ollama_warmup.warmup.preloader import Preloader, Threads
+from pytest_ollama_warmup.warmup.record import Record
+from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+from pytest_ollama_warmup.warmup.warmer import Process, Warmers
 
 
 def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: object) -> Record:
@@ -69,18 +67,31 @@ def bring_listed(settings: Settings, screen: Screen) -> Record:
 
     Ctrl-C says what it interrupts, makes the server end that, and goes on as KeyboardInterrupt.
     """
-    targets = make_plan(settings.listed, (), up_front=True).targets
-    folder = make_run_folder()
-    leader = Leader(settings, folder, screen)
+    plan, record = make_plan(settings.listed, (), up_front=True), Record()
+    host = settings.host.url
+    targets = [target._replace(host=host) for target in plan.targets.values()]
+    directory = RunDirectory.make(settings.load_timeout.value + settings.wait.value)
+    process = Process(
+        say_waiting=lambda text: screen.say_once(text, least=-1), every_s=lambda: screen.every_s
+    )
+    warmers = Warmers(lambda: settings, directory, process)
+    warmer = warmers.own
+    preloader = Preloader(Threads(lambda target: warmer, in_turns=False), record)
+    screen.where = host.partition("://")[2]
     try:
-        leader.begin(targets.values())
-        leader.wait("done")
+        record.server = warmer.server()
+        if record.server.ready:
+            preloader.start(targets)
+            screen.follow(preloader.events("done"))
+        else:
+            for target in targets:
+                record.add(warmer.failed_like(record.server, target), target.id)
     except KeyboardInterrupt:
-        leader.say_interrupted()
+        screen.say_interrupted(settings.addresses)
         raise
     finally:
-        leader.close()
-        remove(folder)
+        warmers.close()
+        directory.remove()
     # In the order in which they are listed, not in which they came.
-    leader.record.models = {key: leader.record.models[key] for key in targets}
-    return leader.record
+    record.models = {target.id: record.models[target.id] for target in targets}
+    return record

@@ -34,7 +34,6 @@ from pytest_ollama_warmup.session.marks import (
 from pytest_ollama_warmup.session.state import (
     EARLY,
     NEEDED,
-    RUN,
     has_outcomes,
     is_distributing,
     is_looking,
@@ -45,6 +44,7 @@ from pytest_ollama_warmup.session.state import (
     set_exports,
     set_ollama_host,
     settings_of,
+    write_notes,
 )
 from pytest_ollama_warmup.session.user_hooks import (
     host_hook_files,
@@ -55,8 +55,11 @@ from pytest_ollama_warmup.session.user_hooks import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.session.steps import Controller
+    from pytest_ollama_warmup.session.session import WarmupSession
     from pytest_ollama_warmup.warmup.plan import Want
+
+# In the process that prepares models: the controller of xdist, or the only one.
+_SESSION = pytest.StashKey["WarmupSession"]()
 
 # pytest finds fixtures in the modules of its plugins.
 __all__ = [
@@ -133,7 +136,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
     if not _prepares(config):
         return header_lines(config, looking=True)
-    return header_lines(config, looking=False) + _controller_of(config).header_notes
+    return header_lines(config, looking=False) + _session_of(config).header_notes
 
 
 # Wrapping and first: a conftest's own hook must neither get in front nor silence this one, since
@@ -145,7 +148,7 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
         note_host_hooks(session.config)
         read_address_again(session.config)
     if _prepares(session.config) and settings_of(session.config).up_front:
-        _controller_of(session.config).session_start()
+        _session_of(session.config).start()
     return (yield)
 
 
@@ -188,8 +191,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))
     result = yield
-    if settings_of(config).background.value and _prepares(config) and RUN in config.stash:
-        _controller_of(config).after_tests()
+    if _SESSION in config.stash:
+        config.stash[_SESSION].after_tests()
     return result
 
 
@@ -205,10 +208,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep what the run has learned for the next one."""
     config = session.config
-    if is_worker(config) and RUN in config.stash:
-        config.stash[RUN].write_notes()
+    if is_worker(config):
+        write_notes(config)
     elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
-        _controller_of(config).learn()
+        _session_of(config).learn()
     elif EARLY in config.stash:
         from pytest_ollama_warmup.session.cache import remember_run
 
@@ -218,7 +221,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
     if _prepares(config) and has_outcomes(config) and not config.option.no_summary:
-        _controller_of(config).summary()
+        _session_of(config).summarize()
 
 
 def _prepares(config: pytest.Config) -> bool:
@@ -227,29 +230,18 @@ def _prepares(config: pytest.Config) -> bool:
 
 
 def _leaves(config: pytest.Config) -> bool:
-    return RUN in config.stash and config.stash[RUN].leaves
+    return _SESSION in config.stash and config.stash[_SESSION].leaves_models
 
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
     if _prepares(config) and (wants or settings_of(config).up_front):
-        _controller_of(config).before_tests(wants, selected)
+        _session_of(config).before_tests(wants, selected)
 
 
-def _controller_of(config: pytest.Config) -> Controller:
-    from pytest_ollama_warmup.session.steps import Controller
+def _session_of(config: pytest.Config) -> WarmupSession:
+    if _SESSION not in config.stash:
+        from pytest_ollama_warmup.session.session import WarmupSession
 
-    run = config.stash.get(RUN, None)
-    if not isinstance(run, Controller):
-        run = config.stash[RUN] = _new_controller(config)
-        config.add_cleanup(run.close)
-    return run
-
-
-def _new_controller(config: pytest.Config) -> Controller:
-    if settings_of(config).background.value:
-        from pytest_ollama_warmup.session.background import Overlapping
-
-        return Overlapping(config)
-    from pytest_ollama_warmup.session.steps import Controller
-
-    return Controller(config)
+        session = config.stash[_SESSION] = WarmupSession(config)
+        config.add_cleanup(session.close)
+    return config.stash[_SESSION]

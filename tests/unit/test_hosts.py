@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_ollama_warmup.config.settings import Place, Settings, Sources
-from pytest_ollama_warmup.report.progress import Screen
-from pytest_ollama_warmup.session.hosts import Site, ask, moved, share_out
+from pytest_ollama_warmup.warmup.hosts import ask, moved, share_out
+from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+from pytest_ollama_warmup.warmup.warmer import Process, Warmer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +66,8 @@ def test_whatever_goes_wrong_in_a_thread_is_an_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
-    site = Site(settings, tmp_path, Screen(lambda line, **colours: None))
-    monkeypatch.setattr(site, "reach", lambda: 1 / 0)
-    found = ask([site], print, all_of_them=True)["http://a:11434"]
+    warmer = Warmer(settings, RunDirectory(tmp_path, 60), Process())
+    monkeypatch.setattr(warmer, "wait_until_ready", lambda: 1 / 0)
+    found = ask([warmer], print, all_of_them=True)["http://a:11434"]
     assert ("failed", "http://a:11434") == (found.status, found.host)
     assert "cannot be asked: ZeroDivisionError: division by zero.\nDoes the suite" in found.error

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.errors import WaitedTooLong
-from pytest_ollama_warmup.warmup import locks as gate_module
-from pytest_ollama_warmup.warmup.locks import Beat, Gate, held, shared_lock_path
+from pytest_ollama_warmup.warmup import locks, user_directory
+from pytest_ollama_warmup.warmup.locks import Beat, held
 from pytest_ollama_warmup.warmup.record import Outcome
-from pytest_ollama_warmup.warmup.run_directory import make_run_folder
+from pytest_ollama_warmup.warmup.run_directory import HostDirectory, RunDirectory
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +52,8 @@ class Processes:
             """
             import os, sys, time
             from pathlib import Path
-            from pytest_ollama_warmup.warmup.locks import Gate, held
+            from pytest_ollama_warmup.warmup.locks import held
+            from pytest_ollama_warmup.warmup.run_directory import HostDirectory
             from pytest_ollama_warmup.warmup.record import Outcome
             folder = Path(sys.argv[1])
             def outcome(by): return Outcome(key="k", model="m", status="ready", by=by)
@@ -101,7 +103,7 @@ def test_one_thread_works_and_the_others_get_its_record(tmp_path: Path) -> None:
             return outcome(str(number))
 
         started.wait()
-        return Gate(tmp_path, 60).once(KEY, work)
+        return HostDirectory(tmp_path, 60).once("load", KEY, work)
 
     with ThreadPoolExecutor(8) as pool:
         seen = list(pool.map(worker, range(8)))
@@ -117,7 +119,7 @@ def test_one_process_works_and_the_others_get_its_record(processes: Processes) -
             return outcome(sys.argv[2])
         say("ready")
         sys.stdin.readline()
-        say(Gate(folder, 60).once("k", work).by)
+        say(HostDirectory(folder, 60).once("load", "k", work).by)
     """
     started = [processes.start(program, str(number)) for number in range(4)]
     assert ["ready"] * 4 == [line_of(one) for one in started]
@@ -134,14 +136,14 @@ def test_a_follower_waits_for_the_leader_and_then_does_not_work(processes: Proce
             say("works")
             sys.stdin.readline()
             return outcome("leader")
-        Gate(folder, 60).once("k", work)
+        HostDirectory(folder, 60).once("load", "k", work)
         """
     )
     assert "works" == line_of(leader)
-    gate = Gate(processes.folder, 60)
-    assert None is gate.peek("k")
+    directory = HostDirectory(processes.folder, 60)
+    assert None is directory.outcome_of("load", "k")
     with ThreadPoolExecutor(1) as pool:
-        follower = pool.submit(gate.once, "k", never)
+        follower = pool.submit(directory.once, "load", "k", never)
         release(leader)
         assert "leader" == follower.result(30).by
 
@@ -154,36 +156,38 @@ def test_the_kernel_passes_the_work_of_a_killed_leader_to_the_next_waiter(
         def work(beat):
             say("works")
             time.sleep(60)
-        Gate(folder, 60).once("k", work)
+        HostDirectory(folder, 60).once("load", "k", work)
         """
     )
     assert "works" == line_of(leader)
     with ThreadPoolExecutor(1) as pool:
-        heir = pool.submit(Gate(processes.folder, 60).once, "k", lambda beat: outcome("heir", "k"))
+        heir = pool.submit(
+            HostDirectory(processes.folder, 60).once, "load", "k", lambda beat: outcome("heir", "k")
+        )
         leader.send_signal(signal.SIGKILL)
         assert "heir" == heir.result(30).by
-    assert outcome("heir", "k") == Gate(processes.folder, 60).peek("k")
+    assert outcome("heir", "k") == HostDirectory(processes.folder, 60).outcome_of("load", "k")
 
 
 def test_a_failure_is_recorded_and_not_tried_again(tmp_path: Path) -> None:
     failure = Outcome(key=KEY, model="m", status="failed", error="no such model")
-    assert failure == Gate(tmp_path, 60).once(KEY, lambda beat: failure)
-    assert failure == Gate(tmp_path, 60).once(KEY, never)
+    assert failure == HostDirectory(tmp_path, 60).once("load", KEY, lambda beat: failure)
+    assert failure == HostDirectory(tmp_path, 60).once("load", KEY, never)
 
 
 def test_work_that_raises_leaves_no_record_and_frees_the_gate(tmp_path: Path) -> None:
     def work(beat: Beat) -> Outcome:
         raise RuntimeError("boom")
 
-    gate = Gate(tmp_path, 60)
+    directory = HostDirectory(tmp_path, 60)
     with pytest.raises(RuntimeError, match="boom"):
-        gate.once(KEY, work)
-    assert None is gate.peek(KEY)
-    assert outcome("second") == gate.once(KEY, lambda beat: outcome("second"))
+        directory.once("load", KEY, work)
+    assert None is directory.outcome_of("load", KEY)
+    assert outcome("second") == directory.once("load", KEY, lambda beat: outcome("second"))
 
 
 def test_different_keys_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    gate = Gate(tmp_path, 60)
+    directory = HostDirectory(tmp_path, 60)
     both = threading.Barrier(2, timeout=30)
 
     def work(key: str) -> Callable[[Beat], Outcome]:
@@ -194,35 +198,41 @@ def test_different_keys_do_not_wait_for_each_other(tmp_path: Path) -> None:
         return meet
 
     with ThreadPoolExecutor(2) as pool:
-        seen = list(pool.map(lambda key: gate.once(key, work(key)), ["a", "b"]))
+        seen = list(pool.map(lambda key: directory.once("load", key, work(key)), ["a", "b"]))
     assert ["a", "b"] == [one.key for one in seen]
-    assert seen == sorted(gate.outcomes(), key=lambda one: one.key)
+    assert seen == sorted(directory.outcomes(), key=lambda one: one.key)
 
 
 def test_all_outcomes_are_found_by_any_process(tmp_path: Path) -> None:
-    assert [] == Gate(tmp_path, 60).outcomes()
+    assert [] == HostDirectory(tmp_path, 60).outcomes()
     for key in ("a", "b"):
-        Gate(tmp_path, 60).once(key, lambda beat, key=key: outcome("x", key))  # type: ignore[misc]
-    assert {"a", "b"} == {one.key for one in Gate(tmp_path, 60).outcomes()}
+        HostDirectory(tmp_path, 60).once("load", key, lambda beat, key=key: outcome("x", key))  # type: ignore[misc]
+    assert {"a", "b"} == {one.key for one in HostDirectory(tmp_path, 60).outcomes()}
 
 
 def test_a_reader_never_sees_half_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, seen = Gate(tmp_path, 60), []
+    directory, seen = HostDirectory(tmp_path, 60), []
     replace = Path.replace
 
     def look_then_replace(partial: Path, record: Path) -> Path:
-        seen.append((json.loads(partial.read_text())["by"], gate.peek(KEY), gate.outcomes()))
+        seen.append(
+            (
+                json.loads(partial.read_text())["by"],
+                directory.outcome_of("load", KEY),
+                directory.outcomes(),
+            )
+        )
         return replace(partial, record)
 
     monkeypatch.setattr(Path, "replace", look_then_replace)
-    gate.once(KEY, lambda beat: outcome("leader"))
+    directory.once("load", KEY, lambda beat: outcome("leader"))
     assert [("leader", None, [])] == seen
-    assert outcome("leader") == gate.peek(KEY)
-    assert [outcome("leader")] == gate.outcomes()
+    assert outcome("leader") == directory.outcome_of("load", KEY)
+    assert [outcome("leader")] == directory.outcomes()
 
 
 class Clock:
-    """The wall clock, as far as the gate reads it; moves only when told to."""
+    """The wall clock, as far as the directory reads it; moves only when told to."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -239,7 +249,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(gate_module, "clock", made)
+    monkeypatch.setattr(locks, "clock", made)
     return made
 
 
@@ -347,10 +357,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     # A machine may have a /run/user for us, or not.
-    monkeypatch.setattr(gate_module, "_RUNTIME", str(tmp_path / "none"))
-    gate_module.user_folder.cache_clear()
+    monkeypatch.setattr(user_directory, "_RUNTIME", str(tmp_path / "none"))
+    user_directory.user_folder.cache_clear()
     yield tmp_path
-    gate_module.user_folder.cache_clear()
+    user_directory.user_folder.cache_clear()
 
 
 def mode_of(folder: Path) -> int:
@@ -418,7 +428,7 @@ def test_a_folder_of_another_user_is_not_used(
     place = shared_lock_path("pull", "http://h:1", "m").parent
     uid = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
-    gate_module.user_folder.cache_clear()
+    user_directory.user_folder.cache_clear()
     path = shared_lock_path("pull", "http://h:1", "m")
     assert place != path.parent
     assert 0o700 == mode_of(path.parent)
@@ -428,19 +438,19 @@ def test_a_folder_of_another_user_is_not_used(
 def test_any_key_makes_a_safe_file_name(tmp_path: Path, temporary: Path, key: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    Gate(run, 60).once(key, lambda beat: outcome("x", key))
+    HostDirectory(run, 60).once("load", key, lambda beat: outcome("x", key))
     names = {path.name for path in run.iterdir()} | {
         shared_lock_path("pull", "http://h/p", key).name
     }
     assert all(
         name.isascii() and name.replace("-", "").replace(".", "").isalnum() for name in names
     )
-    assert outcome("x", key) == Gate(run, 60).peek(key)
+    assert outcome("x", key) == HostDirectory(run, 60).outcome_of("load", key)
 
 
 def test_keys_that_differ_have_records_that_differ(tmp_path: Path) -> None:
-    Gate(tmp_path, 60).once("a", lambda beat: outcome("x", "a"))
-    assert None is Gate(tmp_path, 60).peek("A")
+    HostDirectory(tmp_path, 60).once("load", "a", lambda beat: outcome("x", "a"))
+    assert None is HostDirectory(tmp_path, 60).outcome_of("load", "A")
 
 
 def test_two_runs_with_a_tmpdir_each_have_one_lock(
@@ -449,19 +459,37 @@ def test_two_runs_with_a_tmpdir_each_have_one_lock(
     paths = []
     for name in ("one", "two"):
         monkeypatch.setattr(tempfile, "tempdir", str(temporary / name))
-        gate_module.user_folder.cache_clear()
+        user_directory.user_folder.cache_clear()
         paths.append(shared_lock_path("pull", "http://h:1", "m"))
     assert paths[0] == paths[1]
 
 
-def test_a_place_that_cannot_be_used_leaves_nothing_behind(temporary: Path) -> None:
+def test_where_no_home_can_be_used_two_processes_have_one_lock(temporary: Path) -> None:
     program = """
-import os, sys, tempfile
-from pytest_ollama_warmup.warmup.locks import shared_lock_path
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
+print(*{shared_lock_path("pull", "http://h:1", "m") for _ in range(2)})
+"""
+    (temporary / ".cache").touch()
+    environ = {**os.environ, "HOME": str(temporary), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", program]
+    runs = [
+        subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    place = Path(runs[0].strip()).parent
+    assert (temporary, 0o700) == (place.parent, mode_of(place))
+
+
+def test_a_place_of_nobody_leaves_nothing_behind(temporary: Path) -> None:
+    program = """
+import os, tempfile
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 places = {shared_lock_path("pull", "http://h:1", name).parent for name in "abc"}
 print(*places)
 """
     (temporary / ".cache").touch()
+    (temporary / f"pytest-ollama-warmup-locks-{os.getuid()}").mkdir(mode=0o755)
     environ = {**os.environ, "HOME": str(temporary), "TMPDIR": str(temporary)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
@@ -479,7 +507,7 @@ def abandon(folder: Path, pid: int) -> Path:
 
 
 def test_what_a_killed_run_has_left_is_removed_by_the_next(temporary: Path) -> None:
-    first = make_run_folder()
+    first = RunDirectory.make(60).path
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left, others = abandon(first, ended.pid), abandon(first, os.getppid())
@@ -488,7 +516,7 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(temporary: Path) -> N
     open_to_all = left.with_name(left.name + "x")
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    make_run_folder()
+    RunDirectory.make(60)
     assert not left.exists()
     # That of a run that goes on, of processes that are counted elsewhere, of nobody in particular.
     assert all(one.exists() for one in (first, others, elsewhere, open_to_all))

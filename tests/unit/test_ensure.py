@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -28,23 +29,21 @@ from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup.ensure import bring
 from pytest_ollama_warmup.warmup.job import Event, Say
-from pytest_ollama_warmup.warmup.locks import held, shared_lock_path
+from pytest_ollama_warmup.warmup.locks import held
 from pytest_ollama_warmup.warmup.plan import Target
-from pytest_ollama_warmup.warmup.preloader import (
-    PULLS_SIDE_BY_SIDE,
-    InThreads,
-    Preparation,
-    Turns,
-)
-from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.preloader import PULLS_SIDE_BY_SIDE, Preloader, Threads
+from pytest_ollama_warmup.warmup.record import Outcome, Record
+from pytest_ollama_warmup.warmup.turns import Turns
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_ollama_warmup.config.listed import GivenBy
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.requests import LoadKind
+    from pytest_ollama_warmup.warmup.warmer import Warmer
 
 HOST = Host("http://h:1", "--ollama-host")
 CHAT = ModelInfo(("completion", "tools"), "")
@@ -768,20 +767,38 @@ def targets(text: str) -> list[Target]:
     return [Target(spec, "x") for spec in parse_specs(text, "x")]
 
 
-def drain(preparation: Preparation, until: Any) -> list[Event]:
+class FakeWarmer:
+    """Makes models ready by calling a function."""
+
+    def __init__(self, work: Callable[[Target, Say], Outcome]) -> None:
+        self._work, self.turns, self.host = work, Turns(), SimpleNamespace(url="http://h:1")
+
+    def client(self) -> None:
+        """There is none."""
+
+    def ensure(self, target: Target, stage: str, say: Say, **more: object) -> Outcome:
+        return self._work(target, say)
+
+
+def preloader(work: Callable[[Target, Say], Outcome]) -> tuple[Preloader, Record]:
+    warmer, record = cast("Warmer", FakeWarmer(work)), Record()
+    return Preloader(Threads(lambda target: warmer, in_turns=False), record), record
+
+
+def drain(preparation: Preloader, until: Any) -> list[Event]:
     return [event for event in preparation.events(until) if event is not None]
 
 
 def test_all_models_become_outcomes() -> None:
-    preparation = InThreads(lambda one, say: ready(one), lambda one: Turns())
+    preparation, record = preloader(lambda one, say: ready(one))
     preparation.start(targets("a b c"))
     events = drain(preparation, "done")
-    assert {one.key: ready(one) for one in targets("a b c")} == preparation.outcomes
+    assert {one.key: ready(one) for one in targets("a b c")} == record.models
     assert ["done"] * 3 == [event.phase for event in events]
 
 
 def test_nothing_to_prepare_ends_at_once() -> None:
-    assert [] == list(InThreads(lambda one, say: ready(one), lambda one: Turns()).events("done"))
+    assert [] == list(preloader(lambda one, say: ready(one))[0].events("done"))
 
 
 def test_models_are_worked_on_at_the_same_time() -> None:
@@ -791,10 +808,10 @@ def test_models_are_worked_on_at_the_same_time() -> None:
         together.wait()
         return ready(one)
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, record = preloader(work)
     preparation.start(targets("a b c"))
     drain(preparation, "done")
-    assert all(outcome.ready for outcome in preparation.outcomes.values())
+    assert all(outcome.ready for outcome in record.models.values())
 
 
 def test_a_model_is_begun_once() -> None:
@@ -804,7 +821,7 @@ def test_a_model_is_begun_once() -> None:
         begun.append(one.spec.name)
         return ready(one)
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, _ = preloader(work)
     preparation.start(targets("a"))
     preparation.start(targets("A:latest b"))
     drain(preparation, "done")
@@ -823,10 +840,10 @@ def test_presence_is_waited_for_without_the_load() -> None:
         over.set()
         return ready(one)
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, record = preloader(work)
     preparation.start(targets("a b"))
     phases = [event.phase for event in drain(preparation, "present")]
-    assert ({}, False) == (preparation.outcomes, over.is_set())
+    assert ({}, False) == (record.models, over.is_set())
     assert (2, 2) == (phases.count("pulling"), phases.count("present"))
     may_load.set()
     assert ["done", "done"] == [event.phase for event in drain(preparation, "done")]
@@ -836,7 +853,7 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise PullFailed("a", "x", "words", "advice")
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, _ = preloader(work)
     preparation.start(targets("a"))
     (event,) = drain(preparation, "present")
     assert event.outcome is not None
@@ -854,10 +871,10 @@ def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     def work(one: Target, say: Say) -> Outcome:
         raise error
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, record = preloader(work)
     preparation.start(targets("a,num_ctx=64"))
     drain(preparation, "done")
-    (outcome,) = preparation.outcomes.values()
+    (outcome,) = record.models.values()
     assert ("failed", "a", (("num_ctx", 64),)) == (outcome.status, outcome.model, outcome.options)
     assert (
         f'a does not load: "{type(error).__name__}: boom".\n'
@@ -872,12 +889,12 @@ def test_while_nothing_happens_the_display_gets_its_turn() -> None:
         assert may_end.wait(30)
         return ready(one)
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, record = preloader(work)
     preparation.start(targets("a"))
     events = preparation.events("done")
     assert [None, None] == [next(events), next(events)]
     may_end.set()
-    assert all(outcome.ready for outcome in preparation.outcomes.values())
+    assert all(outcome.ready for outcome in record.models.values())
     assert "done" in [event.phase for event in events if event is not None]
 
 
@@ -888,7 +905,7 @@ def test_the_threads_do_not_keep_a_run_from_ending() -> None:
         seen.append(threading.current_thread().daemon)
         return ready(one)
 
-    preparation = InThreads(work, lambda one: Turns())
+    preparation, _ = preloader(work)
     preparation.start(targets("a"))
     drain(preparation, "done")
     assert [True] == seen
@@ -918,15 +935,14 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
             yield SUCCESS
 
     server, pulls = Counting(), threading.Semaphore(PULLS_SIDE_BY_SIDE)
-    preparation = InThreads(
+    preparation, record = preloader(
         lambda one, say: bring(
             as_client(server), one, Terms(pull="missing"), by="main", say=say, pulls=pulls
-        ),
-        lambda one: Turns(),
+        )
     )
     preparation.start(targets("a b c d e f g h"))
     drain(preparation, "done")
-    assert [True] * 8 == [outcome.ready for outcome in preparation.outcomes.values()]
+    assert [True] * 8 == [outcome.ready for outcome in record.models.values()]
     assert 4 == PULLS_SIDE_BY_SIDE == server.most
 
 
