@@ -18,20 +18,23 @@ from pytest_ollama_warmup.warmup.warmer import Process, Warmers
 
 
 def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: object) -> Record:
-    """Pull what is missing of *specs* and load all of it; return what happened.
+    """Pull the models that are missing, load all of them, and return what happened.
 
-    *specs* are written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``. *host* is
-    the address of the server, else OLLAMA_HOST says it. *settings* are options without their
-    ``--ollama-``: ``pull="always"``, ``warm="load"``, ``keep_alive="-1"``, ``wait=120`` (seconds),
-    ``alias=["chat=llama3.2:1b"]``, ``header=["X-API-Key: $GATEWAY_KEY"]``, ``stall``,
-    ``load_timeout``.
+    A model that can't be made ready is no exception: the record's ``failed`` lists it. Nothing is
+    printed.
 
-    A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
-    its ``model`` and ``error``; ``outcomes`` has all of them. Nothing is printed.
+    Args:
+        specs: Models, written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``, or
+            a list of such texts.
+        host: Address of the server. Default: ``OLLAMA_HOST``, otherwise ``http://127.0.0.1:11434``.
+        settings: Options without ``--ollama-``: ``pull="always"``, ``warm="load"``,
+            ``keep_alive="-1"``, ``wait=120`` (seconds), ``alias=["chat=llama3.2:1b"]``,
+            ``header=["X-API-Key: $GATEWAY_KEY"]``, ``stall``, ``load_timeout``.
 
     Raises:
-        BadSetting: also a ValueError; a value cannot be used, names it and what is allowed.
-        TypeError: there is no such setting.
+        BadSetting: A value can't be used. The message names it and what is allowed. Also a
+            ValueError.
+        TypeError: There is no such setting.
     """
     if not isinstance(specs, Iterable):
         raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
