@@ -34,7 +34,7 @@ pytest.register_assert_rewrite("tests.contract")
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.emulator.http import Request
+    from pytest_ollama_warmup.emulator import Request
 
 LLAMA = ScriptedModel("llama3.2:1b", size=1_300_000, capabilities=("completion",))
 ONE_TEST = {

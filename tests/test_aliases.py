@@ -229,7 +229,7 @@ def test_a_missing_capability_ends_the_run_where_that_is_asked(models: Suite) ->
 def test_a_server_that_does_not_tell_capabilities_is_believed(
     models: Suite, workers: list[str]
 ) -> None:
-    models.ollama.tells_capabilities = False
+    models.ollama.state.tells_capabilities = False
     models.write(CALLS_TOOLS)
     run = models.run(*workers)
     assert {"passed": 3} == run.counts
@@ -239,7 +239,7 @@ def test_a_server_that_does_not_tell_capabilities_is_believed(
 def test_an_embedding_model_of_a_server_that_does_not_tell_is_warmed_all_the_same(
     models: Suite,
 ) -> None:
-    models.ollama.tells_capabilities = False
+    models.ollama.state.tells_capabilities = False
     models.write({"test_it.py": "def test_it(ollama_model): pass\n"})
     assert {"passed": 1} == models.run("--ollama-preload=nomic-embed-text").counts
     assert ["nomic-embed-text:latest"] == names(models)

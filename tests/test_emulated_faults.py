@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -149,3 +152,169 @@ def test_a_server_that_starts_slowly_accepts_and_lets_wait() -> None:
         begin = time.monotonic()
         assert "0.33.0" == api.get("/api/version")["version"]
         assert time.monotonic() - begin >= 0.15
+
+
+# Requests
+
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+
+
+def test_the_next_requests_fail_and_later_ones_do_not() -> None:
+    with serving(A) as api:
+        api.emulator.fail(times=2)
+        answers = [api.post("show", model="a") for _ in range(3)]
+        assert [503, 503, 200] == [answer.status_code for answer in answers]
+        assert {"error": BUSY} == answers[0].json()
+
+
+def test_only_requests_to_a_path_fail() -> None:
+    with serving(A) as api:
+        api.emulator.fail(500, path="/api/chat")
+        assert 200 == api.post("show", model="a").status_code
+        answer = api.post("chat", model="a", **HELLO)
+        assert (500, {"error": "Internal Server Error"}) == (answer.status_code, answer.json())
+        assert 200 == api.post("chat", model="a", **HELLO).status_code
+
+
+def test_faults_meet_requests_in_their_order_until_they_are_cleared() -> None:
+    with serving(A) as api:
+        api.emulator.fail(429, message="slow down")
+        api.emulator.fail(500, times=None)
+        statuses = [api.post("show", model="a").status_code for _ in range(3)]
+        assert [429, 500, 500] == statuses
+        api.emulator.clear_faults()
+        assert 200 == api.post("show", model="a").status_code
+
+
+def test_a_failure_has_the_form_of_the_api_that_was_asked() -> None:
+    with serving(A) as api:
+        api.emulator.fail(503)
+        answer = api.http.post("/v1/chat/completions", json={"model": "a", **HELLO})
+        assert (503, BUSY) == (answer.status_code, answer.json()["error"]["message"])
+
+
+def test_a_failed_request_loads_nothing() -> None:
+    with serving(A) as api:
+        api.emulator.fail()
+        api.post("generate", model="a")
+        assert [] == api.loaded()
+
+
+def test_many_requests_at_once_take_each_fault_once() -> None:
+    with serving(A) as api:
+        api.emulator.fail(times=7)
+        answers = [api.later("show", model="a") for _ in range(40)]
+        assert 7 == [answer.result().status_code for answer in answers].count(503)
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+def test_a_streamed_answer_breaks_off_after_some_words(path: str) -> None:
+    with serving(A) as api:
+        api.emulator.cut(after=2)
+        body = {"model": "a", "stream": True, **HELLO}
+        lines = []
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            api.http.stream("POST", path, json=body) as answer,
+        ):
+            lines += [line for line in answer.iter_lines() if line]
+        with api.http.stream("POST", path, json=body) as answer:
+            assert len([line for line in answer.iter_lines() if line]) > 8
+
+
+@pytest.mark.parametrize("after", [2, 99])
+def test_a_cut_answer_never_ends(after: int) -> None:
+    with serving(A) as api:
+        api.emulator.cut(after)
+        seen: list[object] = []
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            api.stream("chat", model="a", **HELLO) as parts,
+        ):
+            seen.extend(parts)
+        assert min(after, 9) == len(seen)
+
+
+def test_an_answer_that_is_not_streamed_breaks_off_half_way() -> None:
+    with serving(A) as api:
+        api.emulator.cut(after=1)
+        with pytest.raises(httpx.RemoteProtocolError, match=r"received [1-9]"):
+            api.post("chat", model="a", stream=False, **HELLO)
+
+
+def test_a_connection_can_break_before_an_answer() -> None:
+    with serving(A) as api:
+        api.emulator.cut()
+        with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
+            api.post("chat", model="a", **HELLO)
+        assert [] == api.loaded()
+        assert 1 == len(api.emulator.calls("chat"))
+
+
+# A script of a few words
+
+
+def test_a_model_answers_what_its_script_says() -> None:
+    with serving() as api:
+        api.emulator.model("a", answer='{"city": "Paris"}\n')
+        for change in ({}, {"stream": False}):
+            lines = api.post("chat", model="a", **HELLO, **change).text.splitlines()
+            words = [json.loads(line)["message"]["content"] for line in lines]
+            assert '{"city": "Paris"}\n' == "".join(words)
+        api.emulator.model("a", answer="Rome")
+        assert "Rome" == api.ask("generate", model="a", prompt="Hi", stream=False)["response"]
+
+
+def test_a_model_is_there_unless_the_script_says_otherwise() -> None:
+    with serving() as api:
+        api.emulator.model("a", size=1234)
+        api.emulator.model("b", present=False)
+        assert [("a:latest", 1234)] == [
+            (one["name"], one["size"]) for one in api.get("/api/tags")["models"]
+        ]
+        assert "success" == api.lines("pull", model="b")[-1]["status"]
+
+
+# Restarts
+
+
+def test_a_restart_loses_what_is_loaded_and_keeps_what_is_pulled() -> None:
+    with serving(A) as api:
+        api.load("a")
+        api.emulator.restart()
+        assert [] == api.resident()
+        assert 200 == api.post("show", model="a").status_code
+
+
+def test_a_restart_takes_its_time() -> None:
+    with serving(A) as api:
+        began = time.monotonic()
+        api.emulator.restart(0.2)
+        with pytest.raises(httpx.ConnectError):
+            api.get("/api/version")
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.ConnectError):
+                return bool(api.get("/api/version"))
+            return False
+
+        wait_for(answers)
+        assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize("end", ["stop", "exit"])
+def test_a_restart_under_way_ends_with_the_emulator(end: str) -> None:
+    before = threading.active_count()
+    with serving(A) as api:
+        api.emulator.restart(0.05)
+        timer = api.emulator._restart
+        assert timer is not None
+        if end == "stop":
+            api.emulator.stop()
+            timer.join()
+            with pytest.raises(httpx.ConnectError):
+                api.get("/api/version")
+    timer.join()
+    wait_for(lambda: threading.active_count() <= before)

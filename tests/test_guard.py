@@ -820,7 +820,7 @@ def test_whatever_the_server_says_of_its_memory_no_test_and_no_load_is_lost(
 ) -> None:
     body = '@pytest.mark.parametrize("n", range(4))\ndef test_it(n): ask("a:1", num_ctx=8192)\n'
     write(suite, body if listed else f"@A\n{body}")
-    suite.ollama.edit_ps = SAYS[says]
+    suite.ollama.state.edit_ps = SAYS[says]
     run = suite.run(*listed, "-W", "error")
     assert {"passed": 4} == run.counts, run.out
     assert "Traceback" not in run.out + run.err

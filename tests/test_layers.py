@@ -14,7 +14,7 @@ import pytest
 import pytest_ollama_warmup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.conftest import Suite
 
@@ -49,6 +49,9 @@ IMPORTERS = {
     "_pytest": {"session/marks.py"},
 }
 KNOW_PYTEST = ("session", "distributed", "top")
+# A product of its own, which the plugin does not run on: what it imports of ours, and who it.
+EMULATOR_IMPORTS = {"text", "ollama.names"}
+EMULATOR_IMPORTERS = {"cli/demo.py", "session/fixtures.py"}
 
 
 def layer_of(module: str) -> str:
@@ -76,6 +79,21 @@ def imported_by(source: str) -> Iterator[str]:
 def libraries_of(module: str) -> set[str]:
     found = {name.partition(".")[0] for name in imported_by((ROOT / module).read_text("utf-8"))}
     return found - set(sys.stdlib_module_names) - {PACKAGE}
+
+
+def ours_in(source: str) -> set[str]:
+    """Our modules that *source* imports, without the name of the package."""
+    names = imported_by(source)
+    return {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
+
+
+def circle_in(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of *graph* that are left when those that lead to none of the rest are taken off."""
+    rest = dict(graph)
+    while ends := [node for node, targets in rest.items() if not targets & set(rest)]:
+        for node in ends:
+            del rest[node]
+    return sorted(rest)
 
 
 def upward(module: str, source: str) -> list[str]:
@@ -125,6 +143,34 @@ def test_imports_point_one_way(module: str) -> None:
 
 def test_every_room_has_modules() -> None:
     assert set(LAYERS) == {layer_of(module) for module in MODULES}
+
+
+def test_a_circle_is_found() -> None:
+    assert [] == circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+    assert ["a", "b"] == circle_in({"a": {"b"}, "b": {"a", "c"}, "c": {"elsewhere"}})
+
+
+def test_the_emulator_stands_alone() -> None:
+    modules = [module for module in MODULES if layer_of(module) == "emulator"]
+    graph = {
+        module.removesuffix(".py").removesuffix("/__init__").replace("/", "."): ours_in(
+            (ROOT / module).read_text("utf-8")
+        )
+        for module in modules
+    }
+    assert [] == circle_in(graph)
+    foreign = {name for names in graph.values() for name in names if layer_of(name) != "emulator"}
+    assert set() == foreign - EMULATOR_IMPORTS
+
+
+def test_the_plugin_does_not_run_on_the_emulator() -> None:
+    importers = {
+        module
+        for module in MODULES
+        if any(name.startswith("emulator") for name in ours_in((ROOT / module).read_text("utf-8")))
+    }
+    outside = {module for module in importers if layer_of(module) != "emulator"}
+    assert EMULATOR_IMPORTERS == outside
 
 
 @pytest.mark.parametrize("library", sorted(IMPORTERS))
@@ -190,6 +236,7 @@ def test_a_run_that_needs_nothing_imports_no_library(
         imported = (tmp_path / role).read_text("utf-8").split()
         assert f"{PACKAGE}.plugin" in imported
         assert set() == (COSTLY - {"xdist"}) & set(imported)
+        assert [] == [name for name in imported if name.startswith(f"{PACKAGE}.emulator")]
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.requires_model"], ids=["unmarked", "marked"])

@@ -1,4 +1,4 @@
-"""The connections of an emulated Ollama: requests in, answers and streams out."""
+"""The connections of an emulated Ollama: read requests, send answers and streams."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 import select
 import socket
 import time
-from dataclasses import dataclass
 from email.utils import formatdate
 from http.client import responses
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.emulator.script import (
     ClientGone,
@@ -18,28 +17,12 @@ from pytest_ollama_warmup.emulator.script import (
     Refusal,
     ScriptedModel,
 )
+from pytest_ollama_warmup.emulator.state import Body, Request, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_ollama_warmup.emulator.server import Emulator, Server
-
-Body = dict[str, Any]
-
 _FIELD_TYPES = {"model": str, "name": str, "prompt": str, "messages": list, "options": dict}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request as it arrived; *model* as the client spelled it, header names in lower case."""
-
-    method: str
-    path: str
-    model: str
-    body: Mapping[str, Any]
-    headers: Mapping[str, str]
-    at: float
-    """``time.monotonic()``."""
 
 
 class Route(NamedTuple):
@@ -56,25 +39,30 @@ class Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     # With Nagle, a line of a stream waits up to 40 ms for the client's acknowledgement.
     disable_nagle_algorithm = True
-    routes: ClassVar[Mapping[str, Route]] = {}
     streaming = False
     """Whether an answer has begun that has no end yet."""
+
+    def __init__(self, state: State, routes: Mapping[str, Route], *connected: Any) -> None:
+        self.state, self._routes = state, routes
+        self._cut_after: int | None = None
+        # Serves the connection until it ends.
+        super().__init__(*connected)
 
     def do_GET(self) -> None:
         """Answer a request of any method."""
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path, emulator = self.path.partition("?")[0], self.emulator
+        path, state = self.path.partition("?")[0], self.state
         has_body = self.command in ("POST", "DELETE")
         body, problem = _read_json(content) if has_body else ({}, "")
         headers = {key.lower(): value for key, value in self.headers.items()}
-        emulator.log.append(
+        state.log.append(
             Request(self.command, path, name_in(body), body, headers, time.monotonic())
         )
         try:
             # It listens before it has looked for GPUs, and lets clients wait until then.
-            self.pause(emulator.starting_s)
-            if emulator.canned is not None:
-                self.send(*emulator.canned)
+            self.pause(state.starting_s)
+            if state.canned is not None:
+                self.send(*state.canned)
             else:
                 self._route(path, body, problem)
         except (ClientGone, ConnectionDropped, ConnectionError):
@@ -85,18 +73,13 @@ class Connection(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing: the emulator keeps a log."""
 
-    @property
-    def emulator(self) -> Emulator:
-        """The emulator that answers."""
-        return cast("Server", self.server).emulator
-
     def found(self, name: str, problem: str) -> ScriptedModel:
         """Return the model that is there under *name*.
 
         Raises:
             Refusal: 404 with *problem*, there is none.
         """
-        model = self.emulator.store.find(name) if name else None
+        model = self.state.store.find(name) if name else None
         if model is None or not model.present:
             raise Refusal(404, problem)
         return model
@@ -131,7 +114,11 @@ class Connection(BaseHTTPRequestHandler):
 
     def send(self, status: int, content_type: str, content: bytes) -> None:
         """Answer."""
-        self._send_head(status, content_type, f"Content-Length: {len(content)}", content)
+        length = f"Content-Length: {len(content)}"
+        if self._cut_after is not None:
+            self._send_head(status, content_type, length, content[: len(content) // 2])
+            raise ConnectionDropped
+        self._send_head(status, content_type, length, content)
 
     def begin_stream(self, content_type: str = "application/x-ndjson") -> None:
         """Answer with what is sent until ``end_stream``."""
@@ -144,22 +131,34 @@ class Connection(BaseHTTPRequestHandler):
 
     def send_part(self, part: bytes) -> None:
         """Send bytes in a stream."""
+        if self._cut_after is not None:
+            if not self._cut_after:
+                raise ConnectionDropped
+            self._cut_after -= 1
         self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     def end_stream(self) -> None:
         """Say that no more comes."""
+        if self._cut_after is not None:
+            raise ConnectionDropped
         self.streaming = False
         self.wfile.write(b"0\r\n\r\n")
 
     def _route(self, path: str, body: Body, problem: str) -> None:
-        if path not in self.routes:
+        fault = self.state.take_fault(path)
+        self._cut_after = fault.cut_after if fault else None
+        if self._cut_after == 0:
+            raise ConnectionDropped
+        if path not in self._routes:
             self.send(404, "text/plain", b"404 page not found")
             return
-        route = self.routes[path]
+        route = self._routes[path]
         if route.method != self.command:
             self.send(405, "text/plain", b"405 method not allowed")
             return
         try:
+            if fault and fault.error:
+                raise Refusal(*fault.error)
             if problem:
                 raise Refusal(400, problem)
             route.answer(self, body)

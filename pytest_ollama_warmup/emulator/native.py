@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.emulator.http import Body, Connection, Route, name_in
+from pytest_ollama_warmup.emulator.http import Connection, Route, name_in
 from pytest_ollama_warmup.emulator.scheduler import lease_of, runner_options
 from pytest_ollama_warmup.emulator.script import Refusal, ScriptedModel, parse_name
 from pytest_ollama_warmup.ollama.names import ModelName
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pytest_ollama_warmup.emulator.scheduler import Runner
+    from pytest_ollama_warmup.emulator.state import Body
 
-_ANSWER = ("I", "am", "an", "emulator,", "not", "a", "model,", "sorry.")
 _DETAILS = {"format": "gguf", "family": "emulated", "families": ["emulated"]}
 _COPY = ("source", "destination")
 _STARTED_NS = time.time_ns()
@@ -29,13 +29,13 @@ def _root(connection: Connection, body: Body) -> None:
 
 
 def _version(connection: Connection, body: Body) -> None:
-    connection.send_json({"version": connection.emulator.version})
+    connection.send_json({"version": connection.state.version})
 
 
 def _tags(connection: Connection, body: Body) -> None:
     models = [
         {**_entry(model), **_abilities(connection, model), **_origin(model)}
-        for model in connection.emulator.store.present()
+        for model in connection.state.store.present()
     ]
     connection.send_json({"models": models})
 
@@ -50,9 +50,9 @@ def _ps(connection: Connection, body: Body) -> None:
             "size_vram": 0,
             "context_length": runner.options["num_ctx"],
         }
-        for runner in connection.emulator.scheduler.resident()
+        for runner in connection.state.scheduler.resident()
     ]
-    if (edited := connection.emulator.edit_ps(models)) is None:
+    if (edited := connection.state.edit_ps(models)) is None:
         raise Refusal(404, "404 page not found")
     connection.send_json({"models": edited})
 
@@ -79,7 +79,7 @@ def _show(connection: Connection, body: Body) -> None:
 def _copy(connection: Connection, body: Body) -> None:
     source, destination = (_named(str(body.get(part, "")), part) for part in _COPY)
     model = connection.found(source, f'model "{body["source"]}" not found')
-    connection.emulator.add(replace(model, name=destination))
+    connection.state.store.add(replace(model, name=destination))
     connection.send(200, "", b"")
 
 
@@ -89,12 +89,12 @@ def _delete(connection: Connection, body: Body) -> None:
         raise Refusal(400, "model is required")
     model = connection.found(_named(name, "name"), f"model '{name}' not found")
     # What is loaded of it stays until its lease ends.
-    connection.emulator.store.delete(model)
+    connection.state.store.delete(model)
     connection.send(200, "", b"")
 
 
 def _pull(connection: Connection, body: Body) -> None:
-    store = connection.emulator.store
+    store = connection.state.store
     with contextlib.closing(store.pull(store.find(name_in(body)), connection.pause)) as lines:
         if body.get("stream") is False:
             # A failure has a status here: nothing was sent yet.
@@ -124,7 +124,7 @@ def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str
     clock, name, sent = _Clock(), name_in(body), body.get("options") or {}
     lease_s = lease_of(body.get("keep_alive"))
     model = connection.found(name, f"model '{name}' not found")
-    scheduler = connection.emulator.scheduler
+    scheduler = connection.state.scheduler
 
     def part(text: str, **last: object) -> Body:
         content: object = {"role": "assistant", "content": text} if verb == "chat" else text
@@ -139,9 +139,7 @@ def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str
     refuse_unable(model, name, verb)
     if body.get("think") and "thinking" not in model.capabilities:
         raise Refusal(400, f'"{name}" does not support thinking')
-    options = runner_options(
-        sent, model, connection.emulator.default_num_ctx, shift=body.get("shift")
-    )
+    options = runner_options(sent, model, connection.state.default_num_ctx, shift=body.get("shift"))
     streams, said = body.get("stream") is not False, list[str]()
 
     def hear(word: str) -> None:
@@ -175,13 +173,14 @@ def speak(
         Refusal: 500, the runner's process has ended.
         ClientGone: nobody hears it any more.
     """
-    words = _ANSWER[:limit] if isinstance(limit, int) and limit > 0 else _ANSWER
+    answer = runner.model.answer.split(" ")
+    words = answer[:limit] if isinstance(limit, int) and limit > 0 else answer
     with runner.slot:
         runner.check()
         for number, word in enumerate(words):
             hear(f" {word}" if number else word)
             connection.pause(runner.model.eval_s / len(words), runner.check)
-    return "length" if len(words) < len(_ANSWER) else "stop"
+    return "length" if len(words) < len(answer) else "stop"
 
 
 def _embed(connection: Connection, body: Body) -> None:
@@ -210,8 +209,8 @@ def embed(
     advice = f'model "{name}" not found, try pulling it first'
     model = connection.found(name, advice if name else "model '' not found")
     _refuse_remote(model)
-    wanted = runner_options(options, model, connection.emulator.default_num_ctx)
-    with connection.emulator.scheduler.runner(model, wanted, lease_s, connection.gone) as runner:
+    wanted = runner_options(options, model, connection.state.default_num_ctx)
+    with connection.state.scheduler.runner(model, wanted, lease_s, connection.gone) as runner:
         clock.loaded()
         if not texts:
             return [], {}
@@ -314,7 +313,7 @@ def _refuse_remote(model: ScriptedModel) -> None:
 
 
 def _abilities(connection: Connection, model: ScriptedModel) -> Body:
-    tells = connection.emulator.tells_capabilities
+    tells = connection.state.tells_capabilities
     return {"capabilities": list(model.capabilities)} if tells else {}
 
 

@@ -6,17 +6,15 @@ It knows neither runner options nor leases: a model runs with the server's own.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.emulator.http import (
-    Body,
-    Connection,
-    Route,
-    name_in,
-    write_json,
-)
+from pytest_ollama_warmup.emulator.http import Connection, Route, name_in, write_json
 from pytest_ollama_warmup.emulator.native import embed, refuse_unable, speak, tokens_in
 from pytest_ollama_warmup.emulator.scheduler import runner_options
 from pytest_ollama_warmup.emulator.script import Refusal
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.emulator.state import Body
 
 _JSON = "application/json"
 _CHUNK = "chat.completion.chunk"
@@ -31,7 +29,7 @@ def _chat_completions(connection: Connection, body: Body) -> None:
         raise Refusal(400, "model is required")
     model = connection.found(name, f"model '{name}' not found")
     refuse_unable(model, name, "chat")
-    options = runner_options({}, model, connection.emulator.default_num_ctx)
+    options = runner_options({}, model, connection.state.default_num_ctx)
     said: list[str] = []
 
     def hear(word: str) -> None:
@@ -42,7 +40,7 @@ def _chat_completions(connection: Connection, body: Body) -> None:
             _send_event(connection, _made(name, _CHUNK, delta=delta))
         said.append(word)
 
-    with connection.emulator.scheduler.runner(model, options, None, connection.gone) as runner:
+    with connection.state.scheduler.runner(model, options, None, connection.gone) as runner:
         reason = speak(connection, runner, body.get("max_tokens"), hear)
     asked = tokens_in([str(one.get("content")) for one in messages])
     usage = {

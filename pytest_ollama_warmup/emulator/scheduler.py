@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.emulator.script import ClientGone, Refusal, ScriptedModel
+from pytest_ollama_warmup.emulator.script import BUSY, ClientGone, Refusal, ScriptedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -168,7 +168,7 @@ class Scheduler:
     ) -> Runner:
         if model.busy > 0:
             model.busy -= 1
-            raise Refusal(503, "server busy, please try again.  maximum pending requests exceeded")
+            raise Refusal(503, BUSY)
         ticket = object()
         self.queue.append(ticket)
         try:

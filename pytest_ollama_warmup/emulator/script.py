@@ -1,4 +1,4 @@
-"""What an emulated Ollama is told to play, and how it refuses a request."""
+"""The script of an emulated Ollama: its models, its faults, and how it refuses a request."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pytest_ollama_warmup.ollama.names import ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+ANSWER = "I am an emulator, not a model, sorry."
+# What the server says with 503.
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
 
 class Refusal(Exception):
@@ -28,12 +32,28 @@ class ClientGone(Exception):
 
 
 @dataclass(slots=True)
+class Fault:
+    """What the next requests get instead of their answer, or of its end.
+
+    *times* is how many requests; None is all. An empty *path* is any.
+    """
+
+    path: str = ""
+    times: int | None = 1
+    error: tuple[int, str] | None = None
+    """The status and the text of an error in place of the answer."""
+    cut_after: int | None = None
+    """How many parts of a streamed answer are sent before the connection breaks."""
+
+
+@dataclass(slots=True)
 class ScriptedModel:
     """A model as the emulator plays it: times in seconds, sizes in bytes.
 
-    *pull_rate* is in bytes a second, None is at once. *digest* is bare hex and made from the name
-    where it is empty; models with equal *weights* (empty: the digest) share one runner. *num_ctx*
-    is the parameter of its Modelfile, None where that has none.
+    *load_s* is how long a load takes, and *eval_s* an *answer*. *pull_rate* is in bytes a second,
+    None is at once. *digest* is bare hex and made from the name where it is empty; models with
+    equal *weights* (empty: the digest) share one runner. *num_ctx* is the parameter of its
+    Modelfile, None where that has none.
     """
 
     name: str
@@ -43,6 +63,7 @@ class ScriptedModel:
     pull_rate: float | None = None
     load_s: float = 0.0
     eval_s: float = 0.0
+    answer: str = ANSWER
     capabilities: Collection[str] = ("completion",)
     digest: str = ""
     weights: str = ""

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     import ollama
 
+    from pytest_ollama_warmup.emulator import Emulator
     from pytest_ollama_warmup.session.models import Models
 
 _ENDING = {"Connection": "close"}
+_CLIENTS = ("ollama_client", "ollama_async_client")
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +114,59 @@ def ollama_async_client(pytestconfig: pytest.Config, ollama_host: str) -> ollama
         ollama_host, headers=_ENDING, **_connection(pytestconfig, ollama_host)
     )
     return client
+
+
+@pytest.fixture
+def ollama_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    """Emulated Ollama for one test, to see how a client copes with a slow or broken server.
+
+    It listens on a free port of 127.0.0.1. Until the test ends, OLLAMA_HOST and the variables of
+    --ollama-export name it, and ollama.chat(), ollama_client and ollama_async_client talk to it.
+    The test needs no Ollama.
+
+        def test_my_client_retries(ollama_emulator):
+            ollama_emulator.model("llama3.2:1b", load_s=2)
+            ollama_emulator.fail(503)
+            assert my_client.ask("Hi")
+            assert len(ollama_emulator.calls("chat")) == 2
+    """
+    from pytest_ollama_warmup.emulator import Emulator
+    from pytest_ollama_warmup.ollama.host import parse_host
+    from pytest_ollama_warmup.session.marks import fixtures_of_the_run
+
+    names = fixtures_of_the_run(request.node)
+    if others := [name for name in names if name not in _CLIENTS]:
+        pytest.fail(_not_with_emulator(others), pytrace=False)
+    # The library's own client reads the address once: not that of an emulator which ends.
+    clients = [_client_of_library(), *(request.getfixturevalue(name) for name in names)]
+    exports = settings_of(request.config).exports.value
+    with Emulator() as emulator, pytest.MonkeyPatch.context() as patch:
+        host = parse_host(emulator.url, "ollama_emulator")
+        patch.setenv("OLLAMA_HOST", host.as_variable)
+        for export in exports:
+            patch.setenv(export.name, export.value(host))
+        for client in clients:
+            if hasattr(http := getattr(client, "_client", None), "base_url"):
+                patch.setattr(http, "base_url", emulator.url)
+        yield emulator
+
+
+def _client_of_library() -> object:
+    """Return the client behind ``ollama.chat()`` and the like, if the library is there."""
+    try:
+        import ollama
+    except ImportError:
+        return None
+    return getattr(ollama.chat, "__self__", None)
+
+
+def _not_with_emulator(others: list[str]) -> str:
+    leads = "leads" if len(others) == 1 else "lead"
+    return (
+        f"{' and '.join(others)} {leads} to the server of this run, not to ollama_emulator. "
+        "Use ollama_emulator.url as the address, and the name of a model that you pass to "
+        "ollama_emulator.model()."
+    )
 
 
 @pytest.fixture

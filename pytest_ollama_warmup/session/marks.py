@@ -44,6 +44,7 @@ ON_UNAVAILABLE = ("auto", "exit", "fail", "skip")
 NEEDING_A_NAME = ("ollama_model", "ollama_options")
 NEEDING = (*NEEDING_A_NAME, "ollama_models", "ollama_client", "ollama_async_client")
 HOST_FIXTURE = "ollama_host"
+EMULATOR_FIXTURE = "ollama_emulator"
 ELSEWHERE_FIXTURE = "_ollama_elsewhere"
 _NAMES = {*NEEDING, HOST_FIXTURE}
 _FIXTURES_MODULE = "pytest_ollama_warmup.session.fixtures"
@@ -61,12 +62,12 @@ def prepare_items(items: Iterable[pytest.Item]) -> None:
             if _our_fixtures(item):
                 item.add_marker(getattr(pytest.mark, LONG_NAME if around.is_taken else NAME))
                 marked = True
-            else:
+            elif not is_emulated(item):
                 _hint_at_indirect(item)
         # One name is enough to select or deselect all tests that need a model.
         elif marked and not around.is_taken and item.get_closest_marker(NAME) is None:
             item.add_marker(getattr(pytest.mark, NAME))
-        if marked and _is_elsewhere(item):
+        if marked and _is_elsewhere(item) and not is_emulated(item):
             names: list[str] = item.fixturenames  # type: ignore[attr-defined]
             # Tests that differ in parameters only share this list.
             if ELSEWHERE_FIXTURE not in names:
@@ -164,7 +165,7 @@ def _want_of(
         # The test needs a model of ours: whose name its mark tells is no question.
         names = (NAME, LONG_NAME)
     marks = [mark for mark in all_marks if mark.name in names]
-    if not marks or any(_prevents(mark, item) for mark in all_marks):
+    if not marks or is_emulated(item) or any(_prevents(mark, item) for mark in all_marks):
         return None
     if not replayed and any(mark.name == RECORDED for mark in all_marks):
         from pytest_ollama_warmup.session.replays import is_replayed
@@ -315,8 +316,26 @@ def _meant_argument(name: str, value: object) -> str:
     return f"{NAME} has no argument {name}" + (f"; did you mean {meant}?" if meant else "")
 
 
+def is_emulated(item: pytest.Item) -> bool:
+    """Whether *item* gets an emulated Ollama, ours or the suite's own: it needs no real one."""
+    return EMULATOR_FIXTURE in getattr(item, "fixturenames", ()) and any(
+        map(_is_from_us, definitions_of(EMULATOR_FIXTURE, item))
+    )
+
+
+def fixtures_of_the_run(item: pytest.Item) -> list[str]:
+    """Return those of our fixtures that *item* gets and that lead to the server of the run."""
+    wanted: list[str] = item.fixturenames  # type: ignore[attr-defined]
+    found = [name for name in NEEDING if name in wanted and _is_ours(name, item)]
+    # All of these use the address.
+    addresses = () if found else (HOST_FIXTURE, "ollama_openai_base_url")
+    return found + [name for name in addresses if name in wanted and _is_ours(name, item)]
+
+
 def _our_fixtures(item: pytest.Item) -> list[str]:
     """Return those of our fixtures that *item* gets and that nobody has replaced."""
+    if is_emulated(item):
+        return []
     names = getattr(item, "fixturenames", ())
     found = [name for name in NEEDING if name in names and _is_ours(name, item)]
     # An address is no need in itself, but one that a hook of the suite has yet to give.
