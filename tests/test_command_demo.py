@@ -9,19 +9,22 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.cli import demo
+from pytest_ollama_warmup.cli import demo, demo_suite
 from pytest_ollama_warmup.cli.main import main
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import Host
+from tests import terminals
 from tests.command import Run, start
-from tests.live import demo as live_demo
+from tests.live import provide as live
 from tests.live.commands import Missing
 from tests.test_faults import BOUND_S, until
 
@@ -46,13 +49,17 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What pytest would be run with, which it is not."""
     runs: list[list[str]] = []
 
-    def run(stage: demo.Stage, folder: Path, args: list[str]) -> bool:
+    def run(folder: Path, args: list[str], ollama_host: str) -> float:
         runs.append(args)
-        return True
+        return 0.9 - 0.1 * len(runs)
 
-    monkeypatch.setattr(demo, "_run", run)
-    monkeypatch.setattr(demo, "_slowest", lambda report: "1 ms")
+    monkeypatch.setattr(demo_suite, "run", run)
     return runs
+
+
+def unwrapped(text: str) -> list[str]:
+    """Return the paragraphs of *text*, each on one line."""
+    return [" ".join(one.split()) for one in text.split("\n\n")]
 
 
 # The whole of it, on the emulator
@@ -79,10 +86,18 @@ def test_it_goes_well(emulated: Run) -> None:
     assert (0, "") == (emulated.ret, emulated.err), emulated.out
 
 
-def test_every_line_with_a_figure_says_that_it_is_an_emulators(emulated: Run) -> None:
-    for line in emulated.lines:
-        assert line.startswith("[emulator] ") == bool(re.search(r"\d", line)), line
-    assert "[emulator] An emulator stands in for Ollama" in emulated.lines[0]
+def test_every_figure_says_that_it_is_an_emulators(emulated: Run) -> None:
+    intro, *runs = re.split(r"^-- ", emulated.out, flags=re.MULTILINE)
+    *runs, last = [*runs[:-1], *re.split("\n(?= +slowest test)", runs[-1])]
+    assert 4 == len(runs)
+    for run in runs:
+        assert run.splitlines()[0].endswith(" (emulated)")
+        assert re.search(r"^\S* ?emulated   (already )?loaded|--ollama-off", run, re.MULTILINE)
+    _, *rows = last.partition("\n\n")[0].splitlines()
+    assert all(row.endswith(" (emulated)") for row in rows)
+    for text in [*unwrapped(intro), *unwrapped(last)]:
+        assert not re.search(r"\d", text) or "emulat" in text, text
+    assert "An emulator stands in for Ollama" in emulated.lines[0]
     assert "Leave out --emulator to run the demo on a real Ollama." == emulated.lines[-1]
 
 
@@ -93,7 +108,7 @@ def _seconds(text: str) -> float:
 
 def test_cold_is_slow_and_warm_is_not(emulated: Run) -> None:
     shown = emulated.out.partition("slowest test   whole run\n")[2]
-    rows = re.findall(r"\[emulator\] (\S.*?)  +(\d+\S* \S+) +(\d.*)", shown)
+    rows = re.findall(r"^(\S.*?)  +(\d+\S* \S+) +(\d\S* \S+) +\(emulated\)$", shown, re.M)
     took = {title: slowest for title, slowest, _ in rows}
     assert [
         "without the plugin, cold",
@@ -109,24 +124,35 @@ def test_cold_is_slow_and_warm_is_not(emulated: Run) -> None:
     assert all(_seconds(whole) > demo.LOAD_S for *_, whole in rows)
 
 
-def test_it_promises_no_factor_of_speed(emulated: Run) -> None:
+def test_what_it_says_of_its_table_is_in_its_table(emulated: Run) -> None:
+    without, with_it = re.findall(r" the plugin, cold +(\d+\S* \S+) ", emulated.out)
+    (said,) = (one for one in unwrapped(emulated.out) if one.startswith("The slowest test took"))
+    assert said.startswith(
+        f"The slowest test took {without} without the plugin and {with_it} with it (emulated). "
+    )
     assert not re.search(r"×|\bx as fast|times as fast|faster", emulated.out)
-    assert "The whole run takes about as long, or less" in emulated.out
 
 
-def test_its_lines_fit_a_terminal_next_to_the_label(emulated: Run) -> None:
-    of_pytest = [line for line in emulated.lines if re.search("={5}|-{5}", line)]
-    assert of_pytest
-    assert max(map(len, of_pytest)) <= 80
+def test_in_a_terminal_pytest_has_its_colours_and_lines_break_between_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    environ = {**os.environ, "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "pytest_ollama_warmup", "demo", "--emulator"]
+    shown = terminals.run(command, tmp_path, environ, 64)
+    assert 0 == shown.code, shown.text
+    assert "green" == shown.colour_of("✓")
+    _, _, own = shown.raw.partition("slowest test   whole run")
+    assert max(map(len, own.splitlines())) <= 64
+    assert any(
+        one.startswith("The slowest test took ") for one in unwrapped("\n".join(shown.screen))
+    )
 
 
 def test_it_shows_two_workers_one_eviction_and_the_summary(emulated: Run) -> None:
-    assert "[emulator] created: 2/2 workers" in emulated.lines
+    assert "created: 2/2 workers" in emulated.lines
     assert 1 == emulated.out.count("was gone (unloaded, or the server was restarted), and loaded")
-    assert 3 == len(
-        re.findall(r"^\[emulator\] \+ smollm2:135m   (already )?loaded", emulated.out, re.M)
-    )
-    assert "report.xml" not in emulated.out
+    assert 3 == len(re.findall(r"^\+ emulated   (already )?loaded", emulated.out, re.M))
 
 
 # Which model, on which server
@@ -161,8 +187,9 @@ def test_figures_of_a_toy_model_say_so(
     out = capsys.readouterr().out
     assert ["--ollama-preload", "toy:a", "test_chat.py"] == runs[1]
     assert "\nThis is a toy model for tests. Loading a real one takes seconds to minutes.\n" in out
-    for line in out.splitlines():
-        assert line.startswith("[toy model] ") == bool(re.search(r"\d", line)), line
+    assert "\n-- with the plugin, cold (toy model)\n" in out
+    rows = out.partition("slowest test   whole run\n")[2].partition("\n\n")[0].splitlines()
+    assert [True] * 4 == [row.endswith(" (toy model)") for row in rows]
 
 
 @pytest.mark.usefixtures("runs")
@@ -283,10 +310,10 @@ def test_without_ollama_the_last_line_says_how_to_install_it(
 ) -> None:
     assert 0 == main(["demo", "--wait=0"])
     assert (
-        f"[emulator] No real Ollama was used: no Ollama at {ollama.url} (from OLLAMA_HOST): "
+        f"No real Ollama was used: no Ollama at {ollama.url} (from OLLAMA_HOST): "
         "connection refused. Start it with 'ollama serve', or set --ollama-host. To install it: "
         "https://ollama.com/download, then 'ollama pull smollm2:135m' (271 MB)."
-    ) == capsys.readouterr().out.splitlines()[-1]
+    ) == unwrapped(capsys.readouterr().out)[-1]
 
 
 # Answers as the emulator does, on the address that the variable says; leaves a file as it ends.
@@ -314,6 +341,7 @@ def test_an_installed_ollama_is_started_for_the_demo_and_stopped_with_it(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", "/srv/models")
+    monkeypatch.setenv("COLUMNS", "400")
     installed(SERVER)
     assert 0 == main(["demo", "--wait=0"])
     assert [
@@ -333,8 +361,8 @@ def test_an_ollama_that_does_not_start_says_why(
     installed("#!/bin/sh\necho no disk >&2\nexit 1\n")
     assert 0 == main(["demo", "--wait=0"])
     assert (
-        "[emulator] No real Ollama was used: 'ollama serve' did not start: exit code 1 (no disk)."
-    ) == capsys.readouterr().out.splitlines()[-1]
+        "No real Ollama was used: 'ollama serve' did not start: exit code 1 (no disk)."
+    ) == unwrapped(capsys.readouterr().out)[-1]
 
 
 def test_a_server_that_the_user_names_is_not_replaced_by_a_private_one(
@@ -357,7 +385,7 @@ def test_no_model_is_played_too(
         monkeypatch.setenv("OLLAMA_HOST", other.url)
         assert 0 == main(["demo"])
         assert [] == other.pulls
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = unwrapped(capsys.readouterr().out)[-1]
     assert last.endswith("has no model that completes text. Run 'ollama pull smollm2:135m' (271 MB).")  # fmt: skip
 
 
@@ -371,32 +399,38 @@ def test_without_xdist_it_says_so(
     assert 0 == main(["demo"])
     assert 3 == len(runs)
     assert not any("-n" in run for run in runs)
-    said = "No run with two workers: pytest-xdist is not installed."
-    assert said in capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    assert "No run with two workers: pytest-xdist is not installed." in out.splitlines()
+    assert 1 == out.count(" workers")
 
 
 def test_the_one_that_evicts_is_not_the_slowest(tmp_path: Path) -> None:
-    report = tmp_path / "report.xml"
-    times = {"test_a": 0.01, "test_b": 0.02, "test_that_evicts": 3}
-    cases = "".join(f'<testcase name="{name}" time="{time}"/>' for name, time in times.items())
-    report.write_text(f"<testsuite>{cases}</testsuite>")
-    assert "20 ms" == demo._slowest(report)
+    conftest: dict[str, Any] = {}
+    exec(textwrap.dedent(demo_suite.FILES["conftest.py"]), conftest)
+    for name, seconds in {"test_b": 0.01, "test_after": 0.02, "test_that_evicts": 3}.items():
+        for _ in ("setup", "call"):
+            report = SimpleNamespace(nodeid=f"test_eviction.py::{name}", duration=seconds)
+            conftest["pytest_runtest_logreport"](report)
+    conftest["pytest_unconfigure"](SimpleNamespace(rootpath=tmp_path))
+    assert "0.04" == (tmp_path / "slowest.txt").read_text()
 
 
 # How it ends
 
 
 def test_tests_that_fail_are_told_and_have_no_figure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    files = {**demo.FILES, "test_chat.py": "def test_it(): assert False"}
-    monkeypatch.setattr(demo, "FILES", files)
+    files = {**demo_suite.FILES, "test_chat.py": "def test_it(): assert False"}
+    monkeypatch.setattr(demo_suite, "FILES", files)
     assert 1 == main(["demo", "--emulator"])
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "1 failed" in out
     *failed, last = out.partition("slowest test   whole run\n")[2].splitlines()[:4]
-    assert ["failed"] * 3 == [line.split()[-1] for line in failed]
-    assert last.startswith("[emulator] after an eviction")
+    assert ["failed"] * 3 == [line.split()[-2] for line in failed]
+    assert last.startswith("after an eviction ")
+    # What the table does not show is not said of it.
+    assert "The slowest test took" not in out
 
 
 @pytest.mark.parametrize("to", ["all", "demo"])
@@ -426,23 +460,28 @@ def test_ctrl_c_leaves_nothing_behind(
     until(nobody_is_left)
 
 
-def test_pytest_does_not_outlive_it(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Left(demo.Stage):
-        __slots__ = ()
+def test_pytest_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None and self.poll() is None and not self.terminated:
+                until((tmp_path / "pid").exists)
+                raise KeyboardInterrupt
+            return super().wait(timeout)
 
-        def say(self, *lines: str) -> None:
-            until((tmp_path / "pid").exists)
-            raise KeyboardInterrupt
+        terminated = False
 
-    monkeypatch.setattr(demo, "END_LIMIT_S", 0.1)
+        def terminate(self) -> None:
+            self.terminated = True
+            super().terminate()
+
+    monkeypatch.setattr(subprocess, "Popen", Left)
+    monkeypatch.setattr(demo_suite, "END_LIMIT_S", 0.1)
     (tmp_path / "test_it.py").write_text(
         "import os, pathlib, time\n"
         "def test_it():\n    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(60)\n"
     )
     with pytest.raises(KeyboardInterrupt):
-        demo._run(Left(client, "qwen3:0.6b"), tmp_path, ["test_it.py"])
+        demo_suite.run(tmp_path, ["test_it.py"], "127.0.0.1:1")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -470,8 +509,8 @@ class Heard(io.StringIO):
 def test_tox_builds_nothing_where_there_is_an_ollama(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live_demo, "provide", None)
-    assert 0 == live_demo.main()
+    monkeypatch.setattr(live, "provide", None)
+    assert 0 == live.demo()
     assert "qwen3:0.6b" in capsys.readouterr().out
 
 
@@ -486,11 +525,11 @@ def test_tox_says_what_a_build_takes_after_the_emulator_and_before_it_builds(
     def provide() -> None:
         assert 4 == len(runs)
         emulated, _, rest = heard.seen.partition("\n== ")
-        assert "[emulator] An emulator stands in for Ollama" in emulated
-        assert "This takes 5 to 10 minutes\n== the first time and seconds after that." in rest
+        assert "An emulator stands in for Ollama" in emulated
+        assert "\n== The build takes 5 to 10 minutes, once. Ctrl-C stops it.\n" in rest
         assert heard.getvalue() == heard.seen
         raise Missing("no C compiler")
 
-    monkeypatch.setattr(live_demo, "provide", provide)
-    assert 0 == live_demo.main()
+    monkeypatch.setattr(live, "provide", provide)
+    assert 0 == live.demo()
     assert heard.seen.endswith("A real Ollama cannot be built here: no C compiler\n")

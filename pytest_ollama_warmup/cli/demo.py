@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 import textwrap
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_ollama_warmup.cli import demo_suite
 from pytest_ollama_warmup.cli.commands import in_memory_after
 from pytest_ollama_warmup.cli.status import keep_alive
 from pytest_ollama_warmup.config.options import read_host
@@ -54,69 +50,21 @@ TOY_BYTES = 50_000_000
 START_LIMIT_S = 20.0
 LOAD_LIMIT_S = 900.0
 UNLOAD_LIMIT_S = 30.0
-# Ctrl-C in a terminal reaches pytest too; this is how long it may take to end.
-END_LIMIT_S = 2.0
 KEEP_ALIVE_S = 600.0
-# In the emulator.
+# Of the emulator.
 LOAD_S = 1.0
-EMULATED = "[emulator] "
-TOY = "[toy model] "
-REPORT = "report.xml"
-
-FILES = {
-    "pytest.ini": "[pytest]\n",
-    "conftest.py": """
-        import os
-        import pytest
-        from pytest_ollama_warmup.ollama.client import Client
-        from pytest_ollama_warmup.ollama.host import parse_host
+EMULATED = "emulated"
 
 
-        @pytest.fixture(scope="session")
-        def client(ollama_host):
-            return Client(parse_host(ollama_host, "demo"), os.environ.get("OLLAMA_API_KEY", ""))
+class Shown(NamedTuple):
+    """Whether all tests of the demo passed, and whether it ran on the emulator."""
+
+    passed: bool
+    emulated: bool
 
 
-        @pytest.fixture
-        def ask(client, ollama_model):
-            def ask(question):
-                # Answers of one length: what differs is the load.
-                options = {"num_predict": 8}
-                client.load(ollama_model, "generate", prompt=question, options=options, limit_s=120)
-
-            return ask
-        """,
-    "test_chat.py": """
-        import pytest
-
-
-        @pytest.mark.requires_model("MODEL")
-        @pytest.mark.parametrize("question", ["Who", "What", "Where", "Why"])
-        def test_answers(ask, question):
-            ask(question)
-        """,
-    "test_eviction.py": """
-        import time
-        import pytest
-
-        pytestmark = pytest.mark.requires_model("MODEL")
-
-
-        def test_that_evicts(client, ollama_model):
-            client.unload(ollama_model)
-            while ollama_model in [one.name for one in client.resident()]:
-                time.sleep(0.05)
-
-
-        def test_after_an_eviction(ask):
-            ask("Still there")
-        """,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A server and a model to run the demo on; *label* stands before each figure.
+class _Choice(NamedTuple):
+    """The server and the model that the demo runs on; *label* says if they are no usual ones.
 
     *keep_alive* is what the model is left with, in seconds; *more* is the demo's last line.
     """
@@ -127,49 +75,32 @@ class Stage:
     keep_alive: float = KEEP_ALIVE_S
     more: str = ""
 
-    @property
-    def emulated(self) -> bool:
-        """Whether the server is the emulator."""
-        return self.label == EMULATED
 
-    def say(self, *lines: str) -> None:
-        """Print *lines*, with the label before each that has a figure."""
-        for line in lines:
-            has_figure = re.search(r"\d", re.sub(r"\x1b\[[\d;]*m", "", line))
-            print(f"{self.label if has_figure else ''}{line}", flush=True)
+class _Row(NamedTuple):
+    """How long a run took, in seconds; *slowest* is its slowest test, None where one failed."""
 
-    def cool(self) -> None:
-        """Unload the model.
-
-        Raises:
-            WarmupError: another client keeps using it.
-        """
-        self.client.unload(self.model)
-        if in_memory_after(self.client, {self.model}, UNLOAD_LIMIT_S):
-            raise WarmupError(
-                f"{self.model} is still in use {seconds(UNLOAD_LIMIT_S)} after unloading was "
-                "requested. Try again when it is idle, or use --emulator."
-            )
+    title: str
+    slowest: float | None
+    whole: float
 
 
-def show(settings: Settings, *, model: str | None, emulator: bool) -> bool:
-    """Find a server and run the demo on it; return whether all tests passed.
+def show(settings: Settings, *, model: str | None = None, emulator: bool = False) -> Shown:
+    """Run a suite without and with the plugin, and compare: on a reachable or installed Ollama.
+
+    The emulator is used where there is none, and on demand.
 
     Raises:
         WarmupError: the server or the model that the user named cannot be used.
     """
     with ExitStack() as stack:
-        return run_on(find_stage(stack, settings, model=model, emulator=emulator))
+        choice = _choose(stack, settings, model, emulator=emulator)
+        passed = _compare(choice)
+        if choice.more:
+            _say("", choice.more)
+        return Shown(passed, choice.label == EMULATED)
 
 
-def find_stage(
-    stack: ExitStack, settings: Settings, *, model: str | None = None, emulator: bool = False
-) -> Stage:
-    """Return a reachable Ollama, otherwise a private one that ends with *stack*, or the emulator.
-
-    Raises:
-        WarmupError: the server or the model that the user named cannot be used.
-    """
+def _choose(stack: ExitStack, settings: Settings, model: str | None, *, emulator: bool) -> _Choice:
     if emulator:
         return _emulated(stack, "Leave out --emulator to run the demo on a real Ollama.")
     try:
@@ -183,118 +114,88 @@ def find_stage(
         return _emulated(stack, why)
 
 
-def run_on(stage: Stage) -> bool:
-    """Run the suite without and with the plugin, and compare; return whether all tests passed."""
-    chat, listed = "test_chat.py", ["--ollama-preload", stage.model]
-    if stage.keep_alive != KEEP_ALIVE_S:
-        listed.append(f"--ollama-keep-alive={stage.keep_alive:.0f}")
-    runs = [
-        ("without the plugin, cold", ["--ollama-off", chat]),
-        ("with the plugin, cold", [*listed, chat]),
-        ("with two workers, cold", [*listed, "-n", "2", chat]),
-        ("after an eviction", [*listed, "test_eviction.py"]),
-    ]
-    if importlib.util.find_spec("xdist") is None:
-        del runs[2]
-        stage.say("No run with two workers: pytest-xdist is not installed.")
-    if not stage.emulated:
-        stage.say("Loading it once, so that each run finds its file in the disk cache ...")
-        stage.client.load(stage.model, "generate", prompt="", options={}, limit_s=LOAD_LIMIT_S)
-    rows, passed = [], True
+def _compare(choice: _Choice) -> bool:
+    """Run the suite in each way, and show how long it took; return whether all tests passed."""
+    if choice.label != EMULATED:
+        _say("Loading it once, so that each run finds its file in the disk cache ...")
+        choice.client.load(choice.model, "generate", prompt="", options={}, limit_s=LOAD_LIMIT_S)
+    label = f" ({choice.label})" if choice.label else ""
+    rows = []
     with tempfile.TemporaryDirectory(prefix="ollama-warmup-") as name:
         folder = Path(name)
-        for file, text in FILES.items():
-            suite = textwrap.dedent(text).lstrip().replace("MODEL", stage.model)
-            (folder / file).write_text(suite, encoding="utf-8")
-        for title, args in runs:
-            if chat in args:
-                stage.cool()
-            stage.say("", f"-- {title}", f"$ pytest {shlex.join(args)}")
+        demo_suite.write(folder, choice.model)
+        for title, args in _runs(choice).items():
+            if "test_chat.py" in args:
+                _cool(choice)
+            _say("", f"-- {title}{label}", f"$ pytest {shlex.join(args)}")
             begin = clock.monotonic()
-            if _run(stage, folder, args):
-                whole = seconds(clock.monotonic() - begin)
-                rows.append((title, _slowest(folder / REPORT), whole))
-            else:
-                rows.append((title, "failed", ""))
-                passed = False
-    # The head has no figure, so no label either.
-    stage.say("", f"{' ' * len(stage.label)}{'':26} {'slowest test':14} whole run")
+            slowest = demo_suite.run(folder, args, choice.client.host.as_variable)
+            rows.append(_Row(title, slowest, clock.monotonic() - begin))
+    _show_table(rows, label)
+    return all(row.slowest is not None for row in rows)
+
+
+def _runs(choice: _Choice) -> dict[str, list[str]]:
+    chat, listed = "test_chat.py", ["--ollama-preload", choice.model]
+    if choice.keep_alive != KEEP_ALIVE_S:
+        listed.append(f"--ollama-keep-alive={choice.keep_alive:.0f}")
+    runs = {
+        "without the plugin, cold": ["--ollama-off", chat],
+        "with the plugin, cold": [*listed, chat],
+        "with two workers, cold": [*listed, "-n", "2", chat],
+        "after an eviction": [*listed, "test_eviction.py"],
+    }
+    if importlib.util.find_spec("xdist") is None:
+        del runs["with two workers, cold"]
+        _say("No run with two workers: pytest-xdist is not installed.")
+    return runs
+
+
+def _show_table(rows: list[_Row], label: str) -> None:
+    _say("", f"{'':26} {'slowest test':14} whole run")
     for title, slowest, whole in rows:
-        stage.say(f"{title:26} {slowest:14} {whole}".rstrip())
-    stage.say(
+        figures = "failed" if slowest is None else f"{seconds(slowest):14} {seconds(whole):9}"
+        _say(f"{title:26} {figures}{label}".rstrip())
+    without, with_it, *others = (row.slowest for row in rows)
+    if without is None or with_it is None or None in others:
+        return
+    _say(
         "",
-        "The plugin loads the model before the first test instead of during it.",
-        "The whole run takes about as long, or less: pytest starts while the model loads.",
+        f"The slowest test took {seconds(without)} without the plugin and {seconds(with_it)} with "
+        f"it{label}. The plugin loads the model before the first test, and again between two tests "
+        "after an eviction.",
+        "Each whole run includes one load. In a cold run with the plugin, it overlaps with the "
+        f"start of pytest{'; starting workers takes time of its own' if others[1:] else ''}.",
     )
-    if stage.more:
-        stage.say("", stage.more)
-    return passed
+    if with_it >= without:
+        _say("Other work kept this machine busy. Run the demo again when it is idle.")
 
 
-def _run(stage: Stage, folder: Path, args: list[str]) -> bool:
-    """Run pytest on the suite, pass on what it prints, and return whether all tests passed."""
-    command = [sys.executable, "-m", "pytest", "-p", "ollama_warmup", "-p", "no:cacheprovider"]
-    command += ["--no-header", f"--junitxml={REPORT}", "-o", "junit_family=xunit2"]
-    command += ["-p", "xdist"] if "-n" in args else []
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        command.append("--color=yes")
-    # pytest writes for the same terminal, next to the label.
-    encoding = sys.stdout.encoding or "utf-8"
-    width = shutil.get_terminal_size().columns - len(stage.label)
-    # Options of the user's own suites must not take part.
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "OLLAMA_API_KEY" or not name.startswith(("OLLAMA_", "PYTEST_"))
-    }
-    environ |= {
-        "OLLAMA_HOST": stage.client.host.as_variable,
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTHONIOENCODING": encoding,
-        "COLUMNS": str(width),
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [*command, *args],
-        cwd=folder,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding=encoding,
-        errors="replace",
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            # The line that says where the report is, which only we read.
-            if REPORT not in line:
-                stage.say(line.rstrip("\n"))
-        return process.wait() == 0
-    except BaseException:
-        try:
-            # Ctrl-C in a terminal has reached pytest too, which then cleans up.
-            process.wait(END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            process.wait()
-        raise
-    finally:
-        process.stdout.close()
+def _say(*lines: str) -> None:
+    """Print *lines*, the long ones broken between words."""
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        # What is copied, such as an address or a path, stays in one piece.
+        wrapped = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        print(line if len(line) <= width else "\n".join(wrapped), flush=True)
 
 
-def _slowest(report: Path) -> str:
-    times = {
-        str(case.get("name")): float(case.get("time") or 0)
-        for case in ElementTree.parse(report).iter("testcase")
-    }
-    # This one waits until the model is unloaded.
-    times.pop("test_that_evicts", None)
-    return seconds(max(times.values()))
+def _cool(choice: _Choice) -> None:
+    """Unload the model.
+
+    Raises:
+        WarmupError: another client keeps using it.
+    """
+    choice.client.unload(choice.model)
+    if in_memory_after(choice.client, {choice.model}, UNLOAD_LIMIT_S):
+        raise WarmupError(
+            f"{choice.model} is still in use {seconds(UNLOAD_LIMIT_S)} after unloading was "
+            "requested. Try again when it is idle, or use --emulator."
+        )
 
 
-def _real(stack: ExitStack, settings: Settings, model: str | None) -> Stage:
-    """Return a stage on the user's Ollama if it is running, otherwise on a private one."""
+def _real(stack: ExitStack, settings: Settings, model: str | None) -> _Choice:
+    """Choose the user's Ollama if it is running, otherwise start a private one."""
     host = settings.host
     client = Client(host, settings.api_key, settings.headers.value)
     stack.callback(client.close)
@@ -313,7 +214,7 @@ def _real(stack: ExitStack, settings: Settings, model: str | None) -> Stage:
     else:
         where = f"at {host.url} (from {host.source})"
         after = "It stays loaded after the demo until its keep-alive ends. "
-    name, bytes_there = _choose(client, model)
+    name, bytes_there = _model_on(client, model)
     loaded = find(client.resident(), ModelName.parse(name).key)
     keep_alive_s = KEEP_ALIVE_S
     if loaded is not None and loaded.lease_s is not None:
@@ -321,15 +222,14 @@ def _real(stack: ExitStack, settings: Settings, model: str | None) -> Stage:
         left_s = keep_alive(loaded.lease_s)
         keep_alive_s = left_s if left_s == FOREVER else max(keep_alive_s, left_s)
     toy = bytes_there < TOY_BYTES
-    stage = Stage(client, name, TOY if toy else "", keep_alive_s)
-    stage.say(
+    _say(
         f"Ollama {version} {where}.",
         f"Model: {name} ({size(bytes_there)}).",
         f"{after}Nothing is downloaded.",
     )
     if toy:
-        stage.say("This is a toy model for tests. Loading a real one takes seconds to minutes.")
-    return stage
+        _say("This is a toy model for tests. Loading a real one takes seconds to minutes.")
+    return _Choice(client, name, "toy model" if toy else "", keep_alive_s)
 
 
 def _private(stack: ExitStack, command: list[str]) -> tuple[Client, str]:
@@ -351,7 +251,7 @@ def _private(stack: ExitStack, command: list[str]) -> tuple[Client, str]:
         raise WarmupError(f"'{COMMAND}' {exc.brief}{words}.") from exc
 
 
-def _choose(client: Client, model: str | None) -> tuple[str, int]:
+def _model_on(client: Client, model: str | None) -> tuple[str, int]:
     """Return the name and size of the model that was named, else of the smallest there is."""
     host, stored = client.host, sorted(client.stored(), key=lambda one: one.size)
     if model is not None:
@@ -394,14 +294,14 @@ def _completes(client: Client, name: str) -> bool:
     )
 
 
-def _emulated(stack: ExitStack, more: str) -> Stage:
-    model = ScriptedModel(SMALL, size=271_000_000, present=True, load_s=LOAD_S, eval_s=0.02)
+def _emulated(stack: ExitStack, more: str) -> _Choice:
+    # Its name says in each line of pytest's output what it is.
+    model = ScriptedModel(EMULATED, size=271_000_000, present=True, load_s=LOAD_S, eval_s=0.02)
     emulator = stack.enter_context(Emulator([model]))
     client = Client(read_host(emulator.url, "the demo"))
     stack.callback(client.close)
-    stage = Stage(client, SMALL, EMULATED, more=more)
-    stage.say(
-        f"An emulator stands in for Ollama; loading {SMALL} takes {seconds(LOAD_S)}.",
+    _say(
+        f"An emulator stands in for Ollama; loading its model takes {seconds(LOAD_S)}.",
         "No figure below is real.",
     )
-    return stage
+    return _Choice(client, model.name, EMULATED, more=more)

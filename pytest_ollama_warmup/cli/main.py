@@ -110,7 +110,7 @@ _COMMANDS = {
         "Run a small test suite without and with the plugin, and show what changes. "
         "The demo uses the smallest local model that completes text, on your Ollama if it is "
         "running, otherwise on a private 'ollama serve' that stops with the demo. Without Ollama "
-        "or a model it uses an emulator, and marks every line with a figure. It downloads nothing. "
+        "or a model it uses an emulator, and labels its figures. It downloads nothing. "
         "It unloads the model first, to show a cold start. On another machine it uses only a model "
         "that is not loaded.",
         ("host", "wait"),
@@ -185,7 +185,7 @@ def _run(given: argparse.Namespace, settings: Settings) -> bool:
             case "demo":
                 from pytest_ollama_warmup.cli.demo import show
 
-                return show(settings, model=given.model, emulator=given.emulator)
+                return show(settings, model=given.model, emulator=given.emulator).passed
             case command:
                 return commands.make_ready(command, settings, quiet=given.quiet, as_json=given.json)
     except BadSetting:

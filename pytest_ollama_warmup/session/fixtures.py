@@ -122,7 +122,7 @@ def ollama_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 
     It listens on a free port of 127.0.0.1. Until the test ends, OLLAMA_HOST and the variables of
     --ollama-export name it, and ollama.chat(), ollama_client and ollama_async_client talk to it.
-    The test needs no Ollama.
+    The test needs no Ollama::
 
         def test_my_client_retries(ollama_emulator):
             ollama_emulator.model("llama3.2:1b", load_s=2)

@@ -1,7 +1,9 @@
 """Provide the real parts of the live tests, once per machine: Ollama, llama-server, models.
 
 Run as ``python tests/live/provide.py [--gemma]``. The parts go to the user's cache directory, or
-to ``OLLAMA_WARMUP_CACHE`` if that is set. Takes 5 to 10 minutes the first time.
+to ``OLLAMA_WARMUP_CACHE`` if that is set. Takes 5 to 10 minutes the first time. With ``--demo``, as
+``tox -e demo`` runs it, ``ollama-warmup demo`` runs at once; if it had to use the emulator, a real
+Ollama is provided and the demo runs again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -251,12 +254,55 @@ def _make_gemma(scratch: Path, say: Say) -> str:
     return GEMMA
 
 
+def demo() -> int:
+    """Run ``ollama-warmup demo``, and again on a real Ollama if there was none before."""
+    # Imported here: the parts are provided without the plugin and its libraries.
+    from pytest_ollama_warmup.cli.demo import show
+    from pytest_ollama_warmup.cli.main import main as ollama_warmup
+    from pytest_ollama_warmup.config.settings import Settings, Sources
+    from pytest_ollama_warmup.errors import WarmupError
+    from tests.live.registry import Registry
+    from tests.live.server import RealServer
+
+    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_wait="2s"), patient=True))
+    try:
+        if settings.problem is not None:
+            raise settings.problem
+        shown = show(settings)
+    except WarmupError as exc:
+        print_now(f"ollama: {exc}")
+        return 1
+    if not (shown.passed and shown.emulated):
+        return 0 if shown.passed else 1
+    print_now(
+        "\n== Now the same on a real Ollama, which is built from source first."
+        "\n== The build takes 5 to 10 minutes, once. Ctrl-C stops it.\n"
+    )
+    try:
+        parts = provide()
+    except Missing as exc:
+        print_now(f"A real Ollama cannot be built here: {exc}")
+        return 0
+    with RealServer(parts.ollama) as server, Registry(parts.models) as registry:
+        pulled = registry.name("completion")
+        server.pull(pulled)
+        server.post("/api/copy", {"source": pulled, "destination": "toy:latest"})
+        server.delete(pulled)
+        return ollama_warmup(["demo", "--host", server.url])
+
+
 def main() -> int:
-    """Provide the parts and print where they are."""
+    """Provide the parts and print where they are, or show the demo."""
     parser = argparse.ArgumentParser(description="Provide the real parts of the live tests.")
     parser.add_argument("--gemma", action="store_true", help="Also provide Gemma 3 270M (253 MB)")
+    parser.add_argument("--demo", action="store_true", help="Run the demo, if need be on these")
+    given = parser.parse_args()
     try:
-        parts = provide(gemma=parser.parse_args().gemma)
+        if given.demo:
+            return demo()
+        parts = provide(gemma=given.gemma)
+    except KeyboardInterrupt:
+        return 130
     except Missing as exc:
         print_now(exc)
         return 1

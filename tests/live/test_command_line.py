@@ -84,7 +84,8 @@ def test_the_demo_shows_the_real_thing(
     assert (0, "") == (run.ret, run.err), run.out
     assert "emulator" not in run.out
     assert run.lines[0].endswith(f" at {server.url} (from OLLAMA_HOST).")
-    assert run.lines[1].startswith(f"[toy model] Model: {CHAT} (")
+    assert run.lines[1].startswith(f"Model: {CHAT} (")
+    assert "-- with the plugin, cold (toy model)" in run.lines
     assert [] == list(Path.cwd().iterdir())
     assert re.search("✓ llama3.2:1b   (already )?loaded", run.out)
     assert (
