@@ -1036,22 +1036,27 @@ def test_v1_has_the_servers_options_and_ignores_others(api: Api, world: World) -
 # --- what dies
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_runner_that_dies_ends_the_answer_and_stays_listed(
-    api: Api, world: World, stream: bool
-) -> None:
+def test_a_runner_that_dies_ends_the_answer_and_stays_listed(api: Api, world: World) -> None:
     api.load("endless")
     before = world.loads()
-    answer = api.later("/api/generate", model="endless", prompt="Hi", stream=stream)
+    answer = api.later("/api/generate", model="endless", prompt="Hi", stream=False)
     time.sleep(0.3)
     world.kill_runner("endless")
     ended = answer.result()
-    if stream:
-        first, *_, last = lines_of(ended)
-        assert (200, "response") == (ended.status_code, [*first][2])
-        assert {"error": RUNNER_DIED} == last
-    else:
-        assert (500, {"error": RUNNER_DIED}) == (ended.status_code, ended.json())
+    assert (500, {"error": RUNNER_DIED}) == (ended.status_code, ended.json())
+    assert (["endless:latest"], before) == (api.resident(), world.loads())
+    api.load("endless")
+    assert 1 == world.loads() - before
+
+
+def test_a_runner_that_dies_ends_the_stream_and_stays_listed(api: Api, world: World) -> None:
+    api.load("endless")
+    before = world.loads()
+    with api.stream("/api/generate", model="endless", prompt="Hi") as parts:
+        assert "response" == [*next(parts)][2]
+        world.kill_runner("endless")
+        *_, last = parts
+    assert {"error": RUNNER_DIED} == last
     assert (["endless:latest"], before) == (api.resident(), world.loads())
     api.load("endless")
     assert 1 == world.loads() - before
@@ -1059,21 +1064,25 @@ def test_a_runner_that_dies_ends_the_answer_and_stays_listed(
 
 def test_a_runner_that_dies_ends_an_answer_of_v1(api: Api, world: World) -> None:
     api.load("endless")
-    asked: Body = {"model": "endless", "messages": HELLO}
-    for stream in (False, True):
-        answer = api.later(CHAT, stream=stream, **asked)
-        time.sleep(0.3)
+    answer = api.later(CHAT, model="endless", messages=HELLO, stream=False)
+    time.sleep(0.3)
+    world.kill_runner("endless")
+    ended = answer.result()
+    error = {"message": RUNNER_DIED, "type": "api_error", "param": None, "code": None}
+    assert (500, {"error": error}) == (ended.status_code, ended.json())
+
+
+def test_a_runner_that_dies_ends_a_stream_of_v1(api: Api, world: World) -> None:
+    api.load("endless")
+    body = {"model": "endless", "messages": HELLO, "stream": True}
+    with api.http.stream("POST", CHAT, json=body) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
         world.kill_runner("endless")
-        ended = answer.result()
-        if stream:
-            # An empty one of no model is all that is told, and no [DONE] follows.
-            *_, last, rest = ended.text.split("\n\n")
-            chunk = json.loads(last.removeprefix("data: "))
-            assert ("", "", "") == (chunk["model"], chunk["choices"][0]["delta"]["content"], rest)
-        else:
-            error = {"message": RUNNER_DIED, "type": "api_error", "param": None, "code": None}
-            assert (500, {"error": error}) == (ended.status_code, ended.json())
-        api.load("endless")
+        *_, last = (line for line in lines if line)
+    # An empty one of no model is all that is told, and no [DONE] follows.
+    chunk = json.loads(last.removeprefix("data: "))
+    assert ("", "") == (chunk["model"], chunk["choices"][0]["delta"]["content"])
 
 
 def test_the_request_after_a_runner_died_loads_anew(api: Api, world: World) -> None:
