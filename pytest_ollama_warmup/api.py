@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.config.options import OPTIONS
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.session.leader import Leader
@@ -16,6 +16,7 @@ from pytest_ollama_warmup.warmup.plan import make_plan
 from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
 
 if TYPE_CHECKING:
+    from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.warmup.record import Record
 
 
@@ -56,7 +57,7 @@ def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: 
         flag=lambda option: f"preload({names.get(option.name, option.name)}=)",
         patient=True,
     )
-    read = Settings.read(sources)
+    read = read_settings(sources)
     if read.problem is not None:
         raise read.problem
     if text := readable_on_the_way([read.host], read.headers.value):

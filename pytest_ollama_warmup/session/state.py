@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.config.options import from_ini, read_host
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.ini import from_ini
+from pytest_ollama_warmup.config.options import read_host
+from pytest_ollama_warmup.config.settings import Settings
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.errors import BadSetting
 from pytest_ollama_warmup.text import Secret
 from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
@@ -161,7 +163,7 @@ def settings_of(config: pytest.Config, options: object | None = None) -> Setting
             place=os.environ.pop(PLACE, ""),
         )
         try:
-            config.stash[SETTINGS] = Settings.read(sources)
+            config.stash[SETTINGS] = read_settings(sources)
         except BadSetting as exc:
             raise pytest.UsageError(str(exc)) from None
     return config.stash[SETTINGS]

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from pytest_ollama_warmup.cli import demo
 from pytest_ollama_warmup.cli.main import FAILED, INTERRUPTED, READY
 from pytest_ollama_warmup.cli.main import main as ollama_warmup
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.errors import WarmupError
 from tests.live.provide import Missing, print_now, provide
 from tests.live.registry import Registry
@@ -27,7 +27,7 @@ TOY = "toy:latest"
 
 def main() -> int:
     """Run the demo, if need be a second time; the exit code is 0 if all tests passed."""
-    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_wait="2s"), patient=True))
+    settings = read_settings(Sources(SimpleNamespace(ollama_warmup_wait="2s"), patient=True))
     if settings.problem is not None:
         raise settings.problem
     with ExitStack() as stack:

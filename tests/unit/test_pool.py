@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.config.settings import Place, Settings, Sources
+from pytest_ollama_warmup.config.settings import Place
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.session.hosts import Site, ask, moved, share_out
 
@@ -64,7 +65,7 @@ def test_what_is_no_place_is_none(text: str) -> None:
 def test_whatever_goes_wrong_in_a_thread_is_an_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
+    settings = read_settings(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
     site = Site(settings, tmp_path, Screen(lambda line, **colours: None))
     monkeypatch.setattr(site, "reach", lambda: 1 / 0)
     found = ask([site], print, all_of_them=True)["http://a:11434"]
