@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_ollama_warmup.config.options import OPTIONS
 from pytest_ollama_warmup.config.spec import KEYS
-from pytest_ollama_warmup.session.marks import MARK
+from pytest_ollama_warmup.session.mark_names import MARK
 from tests.conftest import LLAMA, Suite
 
 TOP = Path(__file__).parents[1]

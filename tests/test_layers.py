@@ -37,6 +37,33 @@ LAYERS = (
     "cli",
     "top",
 )
+# Lines; what is longer has more than one subject.
+MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 300, 45
+# What is longer as yet, and has to become shorter.
+TOO_LONG = {
+    "cli/demo.py",
+    "cli/demo.py:_run",
+    "cli/demo.py:run_on",
+    "session/run.py",
+    "session/run.py:Run",
+    "session/run.py:bring",
+    "session/steps.py",
+    "session/steps.py:Controller",
+}
+# Modules that import each other, and have to stop.
+CIRCLES = {"emulator/http", "emulator/native", "emulator/openai", "emulator/server"}
+# All of ours that a run imports which asks for nothing and needs no model.
+OF_EVERY_RUN = {
+    "",
+    ".config",
+    ".config.options",
+    ".plugin",
+    ".session",
+    ".session.fixtures",
+    ".session.hookspecs",
+    ".session.mark_names",
+    ".session.state",
+}
 COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
 # Each library has one module that imports it.
 IMPORTERS = {
@@ -59,17 +86,20 @@ def layer_of(module: str) -> str:
     return parts[0] if parts[0] in LAYERS else "top"
 
 
-def imported_by(source: str) -> Iterator[str]:
-    """All that *source* imports, in functions and under TYPE_CHECKING too."""
+def imported_by(source: str, *, members: bool = False) -> Iterator[str]:
+    """All that *source* imports, in functions and under TYPE_CHECKING too.
+
+    With *members* also what it imports from a module, which may be a module too.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert 0 == node.level, "imports name the package"
             module = str(node.module)
-            if module == PACKAGE:
+            if members or module == PACKAGE:
                 yield from (f"{module}.{name.name}" for name in node.names)
-            else:
+            if module != PACKAGE:
                 yield module
 
 
@@ -121,6 +151,79 @@ def test_an_import_that_points_up_is_found_wherever_it_stands(line: str) -> None
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
     assert [] == upward(module, (ROOT / module).read_text("utf-8"))
+
+
+def too_long(module: str, source: str) -> set[str]:
+    """What of a module has too many lines: itself, or a class or function in it."""
+    found = {module} if len(source.splitlines()) > MODULE_LINES else set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            most = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
+            if int(node.end_lineno or 0) - node.lineno + 1 > most:
+                found.add(f"{module}:{node.name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("pass\n" * 400, set()),
+        ("pass\n" * 401, {"a.py"}),
+        ("def f():\n" + "    pass\n" * 44, set()),
+        ("def f():\n" + "    pass\n" * 45, {"a.py:f"}),
+        ("class A:\n" + "    x = 1\n" * 299, set()),
+        ("class A:\n" + "    x = 1\n" * 300, {"a.py:A"}),
+        ("class A:\n    async def f(self):\n" + "        pass\n" * 45, {"a.py:f"}),
+    ],
+)
+def test_lines_are_counted(source: str, found: set[str]) -> None:
+    assert found == too_long("a.py", source)
+
+
+def test_no_module_class_or_function_is_too_long() -> None:
+    # Equal: what has become shorter must go from the list.
+    found = [too_long(module, (ROOT / module).read_text("utf-8")) for module in MODULES]
+    assert TOO_LONG == set().union(*found)
+
+
+def in_circles(imports: dict[str, set[str]]) -> set[str]:
+    """Which modules import themselves by way of others, here or under TYPE_CHECKING."""
+
+    def reached(module: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*imports[module]]
+        while ahead:
+            if (one := ahead.pop()) not in seen:
+                seen.add(one)
+                ahead += imports.get(one, ())
+        return seen
+
+    return {module for module in imports if module in reached(module)}
+
+
+@pytest.mark.parametrize(
+    ("imports", "found"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, set()),
+        ({"a": {"b"}, "b": {"a"}}, {"a", "b"}),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, {"b", "c"}),
+    ],
+)
+def test_a_circle_is_found(imports: dict[str, set[str]], found: set[str]) -> None:
+    assert found == in_circles(imports)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {module.removesuffix(".py").removesuffix("/__init__") for module in MODULES}
+    imports = {}
+    for module in MODULES:
+        own = module.removesuffix(".py").removesuffix("/__init__")
+        ours = {
+            name.removeprefix(f"{PACKAGE}.").replace(".", "/")
+            for name in imported_by((ROOT / module).read_text("utf-8"), members=True)
+        }
+        imports[own] = (ours & names) - {own}
+    assert CIRCLES == in_circles(imports)
 
 
 def test_every_room_has_modules() -> None:
@@ -190,6 +293,15 @@ def test_a_run_that_needs_nothing_imports_no_library(
         imported = (tmp_path / role).read_text("utf-8").split()
         assert f"{PACKAGE}.plugin" in imported
         assert set() == (COSTLY - {"xdist"}) & set(imported)
+
+
+def test_a_run_that_needs_nothing_imports_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST, "utf-8")
+    (tmp_path / "test_it.py").write_text("def test_a(tmp_path):\n    pass\n", "utf-8")
+    run_python(tmp_path, "-m", "pytest", "-p", "ollama_warmup")
+    imported = (tmp_path / "main").read_text("utf-8").split()
+    ours = {one.removeprefix(PACKAGE) for one in imported if one.startswith(PACKAGE)}
+    assert OF_EVERY_RUN == ours
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.requires_model"], ids=["unmarked", "marked"])

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.session.state import settings_of
-from pytest_ollama_warmup.text import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +28,8 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
     A suite may define its own, of session scope, to give some of its tests another server: their
     models are brought to it when the first of them runs.
     """
+    from pytest_ollama_warmup.errors import BadHost
+
     settings = settings_of(pytestconfig)
     if isinstance(settings.problem, BadHost):
         # Not the usual address in place of it.
@@ -40,6 +40,8 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def ollama_openai_base_url(ollama_host: str) -> str:
     """Base URL for OpenAI clients: the server's /v1."""
+    from pytest_ollama_warmup.text import Address
+
     url = f"{ollama_host}/v1"
     return Address(url) if isinstance(ollama_host, Address) else url
 

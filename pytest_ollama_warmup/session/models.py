@@ -11,7 +11,8 @@ from pytest_ollama_warmup.config.options import read_host
 from pytest_ollama_warmup.config.spec import parse_specs
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.ollama.names import closest
-from pytest_ollama_warmup.session.marks import parameter_of, want_of
+from pytest_ollama_warmup.session.marks import want_of, wants_of
+from pytest_ollama_warmup.session.parameters import parameter_of
 from pytest_ollama_warmup.session.replays import is_replayed, needs_no_server_now
 from pytest_ollama_warmup.session.runtest import NOT_READY, enforce, watch
 from pytest_ollama_warmup.session.state import is_looking, run_of, settings_of, warn_unencrypted
@@ -67,7 +68,9 @@ class Models:
             raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, run.settings.listed)
-        if not self._look_up or needs_no_server_now(self._session):
+        if not self._look_up or needs_no_server_now(
+            self._session.config, lambda: bool(wants_of(self._session.items))
+        ):
             return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         verdict = run.verdict(want)
         if verdict is not None:

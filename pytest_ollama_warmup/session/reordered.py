@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.session import notes
-from pytest_ollama_warmup.session.ordering import DEPENDING
 from pytest_ollama_warmup.session.state import folder_of, settings_of, worker_input
 from pytest_ollama_warmup.text import clean, count
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+# Marks of pytest-dependency, pytest-depends, and pytest's own recipe for steps.
+DEPENDING = ("dependency", "depends", "incremental")
 # "test_report depends on test_judge", as pytest-dependency says it.
 _DEPENDS = re.compile(r"\bdepends on (\S.*)")
 

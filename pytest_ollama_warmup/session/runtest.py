@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
-from pytest_ollama_warmup.session.marks import ELSEWHERE_FIXTURE, want_of
+from pytest_ollama_warmup.session.mark_names import ELSEWHERE_FIXTURE
+from pytest_ollama_warmup.session.marks import want_of
 from pytest_ollama_warmup.session.state import (
+    AT_START,
     NEEDED,
     OllamaWarmupWarning,
-    address_differs,
     is_worker,
     run_of,
     settings_of,
@@ -198,7 +200,7 @@ class _Watch:
             set_up(item, passed=True)
         if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
             return
-        if _MOVED not in item.config.stash and (text := address_differs(item.config)):
+        if _MOVED not in item.config.stash and (text := _address_differs(item.config)):
             with suppress(Exception):
                 if want_of(item) is not None:
                     item.config.stash[_MOVED] = True
@@ -276,3 +278,22 @@ def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
         del report.wasxfail
         report.outcome = "failed"
         report.longrepr = verdict.message
+
+
+def _address_differs(config: pytest.Config) -> str:
+    """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
+    now = os.environ.get("OLLAMA_HOST")
+    # Asked in each test: nothing is read or imported where nothing has changed.
+    if now == config.stash.get(AT_START, now):
+        return ""
+    from pytest_ollama_warmup.ollama.host import names, shown_without_login
+
+    host = settings_of(config).host
+    if names(now, host):
+        return ""
+    return (
+        f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
+        f"prepared at "
+        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
+        "fixture ollama_host of its own"
+    )

@@ -1,4 +1,7 @@
-"""Which process of a run this is, and where it keeps its state."""
+"""Which process of a run this is, what it is asked for, and where it keeps its state.
+
+Part of every pytest run: what a run needs that is asked for something is imported in functions.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.config.ini import from_ini
-from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.settings import Settings
-from pytest_ollama_warmup.config.sources import Sources, read_settings
-from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.text import Secret
-from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
+from pytest_ollama_warmup.config.options import OPTIONS, read_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.session.run import Run
 
-SETTINGS = pytest.StashKey[Settings]()
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 RUN = pytest.StashKey["Run"]()
 # The load that was asked for before conftests were imported, by the key of its model.
 EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
@@ -36,8 +34,12 @@ EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 MANAGED: pytest.StashKey[ManagedServer] = pytest.StashKey()
 # Set where a selected test needs Ollama: the hooks of each test look no further without it.
 NEEDED = pytest.StashKey[bool]()
-# What OLLAMA_HOST held before conftests were imported, after the plugin has set it.
-_AT_START: pytest.StashKey[str | None] = pytest.StashKey()
+# Whether the run is asked for something, by the command line, the environment or a file.
+_ASKED = pytest.StashKey[bool]()
+# The environment before conftests were imported: what they set is no setting of the user's.
+_ENVIRON: pytest.StashKey[Mapping[str, str]] = pytest.StashKey()
+# What OLLAMA_HOST held then, after the plugin has set it.
+AT_START: pytest.StashKey[str | None] = pytest.StashKey()
 # What OLLAMA_HOST held before the plugin set it.
 _OLLAMA_HOST = pytest.StashKey["str | None"]()
 _FOLDER = pytest.StashKey[Path]()
@@ -118,21 +120,11 @@ def number_of_workers(config: pytest.Config) -> int:
     """Return how many workers pytest-xdist starts; 0 where tests run in this process."""
     if not is_distributing(config):
         return 0
-    return _count(config.getoption("tx"))
+    return count_workers(config.getoption("tx"))
 
 
-def workers_to_come(options: Any) -> int:
-    """Return what ``number_of_workers`` will say, by the *options* of the command line so far."""
-    number = getattr(options, "numprocesses", None)
-    if number in ("auto", "logical"):
-        # A suite's own hook may find another number later; no more than so many tests run at once.
-        number = os.cpu_count() or 1
-        most: int | None = getattr(options, "maxprocesses", None)
-        return min(number, most) if most else number
-    return number if isinstance(number, int) else _count(getattr(options, "tx", []))
-
-
-def _count(specs: list[str]) -> int:
+def count_workers(specs: list[str]) -> int:
+    """Return how many workers pytest-xdist's ``--tx`` asks for."""
     numbers = (re.match(r"(\d+)\*", text) for text in specs)
     return sum(int(found[1]) if found else 1 for found in numbers)
 
@@ -145,19 +137,62 @@ def is_looking(config: pytest.Config, options: object | None = None) -> bool:
     return any(getattr(options or config.option, name, False) for name in _LOOKING)
 
 
-def settings_of(config: pytest.Config, options: object | None = None) -> Settings:
-    """Return the run's settings, read once.
+def begin(config: pytest.Config) -> bool:
+    """Return whether the run is asked for something, before conftests are imported.
 
-    *options* is the namespace to read where ``config.option`` is not final yet.
+    If it is not, its settings are read by the first test that needs them, as they are now.
+    """
+    config.stash[_ENVIRON] = dict(os.environ)
+    note_address(config)
+    return is_asked(config)
+
+
+def is_asked(config: pytest.Config) -> bool:
+    """Whether an option, a key of a file or the environment asks the plugin for something.
+
+    OLLAMA_HOST does not: it says where the server is of those who need one.
+    """
+    if _ASKED not in config.stash:
+        listed, options = os.environ.get("OLLAMA_PRELOAD_MODELS"), _options(config)
+        config.stash[_ASKED] = bool(
+            (listed and listed.strip())
+            or PLACE in os.environ
+            or any(getattr(options, one.dest, None) is not None for one in OPTIONS)
+            or any(_is_in_file(config, one.ini) for one in OPTIONS)
+        )
+    return config.stash[_ASKED]
+
+
+def _is_in_file(config: pytest.Config, key: str) -> bool:
+    try:
+        return config.getini(key) is not None
+    # Of another type than it should be.
+    except (pytest.UsageError, ValueError, TypeError):
+        return True
+
+
+def _options(config: pytest.Config) -> object:
+    # Those of before conftests, which may change the others. There are none where a conftest names
+    # the plugin.
+    return config.known_args_namespace if _ENVIRON in config.stash else config.option
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """Return the run's settings, read once.
 
     Raises:
         pytest.UsageError: a value cannot be used; names it, its source and what is allowed.
     """
-    # Once, early: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
+    # Once: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
     if SETTINGS not in config.stash:
-        given = options or config.option
+        from pytest_ollama_warmup.config.ini import from_ini
+        from pytest_ollama_warmup.config.sources import Sources, read_settings
+        from pytest_ollama_warmup.errors import BadSetting
+
+        given = _options(config)
         sources = Sources(
             given,
+            config.stash.get(_ENVIRON, os.environ),
             ini=lambda option: from_ini(config, given, option),
             # Not for the runs inside of tests, which inherit the rest.
             place=os.environ.pop(PLACE, ""),
@@ -197,9 +232,23 @@ def set_exports(config: pytest.Config) -> None:
         set_environment(config, export.name, export.value(settings.host))
 
 
+def set_up_environment(config: pytest.Config) -> None:
+    """Set OLLAMA_HOST and what else is to hold the server's address, before conftests read it."""
+    from pytest_ollama_warmup.config.settings import OWN_SERVER
+
+    settings = settings_of(config)
+    # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
+    if settings.chooses_host:
+        set_ollama_host(config)
+        if settings.serve.value:
+            set_environment(config, OWN_SERVER, settings.host.url)
+    set_exports(config)
+    note_address(config)
+
+
 def note_address(config: pytest.Config) -> None:
     """Remember OLLAMA_HOST, so that it is seen when a conftest or a plugin sets it later."""
-    config.stash[_AT_START] = os.environ.get("OLLAMA_HOST")
+    config.stash[AT_START] = os.environ.get("OLLAMA_HOST")
 
 
 def read_address_again(config: pytest.Config) -> None:
@@ -207,8 +256,11 @@ def read_address_again(config: pytest.Config) -> None:
 
     What is given closer to the run goes before it, as ever: the command line, a server of its own.
     """
-    settings, now = settings_of(config), os.environ.get("OLLAMA_HOST")
-    if _AT_START not in config.stash or now == config.stash[_AT_START]:
+    now = os.environ.get("OLLAMA_HOST")
+    if AT_START not in config.stash or now == config.stash[AT_START]:
+        return
+    settings = settings_of(config)
+    if settings.off:
         return
     if settings.given_host.given_by == "option" or settings.serve.value or settings.served:
         return
@@ -216,25 +268,6 @@ def read_address_again(config: pytest.Config) -> None:
         config.stash[SETTINGS] = settings = settings.at_address(str(now), SET_LATE)
         if settings.problem is None:
             set_exports(config)
-
-
-def address_differs(config: pytest.Config) -> str:
-    """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
-    now = os.environ.get("OLLAMA_HOST")
-    # Asked in each test: nothing is read or imported where nothing has changed.
-    if now == config.stash.get(_AT_START, now):
-        return ""
-    from pytest_ollama_warmup.ollama.host import names, shown_without_login
-
-    host = settings_of(config).host
-    if names(now, host):
-        return ""
-    return (
-        f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
-        f"prepared at "
-        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
-        "fixture ollama_host of its own"
-    )
 
 
 def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str | None:
@@ -258,6 +291,8 @@ def folder_of(config: pytest.Config) -> Path:
     if _FOLDER not in config.stash:
         given = _given_folder(config)
         if given is None or not given.is_dir():
+            from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
+
             folder = make_run_folder()
             config.add_cleanup(lambda: remove(folder))
         else:
@@ -311,6 +346,8 @@ def adopt_host(config: pytest.Config) -> None:
     """Take over what the controller wrote by ``write_host`` or ``write_places``, if anything."""
     written, settings = _written(config), settings_of(config)
     if "url" in written:
+        from pytest_ollama_warmup.text import Secret
+
         host = read_host(written["url"], written["source"])
         _adopt(config, settings.on(host._replace(login=Secret(written.get("login", "")))))
     elif "places" in written and settings.number is not None:

@@ -110,17 +110,15 @@ def pull(
         except (_Stalled, ApiError, ServerUnreachable) as exc:
             why, cause = _reason(exc, terms)
             damaged += cause == "damaged download"
-            if cause == "unknown model":
-                raise UnknownModel(name, origin, why) from exc
             if not _may_pass(exc, cause, came=progress.completed > 0, damaged=damaged):
-                raise PullFailed(name, origin, why, _advice(name, cause), cause) from exc
+                raise _failed(name, origin, why, cause) from exc
         if progress.completed > before:
             fruitless = 0
         elif resumed:
             fruitless += 1
         if fruitless == RESUMPTIONS:
-            words = f"{why}, also after {count(RESUMPTIONS, 'resumption')}"
-            raise PullFailed(name, origin, words, _advice(name, cause), cause)
+            why += f", also after {count(RESUMPTIONS, 'resumption')}"
+            raise _failed(name, origin, why, cause)
         resumed += 1
         if progress.total:
             why += f" at {progress}"
@@ -190,6 +188,8 @@ def _may_pass(exc: Exception, cause: Cause, *, came: bool, damaged: int) -> bool
     if cause == "damaged download":
         # The server has thrown the part away, and downloads it again.
         return damaged < 2
+    if cause == "unknown model":
+        return False
     if isinstance(exc, ApiError) and (exc.status == 429 or exc.status >= 500):
         return True
     # A registry that was there a moment ago comes back.
@@ -228,6 +228,12 @@ _ADVICE: dict[Cause, str] = {
     "invalid name": "Names are [HOST/][NAMESPACE/]MODEL[:TAG].",
     "server silent": f"Is the server still running? {RUN_AGAIN}",
 }
+
+
+def _failed(name: str, origin: str, why: str, cause: Cause) -> UnknownModel | PullFailed:
+    if cause == "unknown model":
+        return UnknownModel(name, origin, why)
+    return PullFailed(name, origin, why, _advice(name, cause), cause)
 
 
 def _advice(name: str, cause: Cause) -> str:
