@@ -1,13 +1,13 @@
-"""Bring models without pytest: for scripts, and for the command line."""
+"""Pull and load models without pytest: for scripts, and for the command line."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pytest_ollama_warmup.config.options import OPTIONS
+from pytest_ollama_warmup.config.options import PREFIX
 from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.report.progress import Screen
@@ -20,49 +20,65 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.record import Record
 
 
-def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: object) -> Record:
-    """Pull what is missing of *specs* and load all of it; return what happened.
+def preload(
+    specs: str | Iterable[str],
+    *,
+    host: str | None = None,
+    alias: str | Iterable[str] | None = None,
+    header: str | Iterable[str] | None = None,
+    pull: Literal["auto", "missing", "always", "never"] | None = None,
+    warm: Literal["auto", "prompt", "load", "off"] | None = None,
+    keep_alive: str | float | None = None,
+    wait: str | float | None = None,
+    stall: str | float | None = None,
+    load_timeout: str | float | None = None,
+) -> Record:
+    """Pull the models of *specs* that are missing, load all of them, and return what happened.
 
-    *specs* are written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``. *host* is
-    the address of the server, else OLLAMA_HOST says it. *settings* are options without their
-    ``--ollama-``: ``pull="always"``, ``warm="load"``, ``keep_alive="-1"``, ``wait=120`` (seconds),
-    ``alias=["chat=llama3.2:1b"]``, ``header=["X-API-Key: $GATEWAY_KEY"]``, ``stall``,
-    ``load_timeout``.
+    *specs* are as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``, or a list. The
+    other arguments are the options of the same names: ``pull="always"``, ``keep_alive=-1``,
+    ``wait=120`` (seconds), ``alias="chat=llama3.2:1b"``, ``header=["X-API-Key: $GATEWAY_KEY"]``.
 
     A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
     its ``model`` and ``error``; ``outcomes`` has all of them. Nothing is printed.
 
     Raises:
-        BadSetting: also a ValueError; a value cannot be used, names it and what is allowed.
-        TypeError: there is no such setting.
+        BadSetting: a value cannot be used; names it and what is allowed. Also a ValueError.
     """
     if not isinstance(specs, Iterable):
         raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
-    rows = {option.name: option for option in OPTIONS if not option.pytest_only}
-    if unknown := [name for name in settings if name not in rows]:
-        known = ", ".join(name for name in rows if name != "host")
-        raise TypeError(f"preload() has no setting {unknown[0]!r}; there are host, {known}")
-    given = {rows[name].dest: value for name, value in settings.items() if value is not None}
-    for name in ("alias", "header"):
-        if isinstance(given.get(rows[name].dest), str):
-            given[rows[name].dest] = [given[rows[name].dest]]
-    if host is not None:
-        given[rows["host"].dest] = host
-    options = SimpleNamespace(
-        **given, ollama_warmup_preload=[specs] if isinstance(specs, str) else list(specs)
+    settings = _read(
+        preload=_listed(specs),
+        host=host,
+        alias=None if alias is None else _listed(alias),
+        header=None if header is None else _listed(header),
+        pull=pull,
+        warm=warm,
+        keep_alive=keep_alive,
+        wait=wait,
+        stall=stall,
+        load_timeout=load_timeout,
     )
+    if text := readable_on_the_way([settings.host], settings.headers.value):
+        warnings.warn(text, stacklevel=2)
+    return bring_listed(settings, Screen(lambda line, **colours: None))
+
+
+def _read(**given: object) -> Settings:
     names = {"preload": "specs"}
     sources = Sources(
-        options,
+        SimpleNamespace(**{f"{PREFIX}{name}": value for name, value in given.items()}),
         flag=lambda option: f"preload({names.get(option.name, option.name)}=)",
         patient=True,
     )
-    read = read_settings(sources)
-    if read.problem is not None:
-        raise read.problem
-    if text := readable_on_the_way([read.host], read.headers.value):
-        warnings.warn(text, stacklevel=2)
-    return bring_listed(read, Screen(lambda line, **colours: None))
+    settings = read_settings(sources)
+    if settings.problem is not None:
+        raise settings.problem
+    return settings
+
+
+def _listed(texts: str | Iterable[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def bring_listed(settings: Settings, screen: Screen) -> Record:

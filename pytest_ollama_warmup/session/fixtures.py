@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import ollama
 
-    from pytest_ollama_warmup.session.models import Models
+    from pytest_ollama_warmup.session.models import OllamaModels
 
 _ENDING = {"Connection": "close"}
 
@@ -66,11 +66,11 @@ def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
+def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> OllamaModels:
     """Models by alias, name or spec: ollama_models["chat"].name; looking one up makes it ready."""
-    from pytest_ollama_warmup.session.models import Models
+    from pytest_ollama_warmup.session.models import OllamaModels
 
-    return Models(request.session, ollama_host)
+    return OllamaModels(request.session, ollama_host)
 
 
 @pytest.fixture(scope="session")

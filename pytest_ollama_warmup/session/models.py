@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.session.run import Run
 
 
-class Model:
+class OllamaModel:
     """A model that is ready."""
 
     def __init__(self, spec: ModelSpec, outcome: Outcome) -> None:
@@ -38,10 +38,10 @@ class Model:
         self.capabilities = outcome.capabilities
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}>"
+        return f"<OllamaModel {self.name}>"
 
 
-class Models:
+class OllamaModels:
     """The run's models; iterates over what the listed ones are called: alias, else name."""
 
     def __init__(self, session: pytest.Session, url: str) -> None:
@@ -52,7 +52,7 @@ class Models:
             # Also asked for at run time, by a test that nothing told us of.
             watch(session.config)
 
-    def __getitem__(self, key: str) -> Model:
+    def __getitem__(self, key: str) -> OllamaModel:
         """Return the model that *key* names (alias, name or spec), ready for use.
 
         A model that cannot be had skips or fails the test, as --ollama-on-unavailable says.
@@ -71,14 +71,14 @@ class Models:
         if not self._look_up or needs_no_server_now(
             self._session.config, lambda: bool(wants_of(self._session.items))
         ):
-            return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
+            return OllamaModel(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         verdict = run.verdict(want)
         if verdict is not None:
             enforce(verdict, self._session)
-        return Model(spec, run.look_up(spec))
+        return OllamaModel(spec, run.look_up(spec))
 
     @property
-    def default(self) -> Model:
+    def default(self) -> OllamaModel:
         """The only listed model, or the first one, ready for use; for fixtures of a wide scope.
 
         It skips or fails the test like ``ollama_models[...]``, and fails it where none is listed.
@@ -138,7 +138,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
     if problem:
         pytest.fail(problem, pytrace=False)
     if not seen and not is_replayed(request.node, request.node.iter_markers()):
-        Models(request.session, url)[str(spec)]
+        OllamaModels(request.session, url)[str(spec)]
     return spec
 
 
