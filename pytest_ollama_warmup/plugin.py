@@ -130,7 +130,10 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
             note_host_hooks(session.config)
         read_address_again(session.config)
     if _prepares(session.config) and _is_up_front(session.config):
-        _controller_of(session.config).session_start()
+        from pytest_ollama_warmup.session.live_log import showing_log
+
+        with showing_log(session.config):
+            _controller_of(session.config).session_start()
     return (yield)
 
 
@@ -242,7 +245,10 @@ def _leaves(config: pytest.Config) -> bool:
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
     if _prepares(config) and (wants or _is_up_front(config)):
-        _controller_of(config).before_tests(wants, selected)
+        from pytest_ollama_warmup.session.live_log import showing_log
+
+        with showing_log(config):
+            _controller_of(config).before_tests(wants, selected)
 
 
 def _controller_of(config: pytest.Config) -> Controller:

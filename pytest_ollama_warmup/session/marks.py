@@ -6,11 +6,11 @@ the longer name is always ours, the short one where nobody else has it.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.session.definitions import is_elsewhere, our_fixtures
 from pytest_ollama_warmup.session.mark_arguments import Arguments, read_mark, united
 from pytest_ollama_warmup.session.mark_names import (
@@ -211,9 +211,11 @@ def _holds(mark: pytest.Mark, item: pytest.Item, *, without: bool = False) -> bo
 def _is_true(condition: object, mark: pytest.Mark, item: pytest.Item) -> bool:
     if not isinstance(condition, str):
         return bool(condition)
-    # A text is evaluated by pytest itself, at set-up; where that fails, it is pytest that says so.
-    with suppress(Exception, pytest.fail.Exception):
+    try:
         from _pytest.skipping import evaluate_condition
 
         return evaluate_condition(item, mark, condition)[0]
-    return False
+    # A text is evaluated by pytest itself, at set-up; where that fails, it is pytest that says so.
+    except (Exception, pytest.fail.Exception):
+        LOG.debug("%s: the condition of its mark %s fails", item.nodeid, mark.name, exc_info=True)
+        return False
