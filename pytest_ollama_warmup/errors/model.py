@@ -30,6 +30,7 @@ _IN_WORDS: dict[Cause, str] = {
     "gateway": "a gateway answered",
     "runner lost": "the server went away",
     "server lost": "the server went away",
+    "server silent": "the server went away",
 }
 
 

@@ -253,9 +253,11 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
         if not spec.digest:
             # A model can be loaded by a server that is too slow, or not able, to list all it has.
             return None
-        words = exc.words if isinstance(exc, ApiError) else exc.why
+        words, cause = exc.words, exc.cause
+        if isinstance(exc, ServerUnreachable):
+            words, cause = exc.why, "server lost"
         advice = "Its digest is not known, and the pin cannot be checked."
-        raise LoadFailed(work.name, work.target.origin, words, advice, exc.cause) from exc
+        raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
     digest = stored.digest if stored else ""
     if not digest.startswith(spec.digest):
         raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
