@@ -226,6 +226,11 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert CIRCLES == in_circles(imports)
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_suppressed_without_a_trace(module: str) -> None:
+    assert "suppress(Exception" not in (ROOT / module).read_text("utf-8")
+
+
 def test_every_room_has_modules() -> None:
     assert set(LAYERS) == {layer_of(module) for module in MODULES}
 

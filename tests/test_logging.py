@@ -11,6 +11,7 @@ import pytest
 from pytest_ollama_warmup.errors import ServerError
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
+from pytest_ollama_warmup.ollama.logs import tolerating
 from pytest_ollama_warmup.ollama.plain import resident
 from tests.conftest import LLAMA, ONE_TEST
 
@@ -143,3 +144,16 @@ def test_a_look_without_httpx_is_logged_too(
 def test_a_long_body_is_cut(client: Client, log: pytest.LogCaptureFixture) -> None:
     client.show("m" * 70 + "/" + "n" * 70 + "/" + "o" * 70)
     assert 400 > len(lines(log)[0])
+
+
+def test_what_is_tolerated_leaves_its_traceback(log: pytest.LogCaptureFixture) -> None:
+    with tolerating("to look"):
+        raise OSError("not there")
+    with tolerating("to look"):
+        pass
+    (record,) = log.records
+    assert "to look failed" == record.getMessage()
+    assert record.exc_info is not None
+    assert "not there" == str(record.exc_info[1])
+    with pytest.raises(KeyboardInterrupt), tolerating("to look"):
+        raise KeyboardInterrupt

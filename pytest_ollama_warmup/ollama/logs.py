@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.text import clean, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 LOG = logging.getLogger("pytest_ollama_warmup")
 # Of a body: what a suite's own warm-up request holds may be an image.
@@ -34,3 +35,12 @@ def log_request(
         LOG.debug("%s %s: %s after %s", method, url, end, seconds(clock.monotonic() - begin))
 
     return log_end
+
+
+@contextmanager
+def tolerating(what: str) -> Iterator[None]:
+    """Go on where *what* fails, which the run does not depend on; the log has the traceback."""
+    try:
+        yield
+    except Exception:
+        LOG.debug("%s failed", what, exc_info=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_ollama_warmup.ollama.logs import LOG, tolerating
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
 from pytest_ollama_warmup.session.mark_names import ELSEWHERE_FIXTURE
 from pytest_ollama_warmup.session.marks import want_of
@@ -114,6 +115,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
     except Exception as exc:
         from pytest_ollama_warmup.warmup.plan import Verdict
 
+        LOG.debug("%s: what it needs cannot be read", item.nodeid, exc_info=True)
         return None, Verdict("fail", str(exc))
     # Where the suite gives it another server, a fixture of ours asks that one.
     return (None if want is None or want.elsewhere else want), None
@@ -201,7 +203,7 @@ class _Watch:
         if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
             return
         if _MOVED not in item.config.stash and (text := _address_differs(item.config)):
-            with suppress(Exception):
+            with tolerating("to compare OLLAMA_HOST"):
                 if want_of(item) is not None:
                     item.config.stash[_MOVED] = True
                     item.warn(OllamaWarmupWarning(text))
@@ -219,7 +221,7 @@ class _Watch:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if report.when == "setup" and _READY in item.stash:
-            with suppress(Exception):
+            with tolerating("to note how a set-up ended"):
                 _note_set_up(report, item, call)
         _mend(report, item)
         return report
