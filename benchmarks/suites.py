@@ -38,7 +38,7 @@ def stamp(name, value=None):
 import time
 import pytest
 import filelock, httpx
-import pytest_ollama_warmup.session.steps, pytest_ollama_warmup.ollama.client
+import pytest_ollama_warmup.session.session, pytest_ollama_warmup.ollama.client
 from stamp import stamp
 
 begin = 0.0
@@ -163,7 +163,7 @@ def test_nothing(number):
 import time
 import pytest
 import filelock, httpx
-import pytest_ollama_warmup.session.steps, pytest_ollama_warmup.ollama.client
+import pytest_ollama_warmup.session.session, pytest_ollama_warmup.ollama.client
 import pytest_ollama_warmup.session.ordering
 from stamp import stamp
 

@@ -11,13 +11,14 @@ from pytest_ollama_warmup.config.options import PREFIX
 from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.report.progress import Screen
-from pytest_ollama_warmup.session.leader import Leader
 from pytest_ollama_warmup.warmup.plan import make_plan
-from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
+from pytest_ollama_warmup.warmup.preloader import Preloader, Threads
+from pytest_ollama_warmup.warmup.record import Record
+from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+from pytest_ollama_warmup.warmup.warmer import Process, Warmers
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.warmup.record import Record
 
 
 def preload(
@@ -33,38 +34,42 @@ def preload(
     stall: str | float | None = None,
     load_timeout: str | float | None = None,
 ) -> Record:
-    """Pull the models of *specs* that are missing, load all of them, and return what happened.
+    """Pull the models that are missing, load all of them, and return what happened.
 
-    *specs* are as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``, or a list. The
-    other arguments are the options of the same names: ``pull="always"``, ``keep_alive=-1``,
-    ``wait=120`` (seconds), ``alias="chat=llama3.2:1b"``, ``header=["X-API-Key: $GATEWAY_KEY"]``.
+    A model that can't be made ready is no exception: the record's ``failed`` lists it. Nothing is
+    printed. What you leave out has the default of the option of the same name.
 
-    A model that cannot be made ready does not raise: ``preload(...).failed`` lists those, each with
-    its ``model`` and ``error``; ``outcomes`` has all of them. Nothing is printed.
+    Args:
+        specs: Models, written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``, or
+            a list of such texts.
+        host: Address of the server. Default: ``OLLAMA_HOST``, otherwise ``http://127.0.0.1:11434``.
+        alias: Your own names for models: ``"chat=llama3.2:1b"``, or a list.
+        header: Headers of each request: ``"X-API-Key: $GATEWAY_KEY"``, or a list.
+        pull: Which models to pull. ``auto`` means those that are missing.
+        warm: How to warm up the models; ``off`` only pulls them.
+        keep_alive: How long models stay loaded: seconds, ``"30m"``, or -1 for no limit.
+        wait: How long to wait for the server to answer: seconds, or ``"2m"``.
+        stall: How long a pull may receive no data before it is resumed.
+        load_timeout: How long a load may take.
 
     Raises:
-        BadSetting: a value cannot be used; names it and what is allowed. Also a ValueError.
+        BadSetting: A value can't be used. The message names it and what is allowed. Also a
+            ValueError.
     """
-    if not isinstance(specs, Iterable):
-        raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
-    settings = _read(
-        preload=_listed(specs),
-        host=host,
-        alias=None if alias is None else _listed(alias),
-        header=None if header is None else _listed(header),
-        pull=pull,
-        warm=warm,
-        keep_alive=keep_alive,
-        wait=wait,
-        stall=stall,
-        load_timeout=load_timeout,
-    )
+    # All parameters by name, and nothing else yet.
+    settings = _read(**locals())
     if text := readable_on_the_way([settings.host], settings.headers.value):
         warnings.warn(text, stacklevel=2)
     return bring_listed(settings, Screen(lambda line, **colours: None))
 
 
-def _read(**given: object) -> Settings:
+def _read(specs: object, **given: object) -> Settings:
+    if not isinstance(specs, Iterable):
+        raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
+    given |= {"preload": _listed(specs)}
+    for name in ("alias", "header"):
+        if isinstance(texts := given[name], Iterable):
+            given[name] = _listed(texts)
     names = {"preload": "specs"}
     sources = Sources(
         SimpleNamespace(**{f"{PREFIX}{name}": value for name, value in given.items()}),
@@ -77,7 +82,7 @@ def _read(**given: object) -> Settings:
     return settings
 
 
-def _listed(texts: str | Iterable[str]) -> list[str]:
+def _listed(texts: Iterable[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
@@ -86,18 +91,31 @@ def bring_listed(settings: Settings, screen: Screen) -> Record:
 
     Ctrl-C says what it interrupts, makes the server end that, and goes on as KeyboardInterrupt.
     """
-    targets = make_plan(settings.listed, (), up_front=True).targets
-    folder = make_run_folder()
-    leader = Leader(settings, folder, screen)
+    plan, record = make_plan(settings.listed, (), up_front=True), Record()
+    host = settings.host.url
+    targets = [target._replace(host=host) for target in plan.targets.values()]
+    directory = RunDirectory.make(settings.load_timeout.value + settings.wait.value)
+    process = Process(
+        say_waiting=lambda text: screen.say_once(text, least=-1), every_s=lambda: screen.every_s
+    )
+    warmers = Warmers(lambda: settings, directory, process)
+    warmer = warmers.own
+    preloader = Preloader(Threads(lambda target: warmer, in_turns=False), record)
+    screen.where = host.partition("://")[2]
     try:
-        leader.begin(targets.values())
-        leader.wait("done")
+        record.server = warmer.server()
+        if record.server.ready:
+            preloader.start(targets)
+            screen.follow(preloader.events("done"))
+        else:
+            for target in targets:
+                record.add(warmer.failed_like(record.server, target), target.id)
     except KeyboardInterrupt:
-        leader.say_interrupted()
+        screen.say_interrupted(settings.addresses)
         raise
     finally:
-        leader.close()
-        remove(folder)
+        warmers.close()
+        directory.remove()
     # In the order in which they are listed, not in which they came.
-    leader.record.models = {key: leader.record.models[key] for key in targets}
-    return leader.record
+    record.models = {target.id: record.models[target.id] for target in targets}
+    return record

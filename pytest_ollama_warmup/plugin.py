@@ -27,24 +27,26 @@ from pytest_ollama_warmup.session.mark_names import MARK_HELPS, concerns
 from pytest_ollama_warmup.session.state import (
     EARLY,
     NEEDED,
-    RUN,
     SETTINGS,
     begin,
+    has_other_address,
     has_outcomes,
     is_asked,
     is_distributing,
     is_looking,
     is_worker,
-    read_address_again,
-    set_up_environment,
     settings_of,
+    write_notes,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.session.steps import Controller
+    from pytest_ollama_warmup.session.session import WarmupSession
     from pytest_ollama_warmup.warmup.plan import Want
+
+# In the process that prepares models: the controller of xdist, or the only one.
+_SESSION = pytest.StashKey["WarmupSession"]()
 
 # pytest finds fixtures in the modules of its plugins.
 __all__ = [
@@ -72,6 +74,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     settings = settings_of(early_config)
     usable = not settings.off and settings.problem is None
     if usable:
+        from pytest_ollama_warmup.session.address import set_up_environment
+
         set_up_environment(early_config)
     # A worker, and a run inside a test, find what is listed ready.
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
@@ -115,7 +119,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
     if not _prepares(config):
         return header_lines(config, looking=True)
-    return header_lines(config, looking=False) + _controller_of(config).header_notes
+    return header_lines(config, looking=False) + _session_of(config).header_notes
 
 
 # Wrapping and first: a conftest's own hook must neither get in front nor silence this one, since
@@ -128,12 +132,15 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
             from pytest_ollama_warmup.session.user_hooks import note_host_hooks
 
             note_host_hooks(session.config)
-        read_address_again(session.config)
+        if has_other_address(session.config):
+            from pytest_ollama_warmup.session.address import read_address_again
+
+            read_address_again(session.config)
     if _prepares(session.config) and _is_up_front(session.config):
         from pytest_ollama_warmup.session.live_log import showing_log
 
         with showing_log(session.config):
-            _controller_of(session.config).session_start()
+            _session_of(session.config).start()
     return (yield)
 
 
@@ -179,8 +186,8 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             watch_unmarked(config)
         _prepare(config, wants, len(session.items))
     result = yield
-    if _prepares(config) and RUN in config.stash and settings_of(config).background.value:
-        _controller_of(config).after_tests()
+    if _SESSION in config.stash:
+        config.stash[_SESSION].after_tests()
     return result
 
 
@@ -210,10 +217,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
     if SETTINGS not in config.stash:
         return
-    if is_worker(config) and RUN in config.stash:
-        config.stash[RUN].write_notes()
+    if is_worker(config):
+        write_notes(config)
     elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
-        _controller_of(config).learn()
+        _session_of(config).learn()
     elif EARLY in config.stash:
         from pytest_ollama_warmup.session.cache import remember_run
 
@@ -223,7 +230,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
     if has_outcomes(config) and _prepares(config) and not config.option.no_summary:
-        _controller_of(config).summary()
+        _session_of(config).summarize()
 
 
 def _prepares(config: pytest.Config) -> bool:
@@ -240,7 +247,7 @@ def _is_up_front(config: pytest.Config) -> bool:
 
 
 def _leaves(config: pytest.Config) -> bool:
-    return RUN in config.stash and config.stash[RUN].leaves
+    return _SESSION in config.stash and config.stash[_SESSION].leaves_models
 
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
@@ -248,24 +255,13 @@ def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
         from pytest_ollama_warmup.session.live_log import showing_log
 
         with showing_log(config):
-            _controller_of(config).before_tests(wants, selected)
+            _session_of(config).before_tests(wants, selected)
 
 
-def _controller_of(config: pytest.Config) -> Controller:
-    from pytest_ollama_warmup.session.steps import Controller
+def _session_of(config: pytest.Config) -> WarmupSession:
+    if _SESSION not in config.stash:
+        from pytest_ollama_warmup.session.session import WarmupSession
 
-    run = config.stash.get(RUN, None)
-    if not isinstance(run, Controller):
-        run = config.stash[RUN] = _new_controller(config)
-        config.add_cleanup(run.close)
-    return run
-
-
-def _new_controller(config: pytest.Config) -> Controller:
-    if settings_of(config).background.value:
-        from pytest_ollama_warmup.session.background import Overlapping
-
-        return Overlapping(config)
-    from pytest_ollama_warmup.session.steps import Controller
-
-    return Controller(config)
+        session = config.stash[_SESSION] = WarmupSession(config)
+        config.add_cleanup(session.close)
+    return config.stash[_SESSION]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def front(
-    port: int, answer: Callable[[BaseHTTPRequestHandler, str], Answer | None]
+    port: int, answer: Callable[[BaseHTTPRequestHandler, str], Answer | None], prefix: str = ""
 ) -> Iterator[str]:
     """Pass on to *port* all to which *answer*, given a request and its path, returns None.
 
-    Yields the address, like ``127.0.0.1:1234``.
+    The *prefix* of a path is left out. Yields the address, like ``127.0.0.1:1234``.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -34,7 +34,7 @@ def front(
         def do_GET(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             # A proxy is asked for the whole URL.
-            path = urlsplit(self.path).path
+            path = urlsplit(self.path).path.removeprefix(prefix)
             status, kind, body = answer(self, path) or self.pass_on(path, sent)
             self.send_response(status)
             self.send_header("Content-Type", kind)

@@ -24,6 +24,7 @@ COMPOSE = EXAMPLES / "compose" / "compose.yaml"
 CURL = EXAMPLES / "compose" / "compose.curl.yaml"
 GITHUB = EXAMPLES / "ci" / "github-actions.yml"
 GITLAB = EXAMPLES / "ci" / "gitlab-ci.yml"
+JOBS = sorted((EXAMPLES / "ci").glob("*.yml"))
 
 # What stands in for the commands that install something: a line with what they were asked.
 RECORD = '#!/bin/sh\necho "${0##*/} $*" >> "$INSTALLED"\n'
@@ -33,6 +34,25 @@ PYTHON = '#!/bin/sh\ncase "$*" in "-m pip"*) echo "python $*" >> "$INSTALLED" ;;
 def read(path: Path) -> Any:
     """Return what is in a YAML file."""
     return yaml.safe_load(path.read_text("utf-8"))
+
+
+def steps_of(job: Path) -> list[str]:
+    """Return the scripts of a job in the order in which GitHub, GitLab, Azure or CircleCI run them.
+
+    What they fill in themselves is ``text``.
+    """
+    content = read(job)
+    if "workflows" in content:
+        steps = [step["run"] for step in content["jobs"]["tests"]["steps"] if "run" in step]
+        scripts = [step if isinstance(step, str) else step["command"] for step in steps]
+    elif "pool" in content:
+        scripts = [step["bash"] for step in content["steps"] if "bash" in step]
+    elif "jobs" in content:
+        scripts = [step["run"] for step in content["jobs"]["tests"]["steps"] if "run" in step]
+    else:
+        tests = content["tests"]
+        scripts = ["\n".join([*tests.get("before_script", ()), *tests["script"]])]
+    return [re.sub(r"\$\{\{.*?\}\}", "text", script) for script in scripts]
 
 
 @dataclass(frozen=True)

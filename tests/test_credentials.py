@@ -69,22 +69,22 @@ def locked(suite: Suite) -> Iterator[Gateway]:
 USES = """
     import asyncio, os, urllib.request
     import pytest
-    from pytest_ollama_warmup.session.state import folder_of
+    from pytest_ollama_warmup.session.state import directory_of
 
     def test_clients(ollama_client, ollama_async_client, ollama_model):
         assert ollama_client.generate(ollama_model, "Hello").response
         assert asyncio.run(ollama_async_client.generate(ollama_model, "Hello")).response
 
     def test_records(ollama_model, pytestconfig):
-        files = [one for one in folder_of(pytestconfig).rglob("*") if one.is_file()]
+        files = [one for one in directory_of(pytestconfig).path.rglob("*") if one.is_file()]
         assert files
         assert not [one for one in files if bytes.fromhex("73336372") in one.read_bytes()]
 
     def test_fails(ollama_host, ollama_openai_base_url, ollama_client, ollama_models, pytestconfig):
         settings = pytestconfig.stash
-        from pytest_ollama_warmup.session.state import run_of
-        run, settings = run_of(pytestconfig), run_of(pytestconfig).settings
-        host, client = settings.host, run.client()
+        from pytest_ollama_warmup.session.state import check_of, warmers_of
+        check, warmer = check_of(pytestconfig), warmers_of(pytestconfig).own
+        settings, host, client = warmer.settings, warmer.host, warmer.client()
         ollama_models["no, such"]
 """
 

@@ -10,7 +10,18 @@ import pytest
 import yaml
 
 from tests.live.provide import OLLAMA_VERSION
-from tests.recipes import COMPOSE, CURL, EXAMPLES, GITHUB, GITLAB, interpolated, read, services
+from tests.recipes import (
+    COMPOSE,
+    CURL,
+    EXAMPLES,
+    GITHUB,
+    GITLAB,
+    JOBS,
+    interpolated,
+    read,
+    services,
+    steps_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +32,9 @@ BOTH = pytest.mark.parametrize("files", [[COMPOSE], [COMPOSE, CURL]], ids=["pip"
 
 def shell_of(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the scripts of a recipe, each with the shell that runs it there."""
-    if path == GITHUB:
-        for step in read(path)["jobs"]["tests"]["steps"]:
-            if "run" in step:
-                yield "bash", re.sub(r"\$\{\{.*?\}\}", "text", step["run"])
-    elif path == GITLAB:
-        job = read(path)["tests"]
-        yield "bash", "\n".join([*job["before_script"], *job["script"]])
+    if path in JOBS:
+        for script in steps_of(path):
+            yield "bash", script
     else:
         files = [COMPOSE] if path == COMPOSE else [COMPOSE, path]
         for service in services(*files, environ={}).values():
@@ -35,7 +42,7 @@ def shell_of(path: Path) -> Iterator[tuple[str, str]]:
                 yield "sh", service.command[-1]
 
 
-@pytest.mark.parametrize("path", [COMPOSE, CURL, GITHUB, GITLAB], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [COMPOSE, CURL, *JOBS], ids=lambda path: path.name)
 def test_every_script_parses(path: Path) -> None:
     scripts = list(shell_of(path))
     assert scripts
@@ -46,11 +53,15 @@ def test_every_script_parses(path: Path) -> None:
 
 def test_every_yaml_file_of_the_examples_is_looked_at() -> None:
     files = {path for path in EXAMPLES.rglob("*") if path.suffix in (".yaml", ".yml")}
-    assert {COMPOSE, CURL, GITHUB, GITLAB} == files
+    # tests/test_doc_examples.py runs these.
+    others = {path for path in files if path.parent.name in ("tutorial", "move_ci")}
+    others |= {path for path in files if "cassettes" in path.parts}
+    assert {COMPOSE, CURL, *JOBS} == files - others
+    assert {GITHUB, GITLAB} < {*JOBS}
 
 
 def test_keys_of_the_examples_stand_once() -> None:
-    for path in (COMPOSE, CURL, GITHUB, GITLAB):
+    for path in (COMPOSE, CURL, *JOBS):
         _check(yaml.compose(path.read_text("utf-8")))
 
 
@@ -98,20 +109,28 @@ def test_nested_defaults(environ: dict[str, str], expected: str) -> None:
     assert f"$x {expected}" == interpolated("$$x ${A:-${B:-c}}", environ)
 
 
-def test_actions_are_pinned_to_commits_whose_versions_are_told() -> None:
-    uses = re.findall(r"uses: (.*)", GITHUB.read_text("utf-8"))
-    assert 4 == len(uses)
+@pytest.mark.parametrize(
+    ("job", "number"),
+    [("github-actions", 4), ("github-short", 2), ("github-serve", 4), ("github-gpu", 2)],
+)
+def test_actions_are_pinned_to_commits_whose_versions_are_told(job: str, number: int) -> None:
+    uses = re.findall(r"uses: (.*)", (EXAMPLES / "ci" / f"{job}.yml").read_text("utf-8"))
+    assert number == len(uses)
     for one in uses:
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one)
 
 
-def test_the_cache_of_github_is_restored_and_saved_under_one_key_and_path() -> None:
-    steps = read(GITHUB)["jobs"]["tests"]["steps"]
+@pytest.mark.parametrize("job", ["github-actions", "github-serve"])
+def test_the_cache_of_github_is_restored_and_saved_under_one_key_and_path(job: str) -> None:
+    steps = read(EXAMPLES / "ci" / f"{job}.yml")["jobs"]["tests"]["steps"]
     restore, save = (step["with"] for step in steps if "cache" in step.get("uses", ""))
     assert restore == save
 
 
 def test_the_examples_name_the_ollama_that_the_live_tests_run() -> None:
     assert f"ollama/ollama:{OLLAMA_VERSION}" == read(COMPOSE)["services"]["ollama"]["image"]
+    for path in JOBS:
+        found = re.findall(r"OLLAMA_VERSION: (.*)", path.read_text("utf-8"))
+        assert path.stem.endswith(("short", "gpu")) or [OLLAMA_VERSION] == found
     assert OLLAMA_VERSION == read(GITHUB)["env"]["OLLAMA_VERSION"]
     assert OLLAMA_VERSION == read(GITLAB)["tests"]["variables"]["OLLAMA_VERSION"]

@@ -297,7 +297,7 @@ def test_a_runner_that_dies_in_the_warm_up_fails_the_model(
         ("using-", ["-n2"]),
         ("looks-", []),
         ("looks-", ["-n2"]),
-        ("wants-gw1", ["-n2"]),
+        ("requirements-gw1", ["-n2"]),
     ],
 )
 def test_where_a_file_cannot_be_written_tests_run_without(

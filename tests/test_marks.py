@@ -337,8 +337,8 @@ def test_fixtures_explain_themselves(suite: Suite) -> None:
         "Base URL for OpenAI clients",
         "Name of the test's model",
         "Runner options of the test's model",
-        "Models by alias, name or spec",
-        "The official client (pip install ollama) on ollama_host.",
+        'Models by alias or name: ``ollama_models["chat"].name``.',
+        "The official client, an ``ollama.Client`` for ``ollama_host``.",
         "The official client for async tests",
     ):
         assert text in out

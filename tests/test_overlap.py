@@ -155,15 +155,15 @@ def test_workers_do_not_begin_what_the_controller_does(suite: Suite, server: str
             "conftest.py": """
             import time
             import pytest, respx
-            from pytest_ollama_warmup.session.leader import Leader
+            from pytest_ollama_warmup.warmup.preloader import Threads
 
-            work = Leader.work
+            run = Threads._run
 
             def late(*args):
                 time.sleep(1)
-                return work(*args)
+                return run(*args)
 
-            Leader.work = late
+            Threads._run = late
 
             @pytest.fixture(scope="session", autouse=True)
             def mocked():
@@ -300,7 +300,9 @@ def test_ctrl_c_ends_what_is_under_way(suite: Suite, workers: list[str]) -> None
 def helpers(suite: Suite) -> list[int]:
     """The processes that bring models for runs of this suite."""
     where = str(suite.pytester.path)
-    return [pid for pid, line in command_lines().items() if "background" in line and where in line]
+    return [
+        pid for pid, line in command_lines().items() if "warmup.child" in line and where in line
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -333,31 +335,24 @@ def test_after_a_failure_with_x_nothing_is_waited_for(suite: Suite, workers: lis
 
 DIES = """
     import os, signal, subprocess
-    from pytest_ollama_warmup.session import child as background
+    from pytest_ollama_warmup.warmup import child
 
     class Popen(subprocess.Popen):
-        left = NUMBER
-
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            if Popen.left:
-                Popen.left -= 1
-                self.kill()
+            self.kill()
 
-    background.subprocess.Popen = Popen
+    child.subprocess.Popen = Popen
 """
 
 
-@pytest.mark.parametrize(
-    ("deaths", "told"),
-    [(1, "starting another one"), (9, "each model is loaded when a test needs it")],
-)
-def test_a_child_that_dies_is_replaced_once(suite: Suite, deaths: int, told: str) -> None:
-    suite.write({"conftest.py": DIES.replace("NUMBER", str(deaths))})
+def test_a_child_that_dies_leaves_each_model_to_the_test_that_needs_it(suite: Suite) -> None:
+    suite.write({"conftest.py": DIES})
     run = suite.run(OVERLAP)
     assert {"passed": 5} == run.counts
     assert 1 == len(suite.ollama.loads)
-    assert f"the process that loads models exited with signal 9: {told}" in run.ours
+    why = "the process that loads models exited with signal 9"
+    assert f"{why}: each model is loaded when a test needs it" in run.ours
 
 
 def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None:
@@ -414,4 +409,4 @@ def test_the_child_finds_modules_where_pytest_does(suite: Suite) -> None:
     )
     assert "5 passed" in done.stdout, done.stdout + done.stderr
     seen = [path.read_text("utf-8") for path in deps.glob("seen-*")]
-    assert any("pytest_ollama_warmup.session.child" in one for one in seen)
+    assert any("pytest_ollama_warmup.warmup.child" in one for one in seen)

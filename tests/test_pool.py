@@ -795,7 +795,7 @@ AWAY = """
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(config):
         if getattr(config, "workerinput", {}).get("workerid") in WORKERS:
-            config.workerinput["ollama_warmup"]["folder"] = str(config.rootpath / "not" / "here")
+            config.workerinput["ollama_warmup"]["directory"] = str(config.rootpath / "not" / "here")
 """
 
 

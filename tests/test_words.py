@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 TOP = Path(__file__).parents[1]
 PACKAGE = TOP / "pytest_ollama_warmup"
-PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [TOP / "README.md", TOP / "CHANGELOG.md"]
+PAGES += [path for path in sorted((TOP / "docs").rglob("*.md")) if "_build" not in path.parts]
 PAGES += [TOP / "CONTRIBUTING.md", TOP / "SECURITY.md", TOP / "benchmarks" / "README.md"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ("", "preload", "pull", "status", "unload", "cache-key", "demo")

@@ -21,9 +21,9 @@ from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.ollama.responses import find, resident_as
 from pytest_ollama_warmup.report.progress import PROGRESS_LINE_EVERY_S, Screen
 from pytest_ollama_warmup.report.summary import can_write_signs, summary_lines
-from pytest_ollama_warmup.session.leader import waiting
 from pytest_ollama_warmup.text import count
 from pytest_ollama_warmup.warmup.record import SCHEMA
+from pytest_ollama_warmup.warmup.warmer import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

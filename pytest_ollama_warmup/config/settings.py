@@ -112,18 +112,23 @@ class Settings(NamedTuple):
 
     @property
     def pool(self) -> tuple[Host, ...]:
-        """The servers over which workers are spread; empty where there is only one."""
+        """The hosts over which workers are spread: one at least, which is that of all."""
         if len(self.hosts) < 2:
-            return ()
+            return (self.host,)
         from pytest_ollama_warmup.ollama.host import distinct
 
-        found = distinct(self.hosts)
-        return found if len(found) > 1 else ()
+        hosts = distinct(self.hosts)
+        return hosts if len(hosts) > 1 else (self.host,)
+
+    @property
+    def several_hosts(self) -> bool:
+        """Whether the run may use more than one host."""
+        return len(self.pool) > 1
 
     @property
     def addresses(self) -> str:
         """All servers of the run, for a message."""
-        return ", ".join(host.url for host in self.pool or (self.host,))
+        return ", ".join(host.url for host in self.pool)
 
     def on(self, host: Host) -> Settings:
         """Return these settings with another server, which the suite itself names."""

@@ -14,11 +14,12 @@ from xdist.scheduler import LoadScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Set
-    from pathlib import Path
 
     import pytest
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
+
+    from pytest_ollama_warmup.warmup.run_directory import SharedFile
 
     Group = frozenset[str]
 
@@ -35,7 +36,6 @@ class GroupScheduling(LoadScheduling):
     its group's turn is, or it needs none: two groups at once would evict each other's models.
     A test of one of the groups *alone* runs on the worker that has begun with the group: they are
     stories whose tests need several sets of models.
-    *others_first* says, each time, whether tests that need no model are to be sent first.
     *is_over* is whether the run is to end early: whatever is parked has been released then.
     """
 
@@ -46,12 +46,11 @@ class GroupScheduling(LoadScheduling):
         groups: Mapping[str, Group],
         *,
         alone: Set[Group] = frozenset(),
-        others_first: Callable[[], bool] = lambda: False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(config, log)
         self._group_of_id, self._alone = groups, alone
-        self._others_first, self._is_over = others_first, is_over
+        self._is_over = is_over
         self._groups: list[Group] = []
         self._waiting: dict[Group, deque[int]] = {}
         self._left: dict[Group, int] = {}
@@ -183,8 +182,6 @@ class GroupScheduling(LoadScheduling):
     def _next_group(self, node: WorkerController) -> Group | None:
         """Return the group to send *node* a test of: it runs, or is parked until its turn comes."""
         order = [self._turn(), NO_MODEL, *self._left]
-        if self._others_first():
-            order.insert(0, NO_MODEL)
         return next(
             (
                 group
@@ -210,15 +207,15 @@ class GroupScheduling(LoadScheduling):
 
 
 class EndOfRun:
-    """Tells the workers that the run ends early: xdist releases all parked tests then."""
+    """Lets the workers know that the run ends early: xdist releases all parked tests then."""
 
-    def __init__(self, config: pytest.Config, ending: Path) -> None:
+    def __init__(self, config: pytest.Config, ending: SharedFile) -> None:
         self._ending = ending
         self._failures, self._most = 0, config.getoption("maxfail") or float("inf")
         self._crashes, self._most_crashes = 0, _most_crashes(config)
 
     @property
-    def is_told(self) -> bool:
+    def has_come(self) -> bool:
         """Whether it has come to that."""
         return self._failures >= self._most or self._crashes > self._most_crashes
 
@@ -226,16 +223,16 @@ class EndOfRun:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count what -x and --maxfail count."""
         self._failures += report.failed
-        self._tell()
+        self._check()
 
     def pytest_testnodedown(self, node: object, error: object) -> None:
         """Count what --max-worker-restart counts."""
         self._crashes += error is not None
-        self._tell()
+        self._check()
 
-    def _tell(self) -> None:
-        if self.is_told:
-            self._ending.touch()
+    def _check(self) -> None:
+        if self.has_come:
+            self._ending.set()
 
 
 def _most_crashes(config: pytest.Config) -> float:

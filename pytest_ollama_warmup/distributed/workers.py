@@ -5,7 +5,6 @@ Down, in ``workerinput``: the run's directory. Up, as a file in it: what the wor
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,11 @@ import pytest
 from pytest_ollama_warmup.config.settings import Place, Setting
 from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.ollama.logs import tolerating
+from pytest_ollama_warmup.session.address import (
+    adopt_host,
+    ollama_host_for,
+    places_of,
+)
 from pytest_ollama_warmup.session.marks import wants_of
 from pytest_ollama_warmup.session.ordering import KEPT
 from pytest_ollama_warmup.session.runtest import watch
@@ -21,15 +25,13 @@ from pytest_ollama_warmup.session.state import (
     PLACE,
     SETTINGS,
     WORKER_INPUT,
-    adopt_host,
-    folder_of,
+    check_of,
+    directory_of,
     is_alone,
     is_looking,
     number_of_workers,
-    ollama_host_for,
-    places_of,
-    run_of,
     settings_of,
+    warmers_of,
     warn,
     worker_input,
 )
@@ -37,13 +39,10 @@ from pytest_ollama_warmup.session.user_hooks import host_hook_files, refuse_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
-    from pathlib import Path
 
     from pytest_ollama_warmup.distributed.scheduler import EndOfRun
     from pytest_ollama_warmup.session.ordering import Kept
     from pytest_ollama_warmup.warmup.plan import Want
-
-SCHEMA = 1
 
 
 def refuse_other_orders(config: pytest.Config) -> None:
@@ -87,10 +86,7 @@ class ControllerSide:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a new worker, also a replacement, where the run's records lie."""
-        node.workerinput[WORKER_INPUT] = {
-            "schema": SCHEMA,
-            "folder": str(folder_of(self._config)),
-        }
+        node.workerinput[WORKER_INPUT] = {"directory": str(directory_of(self._config).path)}
         if settings_of(self._config).serve.value:
             from pytest_ollama_warmup.session.managed import slots_of
 
@@ -128,12 +124,11 @@ class ControllerSide:
             log,
             self._groups,
             alone=self._alone,
-            is_over=lambda: self._end is not None and self._end.is_told,
+            is_over=lambda: self._end is not None and self._end.has_come,
         )
 
     def _take_turns(self, wants: list[Want], kept: list[Kept]) -> None:
         from pytest_ollama_warmup.distributed.scheduler import EndOfRun
-        from pytest_ollama_warmup.session.run import ENDING
         from pytest_ollama_warmup.warmup.plan import group_of
 
         listed = settings_of(self._config).listed
@@ -143,7 +138,7 @@ class ControllerSide:
             self._groups.update(dict.fromkeys(tests, one))
             if story:
                 self._alone.add(one)
-        self._end = EndOfRun(self._config, folder_of(self._config) / ENDING)
+        self._end = EndOfRun(self._config, directory_of(self._config).ending)
         self._config.pluginmanager.register(self._end, "ollama_warmup_end")
 
 
@@ -176,35 +171,34 @@ class WorkerSide:
             if found.get("wants") != []:
                 watch(config)
                 # Here, where the worker waits for its tests anyway, and not in the first of them.
-                run_of(config)
-                if found["host_hooks"] or settings_of(config).pool:
+                check_of(config)
+                if found["host_hooks"] or settings_of(config).several_hosts:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = worker_input(config)["workerid"]
             found["kept"] = config.stash.get(KEPT, [])
-            content = json.dumps({"schema": SCHEMA, **found})
-            _wants_path(folder_of(config), worker).write_text(content, encoding="utf-8")
+            directory_of(config).requirements(worker).write(found)
             if is_alone(config) and (found.get("wants") or settings_of(config).preloads):
                 _prepare_alone(config, worker)
 
 
 def _prepare_alone(config: pytest.Config, worker: str) -> None:
     """Bring what is listed, which the controller has brought elsewhere; the rest, tests bring."""
-    from pytest_ollama_warmup.session.run import is_watched
-    from pytest_ollama_warmup.session.watch import WATCHED
     from pytest_ollama_warmup.warmup.plan import make_plan
 
-    run = run_of(config)
+    warmer = warmers_of(config).own
+    settings, url = warmer.settings, warmer.host.url
     warn(
         config,
         f"{worker} does not see the directory of this run: it prepares models by itself, at "
-        f"{run.settings.host.url}, and the summary does not show them",
+        f"{url}, and the summary does not show them",
     )
-    if run.settings.preloads:
-        for target in make_plan(run.settings.listed, (), up_front=True).targets.values():
-            if not (outcome := run.outcome(target)).ready:
+    if settings.preloads:
+        for target in make_plan(settings.listed, (), up_front=True).targets.values():
+            outcome = warmer.outcome(target._replace(host=url))
+            if not outcome.ready:
                 warn(config, f"{worker}: {outcome.error}".replace("\n", " "))
-            elif is_watched(outcome):
-                (folder_of(config) / WATCHED).touch()
+            elif outcome.is_watched:
+                directory_of(config).watched.set()
 
 
 class _BeforeFirstTest:
@@ -226,24 +220,17 @@ def _wants_or_error(items: list[pytest.Item]) -> dict[str, Any]:
         return {"error": str(exc)}
 
 
-def _wants_path(folder: Path, worker: str) -> Path:
-    return folder / f"wants-{worker}.json"
-
-
 def _read_kept(config: pytest.Config, worker: str) -> list[Kept]:
-    path = _wants_path(folder_of(config), worker)
-    if not path.exists():
-        return []
     from pytest_ollama_warmup.session.ordering import Kept
 
-    return [Kept(*one) for one in json.loads(path.read_text(encoding="utf-8"))["kept"]]
+    content = directory_of(config).requirements(worker).read({"kept": []})
+    return [Kept(*one) for one in content["kept"]]
 
 
 def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:
-    path = _wants_path(folder_of(config), worker)
-    if not path.exists():
+    content = directory_of(config).requirements(worker).read()
+    if content is None:
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
     if "error" in content:
         raise pytest.UsageError(content["error"])
     if content["wants"]:

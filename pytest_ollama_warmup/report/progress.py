@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.report.bars import Bars, Row, lay_out
 from pytest_ollama_warmup.report.summary import ARROWS, LONG_S, cost
-from pytest_ollama_warmup.text import count, seconds, size, wrapped
+from pytest_ollama_warmup.text import at, count, seconds, size, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_ollama_warmup.warmup.job import Event
+    from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
 
 # CI services end a job that prints nothing for some minutes, so also a quiet run says something.
@@ -88,6 +89,9 @@ class Screen:
         self._watched_since: float | None = None
         self._holds = False
         self._ready: list[tuple[str, str]] = []
+        self._said: set[str] = set()
+        self.several_hosts = False
+        """Whether models are told apart by their hosts."""
         self.where = ""
         """The address of the server, for the heading of live lines."""
 
@@ -107,6 +111,33 @@ class Screen:
         self._put(wrapped(f"ollama: {what}", width, INDENT), colours)
         for line in filter(None, [who, *cure]):
             self._put(wrapped(f"{' ' * INDENT}{line}", width, INDENT), {})
+
+    def say_once(self, text: str, *, who: str = "", least: int = 0, **colours: bool) -> None:
+        """Say what has happened, if it was not said before; see ``say``."""
+        if self.is_new(text):
+            self.say(text, who=who, least=least, **colours)
+
+    def is_new(self, text: str) -> bool:
+        """Whether *text* was not said before; it counts as said then."""
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+    def say_interrupted(self, waited_for: str) -> None:
+        """Say what Ctrl-C has ended: what goes on, or waiting for the server *waited_for*."""
+        doing = ", ".join(self.under_way) or f"waiting for {waited_for}"
+        later = " A pull goes on where it stopped." if "pulling" in doing else ""
+        self.say(f"interrupted: {doing}.{later}", least=-2)
+
+    def follow(
+        self, events: Iterator[Event | None], is_over: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Show *events* until they end, or *is_over* says so."""
+        with self.watching():
+            for event in events:
+                self.tick(event)
+                if is_over():
+                    break
 
     def _put(self, lines: list[str], colours: dict[str, bool]) -> None:
         for line in lines:
@@ -219,7 +250,7 @@ class Screen:
         if event.phase == "server":
             self.say(event.why, least=-1)
             return
-        one = self._shown.setdefault(target.id, _Shown(target.title, now))
+        one = self._shown.setdefault(target.id, _Shown(self._name(target), now))
         if event.phase != one.phase:
             before = one.phase
             one.phase, one.since, one.said = event.phase, now, 0.0
@@ -244,11 +275,14 @@ class Screen:
                 event.outcome is not None
                 and event.outcome.ready
                 # One that is only there waits for its turn: that is nothing to report.
-                and (target.loads or event.outcome.steps)
+                and (not event.only_pulled or event.outcome.steps)
             ):
                 self._became_ready(one, event.outcome, now)
         if event.phase == "pulling" and event.total:
             self._pulling(one, event, now)
+
+    def _name(self, target: Target) -> str:
+        return at(target.spec.title, target.host if self.several_hosts else "")
 
     def _became_ready(self, one: _Shown, outcome: Outcome, now: float) -> None:
         self._ready.append((one.name, cost(outcome)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_warmup.report.table import SIGNS, align, columns
@@ -84,8 +85,11 @@ def summary_lines(
     """
     keys = rows_of(record, only_failed=only_failed)
     models = {key: record.models[key] for key in keys}
-    # On one of several servers some of the tests run, nobody knows which before.
-    numbers = [len(record.tests.get(key, [])) for key in keys]
+    # Of several hosts each serves some of the tests, nobody knows which before.
+    hosts = Counter(outcome.key for outcome in record.models.values())
+    numbers = [
+        len(record.tests.get(one.key, [])) if hosts[one.key] == 1 else 0 for one in models.values()
+    ]
     tests = align([("", *_counted(one, "test")) for one in numbers])
     pulls = align([(one.ready and pulled(one)) or ("", "", "") for one in models.values()])
     loads = align(

@@ -33,17 +33,14 @@ _LAST_RUN = "ollama-warmup/last-run"
 _SKIPPED = "ollama-warmup/skipped"
 
 
-def with_learned(config: pytest.Config, url: str, targets: Iterable[Target]) -> list[Target]:
-    """Return *targets* with the contexts that tests of earlier runs used on their servers.
-
-    That is *url* where a target does not say.
-    """
+def with_learned(config: pytest.Config, targets: Iterable[Target]) -> list[Target]:
+    """Return *targets* with the contexts that tests of earlier runs used on their hosts."""
     contexts = _read(config, _CONTEXTS)
 
     def learned(target: Target) -> Target:
         if "num_ctx" in dict(target.spec.options):
             return target
-        place = _place(config, target.host or url)
+        place = _place(config, target.host)
         return target._replace(learned=_context(contexts.get(f"{place} {target.key}")))
 
     return [learned(target) for target in targets]

@@ -88,7 +88,8 @@ def _first(
             return None
     if not first:
         return None
-    target = with_learned(config, settings.host.url, [targets[first]])[0]
+    target = targets[first]._replace(host=settings.host.url)
+    (target,) = with_learned(config, [target])
     # Only the client can tell whether what is there is what is pinned.
     return None if is_cloud(target.spec.name) or target.spec.digest else target
 
@@ -97,7 +98,7 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
     host = settings.host
     if settings.serve.value and MANAGED not in config.stash:
         return False
-    if not host.url.startswith("http:") or settings.pool or proxy_for(host):
+    if not host.url.startswith("http:") or settings.several_hosts or proxy_for(host):
         return False
     # What is pulled in any case is loaded after that; in a child process, nobody knows of it here.
     if settings.pull.value == "always" or settings.background.value:

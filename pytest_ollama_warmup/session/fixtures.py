@@ -21,12 +21,12 @@ _ENDING = {"Connection": "close"}
 
 @pytest.fixture(scope="session")
 def ollama_host(pytestconfig: pytest.Config) -> str:
-    """URL of the Ollama server of this run, or of this worker, like http://127.0.0.1:11434.
+    """URL of the Ollama server of this run (of this worker), such as ``http://127.0.0.1:11434``.
 
-    With the user and password that its address was given with, which tracebacks do not show.
+    It includes the user and password of the address, if there are any. Tracebacks don't show them.
 
-    A suite may define its own, of session scope, to give some of its tests another server: their
-    models are brought to it when the first of them runs.
+    To give some tests another server, define a session fixture of this name in their conftest. The
+    plugin loads their models on that server when the first of them runs.
     """
     from pytest_ollama_warmup.errors import BadHost
 
@@ -39,7 +39,7 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def ollama_openai_base_url(ollama_host: str) -> str:
-    """Base URL for OpenAI clients: the server's /v1."""
+    """Base URL for OpenAI clients: ``ollama_host`` with ``/v1``."""
     from pytest_ollama_warmup.text import Address
 
     url = f"{ollama_host}/v1"
@@ -48,9 +48,10 @@ def ollama_openai_base_url(ollama_host: str) -> str:
 
 @pytest.fixture
 def ollama_model(request: pytest.FixtureRequest, ollama_host: str) -> str:
-    """Name of the test's model: the first one of its mark, else the only listed one; warm.
+    """Name of the test's model: the first one of its mark, otherwise the only listed one.
 
-    It belongs to one test. A session fixture uses ollama_models.default.name.
+    The model is loaded. A session fixture can't use this fixture, which belongs to one test; it
+    uses ``ollama_models.default.name``.
     """
     from pytest_ollama_warmup.session.models import spec_of
 
@@ -59,7 +60,10 @@ def ollama_model(request: pytest.FixtureRequest, ollama_host: str) -> str:
 
 @pytest.fixture
 def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str, Any]:
-    """Runner options of the test's model, to send along so that the server need not reload it."""
+    """Runner options of the test's model, as a dict such as ``{"num_ctx": 8192}``.
+
+    Send them with each request: the server reloads a model for a request with other options.
+    """
     from pytest_ollama_warmup.session.models import spec_of
 
     return dict(spec_of(request, ollama_host).options)
@@ -67,7 +71,12 @@ def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str
 
 @pytest.fixture(scope="session")
 def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> OllamaModels:
-    """Models by alias, name or spec: ollama_models["chat"].name; looking one up makes it ready."""
+    """Models by alias or name: ``ollama_models["chat"].name``.
+
+    Looking up a model pulls and loads it, also in session fixtures and async tests. A model has
+    ``name``, ``options``, ``digest``, ``size`` and ``capabilities``. ``ollama_models.default`` is
+    the first listed model.
+    """
     from pytest_ollama_warmup.session.models import OllamaModels
 
     return OllamaModels(request.session, ollama_host)
@@ -75,7 +84,11 @@ def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> OllamaMod
 
 @pytest.fixture(scope="session")
 def ollama_client(pytestconfig: pytest.Config, ollama_host: str) -> Iterator[ollama.Client]:
-    """The official client (pip install ollama) on ollama_host."""
+    """The official client, an ``ollama.Client`` for ``ollama_host``.
+
+    It needs ``pip install pytest-ollama-warmup[client]``, and sends the login of the address and
+    the headers of ``--ollama-header``.
+    """
     library = _official_library("ollama_client")
     # Before 0.6.2 it cannot be closed.
     closable = hasattr(library.Client, "close")
@@ -89,7 +102,11 @@ def ollama_client(pytestconfig: pytest.Config, ollama_host: str) -> Iterator[oll
 
 @pytest.fixture
 def ollama_async_client(pytestconfig: pytest.Config, ollama_host: str) -> ollama.AsyncClient:
-    """The official client for async tests, under any event loop; leaves nothing open behind."""
+    """The official client for async tests, an ``ollama.AsyncClient``, under any event loop.
+
+    Each connection is closed after its request, so none stays open. If you leave a stream early,
+    use ``contextlib.aclosing``.
+    """
     library = _official_library("ollama_async_client")
     # The loop of the test is closed when a fixture without one could close the client: each
     # connection ends with its request instead.

@@ -6,23 +6,19 @@ before. What one run sees of it, the next one goes by.
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.text import clean, count
-from pytest_ollama_warmup.warmup.locks import write_whole
 from pytest_ollama_warmup.warmup.plan import SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
     from pytest_ollama_warmup.warmup.plan import Plan
+    from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 
-# A file that holds the gates of the tests whose models are left.
-_FILE = "gates.json"
 # A reason that speaks of what the plugin prepares may be gone once that is ready.
 _OF_MODELS = re.compile(
     r"ollama|model|server|pull|download|connect|reach|running|available|found|missing|install"
@@ -109,16 +105,49 @@ def lines(plan: Plan, left: Left) -> list[str]:
     return found
 
 
-def write(root: Path, gates: Mapping[str, Gate]) -> None:
-    """Tell all processes of the run which tests are to look for their models behind a gate."""
-    if gates:
-        write_whole(root / _FILE, gates)
+class Gates:
+    """The gates of the run as one process sees them: those that are expected, and those it meets.
+
+    *by* is the process.
+    """
+
+    def __init__(self, directory: RunDirectory, by: str) -> None:
+        self._directory, self._by = directory, by
+        self._expected: dict[str, Gate] | None = None
+        self._set_ups: dict[str, SetUp] = {}
+        self.opened: set[str] = set()
+        """The reasons to skip that this process has seen to be none this time."""
+
+    def expect(self, gates: Mapping[str, Gate]) -> None:
+        """Let all processes of the run know which tests look for their models behind a gate."""
+        if gates:
+            self._directory.gates.write(gates)
+
+    def closed(self, test: str) -> Gate | None:
+        """Return why *test* is expected to skip before it needs the models that were left to it."""
+        if self._expected is None:
+            self._expected = {}
+            # A worker never raises out of a hook: what cannot be read is as if it had not been
+            # left.
+            with suppress(OSError, ValueError, TypeError):
+                gates = self._directory.gates.read({})
+                self._expected = {test: Gate(*gate) for test, gate in gates.items()}
+        gate = self._expected.get(test)
+        return None if gate is None or gate.reason in self.opened else gate
+
+    def note_set_up(self, test: str, set_up: SetUp) -> None:
+        """Keep how the set-up of *test* ended, for the next run."""
+        self._set_ups[test] = set_up
+
+    def write_notes(self) -> None:
+        """Leave to the controller how set-ups ended in this process."""
+        self._directory.leave(self._by, "set-ups", self._set_ups)
 
 
-def read(root: Path) -> dict[str, Gate]:
-    """Return what ``write`` has written."""
-    # A worker never raises out of a hook: what cannot be read is as if it had not been left.
-    with suppress(OSError, ValueError):
-        found = json.loads((root / _FILE).read_text(encoding="utf-8"))
-        return {test: Gate(*gate) for test, gate in found.items()}
-    return {}
+def set_ups(directory: RunDirectory) -> dict[str, SetUp]:
+    """Return how the set-up of each test of any process ended that had what it needs."""
+    return {
+        test: SetUp(Gate(*gate) if gate else None, ready)
+        for notes in directory.left("set-ups")
+        for test, (gate, ready) in notes.items()
+    }

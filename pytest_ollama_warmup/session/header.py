@@ -28,7 +28,7 @@ def header(config: pytest.Config, width: int = 0) -> str:
     ``-v`` all are, and what follows when a model is not available.
     """
     settings = settings_of(config)
-    hosts = [host.url for host in settings.pool or (settings.host,)]
+    hosts = [host.url for host in settings.pool]
     models = [str(spec) for spec in settings.listed.specs]
     if config.get_verbosity() > 0:
         return f"{_header(settings, hosts, models)}, missing models: {_policy(settings)}"
@@ -91,7 +91,7 @@ def hints(config: pytest.Config) -> Iterator[str]:
             "list them in OLLAMA_PRELOAD_MODELS."
         )
     elsewhere = os.environ.get("OLLAMA_BASE_URL", "").strip()
-    if elsewhere and not any(names(elsewhere, one) for one in settings.pool or (settings.host,)):
+    if elsewhere and not any(names(elsewhere, one) for one in settings.pool):
         shown = shown_without_login(elsewhere)
         yield (
             f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "

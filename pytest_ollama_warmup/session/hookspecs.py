@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_ollama_host(config: pytest.Config) -> str | None:
-    """Return the address of the server to use, after starting it if need be; None for the usual.
+    """Return the address of the server to use, or None for the usual one.
 
-    Called once per run, in the controller of pytest-xdist or the only process, when a server is
-    needed for the first time: never in a run that needs no model. ``--ollama-host`` on the command
-    line goes before it, and OLLAMA_HOST behind. It must live in the root conftest, in a conftest of
-    a directory that is named on the command line, or in a plugin: others are loaded too late.
+    The hook may start the server first. The plugin calls it once per run, in the only process or
+    the controller of pytest-xdist, when it first needs a server, and never in a run that needs no
+    model. ``--ollama-host`` on the command line takes precedence over this hook, and this hook over
+    ``OLLAMA_HOST``. A hook that is loaded only during collection stops the run with an error,
+    because the controller of pytest-xdist would not see it.
 
-    Example: a server in a container that ends with the run (testcontainers)::
+    Example: start a server in a container that stops with the run (testcontainers)::
 
         @pytest.hookimpl(optionalhook=True)
         def pytest_ollama_host(config):
-            from testcontainers.ollama import OllamaContainer
+            from testcontainers.community.ollama import OllamaContainer
 
             container = OllamaContainer("ollama/ollama:0.33.0").start()
             config.add_cleanup(container.stop)
@@ -37,15 +38,14 @@ def pytest_ollama_host(config: pytest.Config) -> str | None:
 
 @pytest.hookspec(firstresult=True)
 def pytest_ollama_warmup_request(config: pytest.Config, spec: ModelSpec) -> dict[str, Any] | None:
-    """Return the body of the request that warms *spec*; None for the usual short prompt.
+    """Return the body of the request that warms up *spec*, or None for the usual one.
 
-    It goes to ``/api/chat`` if it has ``messages``, to ``/api/embed`` if it has ``input``, else to
-    ``/api/generate`` with its ``prompt``. ``model`` and ``stream`` are set for it. ``options`` that
-    it lacks are those of *spec*, and ``num_predict`` 5 where it says nothing. Not called with
-    ``--ollama-warm`` other than ``prompt``.
+    A body with ``messages`` goes to ``/api/chat``, one with ``input`` to ``/api/embed``, and any
+    other to ``/api/generate``. The plugin sets ``model`` and ``stream``, adds the runner options of
+    *spec* that the body leaves out, and sets ``num_predict`` to 5 unless the body has it. It does
+    not call the hook with ``--ollama-warm=load`` or ``off``.
 
-    Example: the server reads the suite's long system prompt once, and has it in its cache for the
-    first test (v0.33)::
+    Example: the server reads the suite's long system prompt before the first test::
 
         @pytest.hookimpl(optionalhook=True)
         def pytest_ollama_warmup_request(config, spec):

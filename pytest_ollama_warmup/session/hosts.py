@@ -1,139 +1,129 @@
-"""Several servers: asked side by side, and shared out among the workers of pytest-xdist."""
+"""The hosts that a run uses: one, or those of several that answer."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.replaced import as_error
-from pytest_ollama_warmup.session.leader import Leader
-from pytest_ollama_warmup.text import seconds
-from pytest_ollama_warmup.warmup.plan import SERVER
-from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.session.address import (
+    write_host,
+    write_places,
+)
+from pytest_ollama_warmup.session.state import (
+    number_of_workers,
+    settings_of,
+)
+from pytest_ollama_warmup.text import count
+from pytest_ollama_warmup.warmup.hosts import meet, moved, share_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
-_SLICE_S = 0.1
+    import pytest
+
+    from pytest_ollama_warmup.report.progress import Screen
+    from pytest_ollama_warmup.warmup.plan import Target
+    from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.warmer import Warmer, Warmers
 
 
-class Site(Leader):
-    """One of several servers; what there is to say of it is given to *say*, from any thread."""
+class Hosts:
+    """The hosts that this run prepares models on, met once."""
 
-    say: Callable[[str], None]
-
-    def say_waiting(self, text: str) -> None:
-        """Leave it to the main thread."""
-        self.say(text)
-
-    def record_server(self, outcome: Outcome) -> None:
-        """Record whether the server answers, for all processes of the run."""
-        self.gate.once(SERVER, lambda beat: outcome)
+    def __init__(self, config: pytest.Config, warmers: Warmers, screen: Screen) -> None:
+        self._config, self._warmers, self._screen = config, warmers, screen
+        self._met: dict[str, Warmer] = {}
+        self.down: list[Outcome] = []
+        """Those of several that do not answer, while others do."""
+        self.several = False
+        """Whether models are prepared for workers that are spread over hosts."""
 
     @property
-    def answers(self) -> bool:
-        """Whether the server is recorded to answer."""
-        outcome = self.gate.peek(SERVER)
-        return outcome is not None and outcome.ready
+    def in_use(self) -> list[Warmer]:
+        """The warmers of the hosts: one at least."""
+        return [*self._met.values()] or [self._warmers.own]
 
-    def asked_server(self) -> Outcome:
-        """Return whether the server answers; that is not recorded yet."""
-        try:
-            return self._ask_server(lambda: None)
-        except BaseException as exc:  # pytest reports what a thread does not catch
-            url, problem = self.settings.host.url, as_error(exc, self.settings.host)
-            brief = problem.brief
-            return Outcome(
-                key=SERVER, model="", status="failed", error=str(problem), brief=brief, host=url
+    def warmer_of(self, target: Target) -> Warmer:
+        """Return who makes *target* ready."""
+        return self._met[target.host]
+
+    def on_each(self, targets: Iterable[Target]) -> list[Target]:
+        """Return *targets* for each host of the run."""
+        return [
+            target._replace(host=warmer.host.url) for target in targets for warmer in self.in_use
+        ]
+
+    def meet(self, *, ends: bool) -> Outcome | None:
+        """Ask several hosts, once, and go on with those that answer.
+
+        *ends* is whether the run ends where one does not; its outcome is returned then.
+        """
+        settings, workers = settings_of(self._config), number_of_workers(self._config)
+        if self._met:
+            return None
+        if not settings.several_hosts:
+            own = self._warmers.own
+            self._met = {own.host.url: own}
+            return None
+        pool = settings.pool[:workers] if workers else settings.pool
+        asked = {host.url: self._warmers.at(host) for host in pool}
+        down = meet(
+            asked,
+            settings.host.source,
+            lambda text: self._screen.say_once(text, least=-1),
+            all_of_them=workers > 0,
+        )
+        if workers:
+            return self._share_out(asked, down, workers, ends=ends)
+        self._choose(asked, down)
+        return None
+
+    def _share_out(
+        self, asked: dict[str, Warmer], down: list[Outcome], workers: int, *, ends: bool
+    ) -> Outcome | None:
+        """Prepare all hosts that answer, and move the workers of those that are *down*."""
+        self.several = True
+        answering = {url: one for url, one in asked.items() if _answers(one)}
+        # Where none answers, what follows is for the tests to say, or for the run.
+        self._met = answering or asked
+        if left_out := settings_of(self._config).pool[len(asked) :]:
+            self._screen.say_once(
+                f"{count(workers, 'worker')}, and {len(asked) + len(left_out)} hosts: "
+                f"{', '.join(host.url for host in left_out)} left out, -n "
+                f"{len(asked) + len(left_out)} uses all"
             )
+        if not (answering and down):
+            return None
+        self.down = down
+        places = share_out(list(asked), workers, answering)
+        for outcome in down[ends:]:
+            who = "" if ends else moved(outcome.host, list(asked), places)
+            self._screen.say_once(outcome.error, who=who, least=-2, red=True)
+        if ends:
+            return down[0]
+        write_places(self._config, places)
+        return None
+
+    def _choose(self, asked: dict[str, Warmer], down: list[Outcome]) -> None:
+        """Go on with the first host that answers: one process uses one."""
+        chosen = next((one for one in asked.values() if _answers(one)), None)
+        self.down = [] if chosen is None else down
+        for warmer in asked.values():
+            if warmer is not chosen:
+                warmer.close()
+        if chosen is None:
+            self._met = dict([next(iter(asked.items()))])
+            return
+        host = chosen.host
+        self._met = {host.url: chosen}
+        for outcome in down:
+            who = f"{host.url} is used"
+            self._screen.say_once(outcome.error, who=who, least=-2, yellow=True)
+        self._screen.say_once(
+            f"one process uses one host, {host.url}: -n {len(asked)} spreads over all"
+        )
+        write_host(self._config, host)
 
 
-def ask(
-    sites: Sequence[Site], say: Callable[[str], None], *, all_of_them: bool
-) -> dict[str, Outcome]:
-    """Return, by URL, which of *sites* answer; the wait for one is not added to that for another.
-
-    Without *all_of_them* it is over when one answers and those before it do not.
-    """
-    heard: queue.SimpleQueue[str | tuple[str, Outcome]] = queue.SimpleQueue()
-    for site in sites:
-        site.say = heard.put
-
-        def run(site: Site = site) -> None:
-            heard.put((site.settings.host.url, site.asked_server()))
-
-        # A daemon: Ctrl-C must not wait for it.
-        threading.Thread(target=run, daemon=True, name=f"ollama {site.settings.host.url}").start()
-    found: dict[str, Outcome] = {}
-    while not _is_enough(sites, found, all_of_them=all_of_them):
-        try:
-            # In slices, so that Ctrl-C is answered at once.
-            one = heard.get(timeout=_SLICE_S)
-        except queue.Empty:
-            continue
-        if isinstance(one, str):
-            say(one)
-        else:
-            found[one[0]] = one[1]
-    return found
-
-
-def meet(
-    sites: Mapping[str, Site], source: str, say: Callable[[str], None], *, all_of_them: bool
-) -> list[Outcome]:
-    """Ask *sites*, by URL, and record what comes of it; return the outcomes of those that are down.
-
-    *source* is who gave their addresses.
-    """
-    begin = clock.monotonic()
-    found = ask(list(sites.values()), say, all_of_them=all_of_them)
-    outcomes = [found[url] for url in sites if url in found]
-    down = [one for one in outcomes if not one.ready]
-    if len(down) == len(sites):
-        down = _none_answers(down, source, clock.monotonic() - begin)
-    for outcome in [*down, *outcomes]:
-        sites[outcome.host].record_server(outcome)
-    return down
-
-
-def _is_enough(sites: Iterable[Site], found: dict[str, Outcome], *, all_of_them: bool) -> bool:
-    for site in sites:
-        outcome = found.get(site.settings.host.url)
-        if outcome is None:
-            return False
-        if outcome.ready and not all_of_them:
-            return True
-    return True
-
-
-def _none_answers(found: Collection[Outcome], source: str, waited_s: float) -> list[Outcome]:
-    """Return *found*, which all failed, each with the words for all of them."""
-    each = "; ".join(f"{one.host}: {one.brief.removeprefix('no Ollama: ')}" for one in found)
-    error = (
-        f"no Ollama at any of {len(found)} hosts (from {source}): {each}; gave up after "
-        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or set --ollama-host."
-    )
-    return [one._replace(error=error) for one in found]
-
-
-def share_out(hosts: Sequence[str], workers: int, answering: Collection[str]) -> list[str]:
-    """Return the URL for each worker: its own of *hosts* in turn, else one that is *answering*."""
-    left = [url for url in hosts if url in answering]
-    shared = []
-    for number in range(workers):
-        round_, place = divmod(number, len(hosts))
-        own = hosts[place]
-        shared.append(own if own in answering else left[(round_ + place) % len(left)])
-    return shared
-
-
-def moved(host: str, hosts: Sequence[str], places: Sequence[str]) -> str:
-    """Say what the workers of *host* use in its place: ``gw1 uses http://b:11434.``."""
-    parts = [
-        f"gw{number} uses {place}"
-        for number, place in enumerate(places)
-        if hosts[number % len(hosts)] == host
-    ]
-    return f"{', '.join(parts)}."
+def _answers(warmer: Warmer) -> bool:
+    outcome = warmer.directory.server
+    return outcome is not None and outcome.ready

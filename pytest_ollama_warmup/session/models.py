@@ -14,8 +14,15 @@ from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.marks import want_of, wants_of
 from pytest_ollama_warmup.session.parameters import parameter_of
 from pytest_ollama_warmup.session.replays import is_replayed, needs_no_server_now
-from pytest_ollama_warmup.session.runtest import NOT_READY, enforce, watch
-from pytest_ollama_warmup.session.state import is_looking, run_of, settings_of, warn_unencrypted
+from pytest_ollama_warmup.session.runtest import enforce, state_of, watch
+from pytest_ollama_warmup.session.state import (
+    check_of,
+    is_looking,
+    settings_of,
+    warmers_of,
+    warn_unencrypted,
+)
+from pytest_ollama_warmup.warmup.check import outcome_at_run_time
 from pytest_ollama_warmup.warmup.guard import CannotLook
 from pytest_ollama_warmup.warmup.plan import Want, resolve
 from pytest_ollama_warmup.warmup.record import Outcome
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.config.spec import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
-    from pytest_ollama_warmup.session.run import Run
+    from pytest_ollama_warmup.warmup.warmer import Warmer
 
 
 class OllamaModel:
@@ -45,9 +52,9 @@ class OllamaModels:
     """The run's models; iterates over what the listed ones are called: alias, else name."""
 
     def __init__(self, session: pytest.Session, url: str) -> None:
-        self._session, self._run = session, _run_at(session.config, url)
+        self._session, self._warmer = session, _warmer_at(session.config, url)
         # --setup-only runs fixtures, and must not touch the network.
-        self._look_up = not (self._run.settings.off or is_looking(session.config))
+        self._look_up = not (self._warmer.settings.off or is_looking(session.config))
         if self._look_up:
             # Also asked for at run time, by a test that nothing told us of.
             watch(session.config)
@@ -60,22 +67,22 @@ class OllamaModels:
         Raises:
             KeyError: *key* names no model, or more than one, or is a slip of an alias.
         """
-        run = self._run
-        aliases = [alias.name for alias in run.settings.listed.aliases]
+        warmer, listed = self._warmer, self._warmer.settings.listed
+        aliases = [alias.name for alias in listed.aliases]
         # Taken for a model's name, it would be skipped, and in CI asked of the registry.
         if key not in self and (meant := closest(key, aliases)):
-            known = ", ".join(run.settings.listed.names)
+            known = ", ".join(listed.names)
             raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
-        (spec,) = resolve(want, run.settings.listed)
+        (spec,) = resolve(want, listed)
         if not self._look_up or needs_no_server_now(
             self._session.config, lambda: bool(wants_of(self._session.items))
         ):
             return OllamaModel(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
-        verdict = run.verdict(want)
+        verdict = check_of(self._session.config).verdict(want, warmer)
         if verdict is not None:
             enforce(verdict, self._session)
-        return OllamaModel(spec, run.look_up(spec))
+        return OllamaModel(spec, outcome_at_run_time(spec, warmer))
 
     @property
     def default(self) -> OllamaModel:
@@ -83,7 +90,7 @@ class OllamaModels:
 
         It skips or fails the test like ``ollama_models[...]``, and fails it where none is listed.
         """
-        listed = self._run.settings.listed
+        listed = self._warmer.settings.listed
         if not listed.all:
             pytest.fail(
                 "ollama_models.default is the first listed model, and none is listed. Run with "
@@ -94,14 +101,14 @@ class OllamaModels:
 
     def __contains__(self, key: str) -> bool:
         """Whether *key* names a listed model; asks no server."""
-        listed = self._run.settings.listed
+        listed = self._warmer.settings.listed
         return listed.given(listed.meant(_one_spec(key))) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._run.settings.listed.names)
+        return iter(self._warmer.settings.listed.names)
 
     def __len__(self) -> int:
-        return len(self._run.settings.listed.all)
+        return len(self._warmer.settings.listed.all)
 
 
 def _one_spec(key: str) -> ModelSpec:
@@ -157,19 +164,20 @@ def bring_elsewhere(item: pytest.Item, url: str) -> Iterator[None]:
     verdict = None
     # Where it cannot look whether all is still warm, the test runs.
     with suppress(CannotLook):
-        verdict = _run_at(config, url).verdict_now(want) if want is not None else None
+        if want is not None:
+            verdict = check_of(config).before(want, _warmer_at(config, url))
     if verdict is not None:
         watch(config)
-        item.stash[NOT_READY] = verdict
+        state_of(item).enforced = verdict
         enforce(verdict, item.session)
     yield
-    _run_at(config, url).look_after(item.nodeid)
+    check_of(config).after(item.nodeid)
 
 
-def _run_at(config: pytest.Config, url: str) -> Run:
+def _warmer_at(config: pytest.Config, url: str) -> Warmer:
     host = host_of(config, url)
     warn_unencrypted(config, [host])
-    return run_of(config).at(host)
+    return warmers_of(config).at(host)
 
 
 def host_of(config: pytest.Config, url: object) -> Host:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.session import notes
-from pytest_ollama_warmup.session.state import folder_of, settings_of, worker_input
+from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of
 from pytest_ollama_warmup.text import clean, count
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class _Moved:
         if not _depends(item) or not (others := self._overtaken(item, reason)):
             return
         self._notes[item.nodeid] = self._words(item, reason, others)
-        by = worker_input(self._config).get("workerid", "main")
-        notes.write(folder_of(self._config), by, "moved", self._notes)
+        directory_of(self._config).leave(process_name(self._config), "reordered", self._notes)
 
     def _overtaken(self, item: pytest.Item, reason: str) -> list[pytest.Item]:
         """Return those on which *item* may depend, and which now come after it."""

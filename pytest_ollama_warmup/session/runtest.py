@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import traceback
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -13,15 +12,17 @@ import pytest
 
 from pytest_ollama_warmup.ollama.logs import LOG, tolerating
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
+from pytest_ollama_warmup.session.address import address_differs
 from pytest_ollama_warmup.session.mark_names import ELSEWHERE_FIXTURE
 from pytest_ollama_warmup.session.marks import want_of
 from pytest_ollama_warmup.session.state import (
-    AT_START,
     NEEDED,
     OllamaWarmupWarning,
+    check_of,
+    gates_of,
     is_worker,
-    run_of,
     settings_of,
+    warmers_of,
 )
 from pytest_ollama_warmup.text import clean
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from pytest_ollama_warmup.session.gates import Gate
-    from pytest_ollama_warmup.warmup.plan import Verdict, Want
+    from pytest_ollama_warmup.warmup.plan import Want
+    from pytest_ollama_warmup.warmup.policy import Verdict
 
 _HERE = str(Path(__file__).parent)
 # As pytest says that a session fixture asks for one that belongs to a test.
@@ -42,17 +44,36 @@ _OF_ONE_TEST = (
 )
 
 
-NOT_READY = pytest.StashKey["Verdict"]()
-# What was found before the test began, for its set-up to act on.
-_FOUND = pytest.StashKey["Verdict | None"]()
-_UNSEEN = pytest.StashKey[str]()
-_WARNED = pytest.StashKey[bool]()
-_MOVED = pytest.StashKey[bool]()
-# Where a test is expected to skip that did so in the last run; the test that was last seen there.
-_GATE = pytest.StashKey["Gate"]()
+class State:
+    """What is known of one test, from before it begins until its set-up is reported."""
+
+    def __init__(self) -> None:
+        self.is_checked = False
+        """Whether *verdict* is what was found before the test began, for its set-up to act on."""
+        self.verdict: Verdict | None = None
+        self.enforced: Verdict | None = None
+        """Why the test was skipped, or failed, by the plugin."""
+        self.unseen = ""
+        """Why nobody can see whether its models are still warm."""
+        self.gate: Gate | None = None
+        """Where it is expected to skip, as it did in the last run."""
+        self.was_looked_at = False
+        self.has_models: bool | None = False
+        """Whether its models are ready; None where they are left until it has passed its gate."""
+
+
+_STATE = pytest.StashKey[State]()
+_WARNED_UNSEEN = pytest.StashKey[bool]()
+_WARNED_ADDRESS = pytest.StashKey[bool]()
+# The test that was last seen at a gate.
 _AT_GATE = pytest.StashKey[pytest.Item]()
-# Whether the models of a test are ready; None where they are left until it has passed its gate.
-_READY = pytest.StashKey["bool | None"]()
+
+
+def state_of(item: pytest.Item) -> State:
+    """Return what is known of *item*."""
+    if _STATE not in item.stash:
+        item.stash[_STATE] = State()
+    return item.stash[_STATE]
 
 
 def enforce(verdict: Verdict, session: pytest.Session) -> NoReturn:
@@ -85,26 +106,26 @@ def set_up(item: pytest.Item, *, passed: bool = False) -> None:
     Where a fixture is expected to skip it, this waits until *passed* says that it has not.
     """
     # Not there for the second attempt of a test: what reruns tests does it within the protocol.
-    if (gate := item.stash.get(_GATE, None)) is not None:
+    state = state_of(item)
+    if (gate := state.gate) is not None:
         if gate.fixture and not passed:
             return
         # Once one of them runs, the others of the same reason are no longer expected to skip.
-        del item.stash[_GATE]
-        run_of(item.config).opened.add(gate.reason)
-    if _FOUND not in item.stash:
-        want, item.stash[_FOUND] = _want(item)
+        state.gate = None
+        gates_of(item.config).opened.add(gate.reason)
+    if not state.is_checked:
+        want, state.verdict = _want(item)
         if want is not None:
-            item.stash[_FOUND] = _look(item, want)
-    verdict = item.stash[_FOUND]
-    del item.stash[_FOUND]
-    if _UNSEEN in item.stash and _WARNED not in item.config.stash:
-        item.config.stash[_WARNED] = True
+            state.verdict = _look(item, want)
+    state.is_checked = False
+    if state.unseen and _WARNED_UNSEEN not in item.config.stash:
+        item.config.stash[_WARNED_UNSEEN] = True
         # Where warnings are errors: the test would run without us.
         with suppress(OllamaWarmupWarning):
-            item.warn(OllamaWarmupWarning(item.stash[_UNSEEN]))
-    if verdict is not None:
-        item.stash[NOT_READY] = verdict
-        enforce(verdict, item.session)
+            item.warn(OllamaWarmupWarning(state.unseen))
+    if state.verdict is not None:
+        state.enforced = state.verdict
+        enforce(state.verdict, item.session)
 
 
 def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
@@ -113,7 +134,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
         want = want_of(item)
     # A worker that raises out of a hook is respawned for ever.
     except Exception as exc:
-        from pytest_ollama_warmup.warmup.plan import Verdict
+        from pytest_ollama_warmup.warmup.policy import Verdict
 
         LOG.debug("%s: what it needs cannot be read", item.nodeid, exc_info=True)
         return None, Verdict("fail", str(exc))
@@ -124,15 +145,16 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
 def _look(item: pytest.Item, want: Want) -> Verdict | None:
     """Return why *item* cannot run, after bringing what it needs and is not there."""
     from pytest_ollama_warmup.warmup.guard import CannotLook
-    from pytest_ollama_warmup.warmup.plan import Verdict
+    from pytest_ollama_warmup.warmup.policy import Verdict
 
-    item.stash[_READY] = False
+    state = state_of(item)
+    state.was_looked_at, state.has_models = True, False
     try:
-        verdict = run_of(item.config).verdict_now(want)
-        item.stash[_READY] = verdict is None
+        verdict = check_of(item.config).before(want, warmers_of(item.config).own)
+        state.has_models = verdict is None
         return verdict
     except CannotLook as exc:
-        item.stash[_UNSEEN] = f"cannot see whether models are still warm: {exc}"
+        state.unseen = f"cannot see whether models are still warm: {exc}"
     # A worker that raises out of a hook is respawned for ever.
     except BaseException as exc:
         if not is_for_us(exc):
@@ -145,12 +167,12 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
 def _slot(item: pytest.Item) -> AbstractContextManager[None]:
     if settings_of(item.config).max_parallel.value is None:
         return nullcontext()
-    return run_of(item.config).slot()
+    return warmers_of(item.config).own.slot()
 
 
 def _inside(item: pytest.Item) -> AbstractContextManager[None]:
     # In a single process nobody looks while a test runs.
-    return run_of(item.config).inside() if is_worker(item.config) else nullcontext()
+    return check_of(item.config).inside() if is_worker(item.config) else nullcontext()
 
 
 class _Watch:
@@ -160,8 +182,9 @@ class _Watch:
     # First, a wrapper: outside of the test's own time, and of the timers of other plugins.
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        want, item.stash[_FOUND] = _want(item)
-        self._unmarked = want is None
+        state = state_of(item)
+        want, state.verdict = _want(item)
+        state.is_checked, self._unmarked = True, want is None
         if want is None:
             return (yield)
         with ExitStack() as held:
@@ -169,8 +192,8 @@ class _Watch:
             # test runs without its turn, as it would without us.
             with suppress(OSError):
                 held.enter_context(_slot(item))
-            if (gate := run_of(item.config).closed_gate(item.nodeid)) is None:
-                item.stash[_FOUND] = _look(item, want)
+            if (gate := gates_of(item.config).closed(item.nodeid)) is None:
+                state.verdict = _look(item, want)
             else:
                 self._stop_at(gate, item)
             # And where what the client needs is replaced.
@@ -178,15 +201,15 @@ class _Watch:
                 held.enter_context(_inside(item))
             result = yield
             # It has skipped: what later tests set up is no gate of this one.
-            if _GATE in item.stash:
-                del item.stash[_GATE]
-            run_of(item.config).look_after(item.nodeid)
+            state.gate = None
+            check_of(item.config).after(item.nodeid)
             return result
 
     def _stop_at(self, gate: Gate, item: pytest.Item) -> None:
         """Look at the models of *item* only when it has passed its gate."""
-        del item.stash[_FOUND]
-        item.stash[_GATE], item.stash[_READY] = gate, None
+        state = state_of(item)
+        state.is_checked, state.gate = False, gate
+        state.was_looked_at, state.has_models = True, None
         item.config.stash[_AT_GATE] = item
         if gate.fixture and not self._looks_at_fixtures:
             self._looks_at_fixtures = True
@@ -196,16 +219,16 @@ class _Watch:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> None:
         if self._unmarked:
-            run_of(item.config).pass_by(item.nodeid)
-        if _GATE in item.stash:
+            check_of(item.config).pass_by(item.nodeid)
+        if state_of(item).gate is not None:
             # The fixture was not asked for this time, or it was set up for an earlier test.
             set_up(item, passed=True)
         if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
             return
-        if _MOVED not in item.config.stash and (text := _address_differs(item.config)):
+        if _WARNED_ADDRESS not in item.config.stash and (text := address_differs(item.config)):
             with tolerating("to compare OLLAMA_HOST"):
                 if want_of(item) is not None:
-                    item.config.stash[_MOVED] = True
+                    item.config.stash[_WARNED_ADDRESS] = True
                     item.warn(OllamaWarmupWarning(text))
 
     # Before that is read which the processes of the run have seen.
@@ -213,14 +236,14 @@ class _Watch:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         # Ctrl-C must not wait for a server that hangs.
         if exitstatus != pytest.ExitCode.INTERRUPTED:
-            run_of(session.config).look_at_end()
+            check_of(session.config).at_end()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if report.when == "setup" and _READY in item.stash:
+        if report.when == "setup" and state_of(item).was_looked_at:
             with tolerating("to note how a set-up ended"):
                 _note_set_up(report, item, call)
         _mend(report, item)
@@ -235,7 +258,7 @@ class _AtFixtures:
     ) -> Generator[None, object, object]:
         result = yield
         item = request.config.stash[_AT_GATE]
-        gate = item.stash.get(_GATE, None)
+        gate = state_of(item).gate
         if gate is not None and gate.fixture == fixturedef.argname:
             set_up(item, passed=True)
         return result
@@ -245,13 +268,13 @@ def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.Call
     """Keep for the next run whether the suite itself has skipped *item*, and where."""
     from pytest_ollama_warmup.session.gates import Gate, SetUp
 
-    if NOT_READY in item.stash:
+    if state_of(item).enforced is not None:
         return
     gate = None
     if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2].removeprefix("Skipped: ")
         gate = Gate(clean(reason), _fixture_of(call))
-    run_of(item.config).note_set_up(item.nodeid, SetUp(gate, item.stash[_READY]))
+    gates_of(item.config).note_set_up(item.nodeid, SetUp(gate, state_of(item).has_models))
 
 
 def _fixture_of(call: pytest.CallInfo[None]) -> str:
@@ -266,7 +289,7 @@ def _fixture_of(call: pytest.CallInfo[None]) -> str:
 
 def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
     """Report a test whose model is not ready where the test is, also when it is to fail."""
-    verdict = item.stash.get(NOT_READY, None)
+    verdict = state_of(item).enforced
     if report.failed and _SCOPE.search(str(report.longrepr)):
         report.sections.append(("ollama", _OF_ONE_TEST))
     if report.skipped and isinstance(report.longrepr, tuple):
@@ -280,22 +303,3 @@ def _mend(report: pytest.TestReport, item: pytest.Item) -> None:
         del report.wasxfail
         report.outcome = "failed"
         report.longrepr = verdict.message
-
-
-def _address_differs(config: pytest.Config) -> str:
-    """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
-    now = os.environ.get("OLLAMA_HOST")
-    # Asked in each test: nothing is read or imported where nothing has changed.
-    if now == config.stash.get(AT_START, now):
-        return ""
-    from pytest_ollama_warmup.ollama.host import names, shown_without_login
-
-    host = settings_of(config).host
-    if names(now, host):
-        return ""
-    return (
-        f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
-        f"prepared at "
-        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
-        "fixture ollama_host of its own"
-    )

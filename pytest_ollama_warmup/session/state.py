@@ -5,17 +5,15 @@ Part of every pytest run: what a run needs that is asked for something is import
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.config.options import OPTIONS, read_host
+from pytest_ollama_warmup.config.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,10 +22,16 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
-    from pytest_ollama_warmup.session.run import Run
+    from pytest_ollama_warmup.session.gates import Gates
+    from pytest_ollama_warmup.warmup.check import Check
+    from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+    from pytest_ollama_warmup.warmup.warmer import Warmers
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-RUN = pytest.StashKey["Run"]()
+# In each process that looks at a test: what it knows of the hosts, and of the tests.
+WARMERS = pytest.StashKey["Warmers"]()
+CHECK = pytest.StashKey["Check"]()
+_GATES = pytest.StashKey["Gates"]()
 # The load that was asked for before conftests were imported, by the key of its model.
 EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 # The server that was started then.
@@ -40,14 +44,10 @@ _ASKED = pytest.StashKey[bool]()
 _ENVIRON: pytest.StashKey[Mapping[str, str]] = pytest.StashKey()
 # What OLLAMA_HOST held then, after the plugin has set it.
 AT_START: pytest.StashKey[str | None] = pytest.StashKey()
-# What OLLAMA_HOST held before the plugin set it.
-_OLLAMA_HOST = pytest.StashKey["str | None"]()
-_FOLDER = pytest.StashKey[Path]()
+_DIRECTORY: pytest.StashKey[RunDirectory] = pytest.StashKey()
 WORKER_INPUT = "ollama_warmup"
-SET_LATE = "OLLAMA_HOST, set by conftest.py or a plugin"
 # In the environment of a worker: the server that the run chose for it, see ``Place``.
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
-_HOST_FILE = "host.json"
 
 # Where modules are found when the run begins, before pytest adds the directories of tests.
 SYS_PATH = tuple(sys.path)
@@ -88,14 +88,9 @@ def warn_unencrypted(config: pytest.Config, hosts: Iterable[Host]) -> str:
     if not found:
         return ""
     from pytest_ollama_warmup.ollama.requests import readable_on_the_way
-    from pytest_ollama_warmup.warmup.locks import file_name
 
-    new = []
-    for host in found:
-        # The processes of a run see by it what one of them has said.
-        with suppress(FileExistsError):
-            (folder_of(config) / f"warned-{file_name(host.url)}").touch(exist_ok=False)
-            new.append(host)
+    # The processes of a run see by the flag what one of them has said.
+    new = [host for host in found if directory_of(config).warned(host.url).set()]
     text = readable_on_the_way(new, extra)
     return "" if not text or warn(config, text) else text
 
@@ -143,8 +138,14 @@ def begin(config: pytest.Config) -> bool:
     If it is not, its settings are read by the first test that needs them, as they are now.
     """
     config.stash[_ENVIRON] = dict(os.environ)
-    note_address(config)
+    config.stash[AT_START] = os.environ.get("OLLAMA_HOST")
     return is_asked(config)
+
+
+def has_other_address(config: pytest.Config) -> bool:
+    """Whether OLLAMA_HOST was set since: by a conftest, a plugin or a test."""
+    now = os.environ.get("OLLAMA_HOST")
+    return now != config.stash.get(AT_START, now)
 
 
 def is_asked(config: pytest.Config) -> bool:
@@ -204,189 +205,81 @@ def settings_of(config: pytest.Config) -> Settings:
     return config.stash[SETTINGS]
 
 
-def set_environment(config: pytest.Config, name: str, value: str) -> None:
-    """Set an environment variable for the run; what was there comes back at its end."""
-    before = os.environ.get(name)
-
-    def restore() -> None:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-    os.environ[name] = value
-    config.add_cleanup(restore)
-
-
-def set_ollama_host(config: pytest.Config) -> None:
-    """Set OLLAMA_HOST to the server in use, for clients that tests create, unless it names it."""
-    value = ollama_host_for(config, settings_of(config).host, os.environ.get("OLLAMA_HOST"))
-    if value is not None:
-        set_environment(config, "OLLAMA_HOST", value)
-
-
-def set_exports(config: pytest.Config) -> None:
-    """Set the variables of ``--ollama-export`` to the server in use."""
-    settings = settings_of(config)
-    for export in settings.exports.value:
-        set_environment(config, export.name, export.value(settings.host))
-
-
-def set_up_environment(config: pytest.Config) -> None:
-    """Set OLLAMA_HOST and what else is to hold the server's address, before conftests read it."""
-    from pytest_ollama_warmup.config.settings import OWN_SERVER
-
-    settings = settings_of(config)
-    # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
-    if settings.chooses_host:
-        set_ollama_host(config)
-        if settings.serve.value:
-            set_environment(config, OWN_SERVER, settings.host.url)
-    set_exports(config)
-    note_address(config)
-
-
-def note_address(config: pytest.Config) -> None:
-    """Remember OLLAMA_HOST, so that it is seen when a conftest or a plugin sets it later."""
-    config.stash[AT_START] = os.environ.get("OLLAMA_HOST")
-
-
-def read_address_again(config: pytest.Config) -> None:
-    """Take over an OLLAMA_HOST that was set since: by load_dotenv() in a conftest, by pytest-env.
-
-    What is given closer to the run goes before it, as ever: the command line, a server of its own.
-    """
-    now = os.environ.get("OLLAMA_HOST")
-    if AT_START not in config.stash or now == config.stash[AT_START]:
-        return
-    settings = settings_of(config)
-    if settings.off:
-        return
-    if settings.given_host.given_by == "option" or settings.serve.value or settings.served:
-        return
-    if settings.number is None and (now or "").strip():
-        config.stash[SETTINGS] = settings = settings.at_address(str(now), SET_LATE)
-        if settings.problem is None:
-            set_exports(config)
-
-
-def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str | None:
-    """Return the value that OLLAMA_HOST needs for *host*; None if *now* names that already.
-
-    Conftests parse the variable, so the user's own spelling goes before ours.
-    """
-    from pytest_ollama_warmup.ollama.host import names
-
-    found = config.stash.setdefault(_OLLAMA_HOST, now)
-    if names(now, host, with_login=True):
-        return None
-    return found if found and names(found, host, with_login=True) else host.as_variable
-
-
-def folder_of(config: pytest.Config) -> Path:
+def directory_of(config: pytest.Config) -> RunDirectory:
     """Return the directory that all processes of the run share; the controller makes it.
 
     A worker on another machine, which does not see it, has one of its own.
     """
-    if _FOLDER not in config.stash:
-        given = _given_folder(config)
-        if given is None or not given.is_dir():
-            from pytest_ollama_warmup.warmup.run_directory import make_run_folder, remove
+    if _DIRECTORY not in config.stash:
+        from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 
-            folder = make_run_folder()
-            config.add_cleanup(lambda: remove(folder))
+        settings = settings_of(config)
+        # Who works may wait for the server, and then for a load, without a sign of progress.
+        limit_s = settings.load_timeout.value + settings.wait.value
+        given = _given_path(config)
+        if given is None or not given.is_dir():
+            directory = RunDirectory.make(limit_s)
+            config.add_cleanup(directory.remove)
         else:
-            folder = given
-        config.stash[_FOLDER] = folder
-    return config.stash[_FOLDER]
+            directory = RunDirectory(given, limit_s)
+        config.stash[_DIRECTORY] = directory
+    return config.stash[_DIRECTORY]
 
 
 def is_alone(config: pytest.Config) -> bool:
     """Whether this is a worker that does not see the directory of the run."""
-    return is_worker(config) and folder_of(config) != _given_folder(config)
+    return is_worker(config) and directory_of(config).path != _given_path(config)
 
 
-def _given_folder(config: pytest.Config) -> Path | None:
-    return Path(worker_input(config)[WORKER_INPUT]["folder"]) if is_worker(config) else None
+def _given_path(config: pytest.Config) -> Path | None:
+    return Path(worker_input(config)[WORKER_INPUT]["directory"]) if is_worker(config) else None
 
 
 def has_outcomes(config: pytest.Config) -> bool:
-    """Whether any process of the run has brought a model, or tried to."""
-    return _FOLDER in config.stash and any(config.stash[_FOLDER].rglob("outcome-*.json"))
+    """Whether any process of the run has made a model ready, or tried to."""
+    return _DIRECTORY in config.stash and config.stash[_DIRECTORY].has_outcomes
 
 
-def write_host(config: pytest.Config, host: Host) -> None:
-    """Make *host*, which the suite's own hook names, the server of all processes of the run."""
-    path = folder_of(config) / _HOST_FILE
-    content = {"url": host.url, "source": host.source}
-    if host.login and is_distributing(config):
-        # Workers that run by now have no other way to hear of it. The directory is the user's own,
-        # and goes with the run.
-        content["login"] = host.login
-    path.write_text(json.dumps(content), encoding="utf-8")
-    _adopt(config, settings_of(config).on(host))
+def process_name(config: pytest.Config) -> str:
+    """Return what records call this process: ``gw0`` and so on, ``main`` where it is no worker."""
+    name: str = worker_input(config).get("workerid", "main")
+    return name
 
 
-def write_places(config: pytest.Config, urls: list[str]) -> None:
-    """Give each worker, by its number, one of several servers."""
-    path = folder_of(config) / _HOST_FILE
-    path.write_text(json.dumps({"places": urls}), encoding="utf-8")
-
-
-def places_of(config: pytest.Config, workers: int) -> list[str]:
-    """Return the server of each worker: what was written, else one after the other in turn."""
-    if written := _written(config).get("places"):
-        return list(written)
-    settings = settings_of(config)
-    pool = settings.pool or (settings.host,)
-    return [pool[number % len(pool)].url for number in range(workers)]
-
-
-def adopt_host(config: pytest.Config) -> None:
-    """Take over what the controller wrote by ``write_host`` or ``write_places``, if anything."""
-    written, settings = _written(config), settings_of(config)
-    if "url" in written:
-        from pytest_ollama_warmup.text import Secret
-
-        host = read_host(written["url"], written["source"])
-        _adopt(config, settings.on(host._replace(login=Secret(written.get("login", "")))))
-    elif "places" in written and settings.number is not None:
-        _adopt(config, settings.moved(written["places"][settings.number]))
-
-
-def _written(config: pytest.Config) -> dict[str, Any]:
-    path = folder_of(config) / _HOST_FILE
-    if not path.exists():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def _adopt(config: pytest.Config, settings: Settings) -> None:
-    if settings == settings_of(config):
-        return
-    config.stash[SETTINGS] = settings
-    if is_worker(config):
-        # One on the records of the other server is made when it is needed.
-        if RUN in config.stash:
-            config.stash[RUN].close()
-            del config.stash[RUN]
-    elif RUN in config.stash:
-        config.stash[RUN].settings = settings
-    set_ollama_host(config)
-    set_exports(config)
-
-
-def run_of(config: pytest.Config) -> Run:
-    """Return this process's view of the run's models, made when first needed."""
-    if RUN not in config.stash:
-        from pytest_ollama_warmup.session.run import Run, folder_at
+def warmers_of(config: pytest.Config) -> Warmers:
+    """Return what this process knows of the hosts of the run, made when first needed."""
+    if WARMERS not in config.stash:
         from pytest_ollama_warmup.session.user_hooks import ask_request
+        from pytest_ollama_warmup.warmup.warmer import Process, Warmers
 
-        by: str = worker_input(config).get("workerid", "main")
-        settings, root = settings_of(config), folder_of(config)
-        folder = folder_at(root, settings.host.url) if settings.pool else root
-        run = Run(settings, folder, by, lambda spec: ask_request(config, spec), root)
-        config.stash[RUN] = run
-        config.add_cleanup(run.close)
-    return config.stash[RUN]
+        process = Process(process_name(config), lambda spec: ask_request(config, spec))
+        warmers = Warmers(lambda: settings_of(config), directory_of(config), process)
+        config.stash[WARMERS] = warmers
+        config.add_cleanup(warmers.close)
+    return config.stash[WARMERS]
+
+
+def check_of(config: pytest.Config) -> Check:
+    """Return what says whether a test may run, made when first needed."""
+    if CHECK not in config.stash:
+        from pytest_ollama_warmup.warmup.check import Check
+
+        config.stash[CHECK] = Check(warmers_of(config))
+    return config.stash[CHECK]
+
+
+def gates_of(config: pytest.Config) -> Gates:
+    """Return the gates of the run as this process sees them."""
+    if _GATES not in config.stash:
+        from pytest_ollama_warmup.session.gates import Gates
+
+        config.stash[_GATES] = Gates(directory_of(config), process_name(config))
+    return config.stash[_GATES]
+
+
+def write_notes(config: pytest.Config) -> None:
+    """Leave to the controller what this process has met, if it has looked at any test."""
+    if CHECK in config.stash:
+        config.stash[CHECK].write_notes()
+    if _GATES in config.stash:
+        config.stash[_GATES].write_notes()

@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
 from pytest_ollama_warmup.report.progress import Screen
-from pytest_ollama_warmup.report.summary import can_write_signs
+from pytest_ollama_warmup.report.summary import ARROWS, can_write_signs
+from pytest_ollama_warmup.text import wrapped
 
 if TYPE_CHECKING:
     import pytest
@@ -64,3 +65,30 @@ def screen_of(
         coloured=writer.hasmarkup,
         plain=not can_write_signs(sys.stdout),
     )
+
+
+def write_error(config: pytest.Config, texts: list[str], *, at_start: bool) -> None:
+    """Write what ends the run, once; its last text is what to do about it.
+
+    Before pytest's session has started that goes to where pytest writes its own usage errors.
+    """
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    writer = config.get_terminal_writer()
+    file = sys.stderr if at_start or terminal is None else sys.stdout
+    width = width_of(config, terminal) if terminal is not None else 0
+    arrow = ARROWS[not can_write_signs(file)]
+    lines = [
+        *wrapped(f"ERROR: ollama: {texts[0]}", width, 0),
+        *(line for text in texts[1:-1] for line in wrapped(text, width, 0)),
+        *wrapped(f"{arrow} {texts[-1]}", width, 2),
+    ]
+    if not at_start and terminal is not None:
+        terminal.ensure_newline()
+        for line in lines:
+            terminal.write_line(line, red=True)
+        return
+    writer.flush()
+    coloured = writer.hasmarkup and file.isatty()
+    for line in lines:
+        text = writer.markup(line, red=True) if coloured else line
+        print(text, file=file, flush=True)

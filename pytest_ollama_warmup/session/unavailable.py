@@ -1,21 +1,158 @@
-"""Messages about tests whose models are not available."""
+"""What follows from models that cannot be made ready: for tests and for the run, in words."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from pytest_ollama_warmup.text import count, wanted_by
+from pytest_ollama_warmup.warmup.policy import decide, decisions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.warmup.plan import Need, Policy
+    from pytest_ollama_warmup.warmup.plan import Need, Plan
+    from pytest_ollama_warmup.warmup.policy import Policy
     from pytest_ollama_warmup.warmup.record import Outcome
 
+    Fate = tuple[Need, Policy]
 
-def concerned(settings: Settings, fates_of_needs: list[tuple[Need, Policy]]) -> str:
+
+class Failure(NamedTuple):
+    """What is wrong and what to do, in *error*; whom that concerns and how, in *who*.
+
+    *skips* is whether all that follows is that tests are skipped. *warning* is given where nothing
+    follows, although the models were listed.
+    """
+
+    error: str
+    who: str
+    skips: bool
+    warning: str = ""
+
+
+class Consequences:
+    """What each test of a plan does, and the run, should a model not be made ready.
+
+    Before tests are *collected* nobody knows which there are to fail or to skip.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings, *, collected: bool) -> None:
+        self._plan, self._settings, self._collected = plan, settings, collected
+
+    def decisions(self, key: str) -> list[Policy]:
+        """Return what each test does that needs *key*, should that fail."""
+        plan, settings = self._plan, self._settings
+        if self._collected:
+            return decisions(plan, key, settings.on_unavailable.value, settings.ci)
+        given_by = plan.targets[key].given_by
+        policy = decide(settings.on_unavailable.value, "", given_by, settings.ci)
+        return ["exit" if policy == "exit" else "skip"]
+
+    def fates(self, keys: Iterable[str]) -> list[Fate]:
+        """Return each test that needs one of *keys*, and what it does."""
+        needs = self._plan.needs
+        return [
+            fate
+            for key in dict.fromkeys(keys)
+            for fate in zip(needs.get(key, []), self.decisions(key), strict=False)
+        ]
+
+    def ends_run(self, key: str) -> bool:
+        """Whether the run ends where *key* cannot be made ready."""
+        return "exit" in self.decisions(key)
+
+    def only_skips(self, key: str) -> bool:
+        """Whether all that follows is that tests are skipped."""
+        return self._collected and {"skip"} == set(self.decisions(key))
+
+    def ending(self, outcomes: Iterable[Outcome]) -> Outcome | None:
+        """Return the first of *outcomes* that ends the run, if any does."""
+        failed = (outcome for outcome in outcomes if not outcome.ready)
+        return next((outcome for outcome in failed if self.ends_run(outcome.key)), None)
+
+    def way_out(self, outcome: Outcome) -> str:
+        """Say what makes the run go on that *outcome* ends."""
+        plan, settings = self._plan, self._settings
+        if any(need.on_unavailable == "exit" for need in plan.needs.get(outcome.key, ())):
+            return "The mark of a test that needs it says on_unavailable='exit'."
+        target = plan.targets.get(outcome.key)
+        by_option = target is not None and target.given_by == "option"
+        if settings.decided_by_ci and not by_option:
+            return f"{settings.decided_by_ci} is set; --ollama-ci=no goes on without it."
+        return "--ollama-on-unavailable=skip goes on without it."
+
+    def failures(self, outcomes: Sequence[Outcome], server: Outcome | None) -> Iterator[Failure]:
+        """Yield what is to be said of *outcomes*, once for each error."""
+        failed: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            if not outcome.ready:
+                failed.setdefault(outcome.error, []).append(outcome)
+        ready = {outcome.key for outcome in outcomes if outcome.ready}
+        for error, alike in failed.items():
+            keys = [outcome.key for outcome in alike]
+            if server is not None and error == server.error:
+                keys.append(server.key)
+            fates = self.fates(keys)
+            who, warning = self._only_at(alike, ready) or self._who(fates), ""
+            if not (fates or self._plan.marked):
+                models = ", ".join(self._plan.targets[key].spec.title for key in keys)
+                warning = f"{models}: listed, and not ready; all tests run without"
+            yield Failure(error, who, self._skips(fates), warning)
+
+    def unable(self, outcome: Outcome) -> Iterator[tuple[Outcome, Failure, bool]]:
+        """Yield, for a model that is ready, what tests ask of it that it cannot do.
+
+        With each the outcome as a failure, and whether that ends the run.
+        """
+        asking: dict[tuple[str, ...], list[Fate]] = {}
+        settings = self._settings
+        for need in self._plan.needs.get(outcome.key, ()) if outcome.ready else ():
+            if need.capabilities:
+                # The model is there: what is listed is no matter of one test's wishes.
+                policy = decide(
+                    settings.on_unavailable.value, need.on_unavailable, "default", settings.ci
+                )
+                asking.setdefault(need.capabilities, []).append((need, policy))
+        for capabilities, fates in asking.items():
+            failed = outcome.for_tests_that_need(capabilities, "")
+            if not failed.ready:
+                ends = any(policy == "exit" for _, policy in fates)
+                failure = Failure(failed.error, concerned(settings, fates), self._skips(fates))
+                yield failed, failure, ends
+
+    def unchecked(self, outcome: Outcome) -> bool:
+        """Whether tests ask of a model what its server does not say that it can do."""
+        needs = self._plan.needs.get(outcome.key, ())
+        asked = any(need.capabilities for need in needs)
+        return outcome.ready and outcome.capabilities is None and asked
+
+    def _only_at(self, failed: list[Outcome], ready: set[str]) -> str:
+        """Say where a model is not ready that is on other hosts; empty where it is on none."""
+        keys = {outcome.key for outcome in failed}
+        policies = {policy for _, policy in self.fates(keys)}
+        if not (keys <= ready and policies):
+            return ""
+        urls = ", ".join(dict.fromkeys(outcome.host for outcome in failed))
+        what = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
+        return f"so it is at {urls}, and not elsewhere: tests that need it {what} there"
+
+    def _who(self, fates: list[Fate]) -> str:
+        """Say what the tests do that are concerned, and the flag that makes them do otherwise."""
+        if fates:
+            return concerned(self._settings, fates)
+        if self._plan.marked:
+            return "no selected test needs it"
+        return "no test says that it needs it: all run without it"
+
+    def _skips(self, fates: list[Fate]) -> bool:
+        return not fates or {"skip"} == {policy for _, policy in fates}
+
+
+def concerned(settings: Settings, fates_of_needs: list[Fate]) -> str:
     """Say which tests want a model, what they do without it, and who says so.
 
     ``wanted by test_chat.py::test_tone and 3 more: 4 tests fail (CI is set)``

@@ -12,17 +12,13 @@ import pytest
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import tolerating
 from pytest_ollama_warmup.ollama.replaced import suppressing
-from pytest_ollama_warmup.session.state import folder_of, run_of, settings_of, worker_input
+from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of, warmers_of
 from pytest_ollama_warmup.warmup.looks import LookLog
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_ollama_warmup.ollama.responses import Resident
 
 LOOK_EVERY_S = 0.25
-# A file in the run's directory: a listed model is ready, and no test says that it needs it.
-WATCHED = "watched"
 
 
 def watch_unmarked(config: pytest.Config) -> None:
@@ -60,19 +56,11 @@ class _Glances:
         self._look()
 
     def _begin(self) -> LookLog | None:
-        root = folder_of(self._config)
-        if not (root / WATCHED).exists():
+        directory = directory_of(self._config)
+        if not directory.watched.exists():
             return None
-        by: str = worker_input(self._config).get("workerid", "main")
-        return LookLog(self._folder(root), by)
-
-    def _folder(self, root: Path) -> Path:
-        settings = settings_of(self._config)
-        if not settings.pool:
-            return root
-        from pytest_ollama_warmup.session.run import folder_at
-
-        return folder_at(root, settings.host.url)
+        host = directory.host(settings_of(self._config).host.url)
+        return LookLog(host, process_name(self._config))
 
     def _look(self) -> None:
         if self._log is None:
@@ -100,5 +88,5 @@ class _Glances:
             settings.host,
             settings.api_key,
             settings.headers.value,
-            lambda: run_of(self._config).client(),
+            lambda: warmers_of(self._config).own.client(),
         )

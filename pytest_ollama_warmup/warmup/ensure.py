@@ -24,9 +24,10 @@ from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.warmup.job import Event, Say, Work, failed
 from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
-from pytest_ollama_warmup.warmup.locks import Beat, held, shared_lock_path
+from pytest_ollama_warmup.warmup.locks import Beat, held
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ a second time. So no load takes place that the tests would not have had.
 
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from pytest_ollama_warmup.ollama.replaced import is_for_us
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, resident_as
 from pytest_ollama_warmup.warmup.job import Work
 from pytest_ollama_warmup.warmup.load import ensure_loaded
-from pytest_ollama_warmup.warmup.locks import Beat, Door, Users, file_name, held, write_whole
+from pytest_ollama_warmup.warmup.locks import Beat, Door, Users, held
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.record import Known, Reload
 from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
@@ -28,7 +27,6 @@ from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.room import Room
+    from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
     Wanted = Sequence[tuple[Target, Outcome]]
     Contexts = Callable[[Target], set[int]]
@@ -60,22 +59,19 @@ class Ledger:
     *place* is what it shares with other variants of the model: their lock is the same.
     """
 
-    def __init__(self, folder: Path, place: str, limit_s: float, first: Known) -> None:
+    def __init__(self, directory: HostDirectory, place: str, limit_s: float, first: Known) -> None:
         self._first, self._what, self._limit_s = first, place, limit_s
-        self._path = folder / f"guard-{file_name(first.key)}.json"
-        self._lock = folder / f"place-{file_name(place)}.lock"
+        self._file, self._lock = directory.ledger(first.key), directory.place_lock(place)
         self._door = Door(self._lock, place, limit_s)
 
     def known(self) -> Known:
         """Return what is known by now."""
-        try:
-            return Known.from_dict(json.loads(self._path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return self._first
+        data = self._file.read()
+        return self._first if data is None else Known.from_dict(data)
 
     def write(self, known: Known) -> None:
         """Replace what is known; the caller holds the lock."""
-        write_whole(self._path, known.to_dict())
+        self._file.write(known.to_dict())
 
     def held(self) -> AbstractContextManager[Beat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.locks.held`."""
@@ -86,10 +82,10 @@ class Ledger:
         return self._door.passing()
 
 
-def all_known(folder: Path) -> Iterator[Known]:
+def all_known(directory: HostDirectory) -> Iterator[Known]:
     """Yield what the processes of a run know of each model at one server."""
-    for path in sorted(folder.rglob("guard-*.json")):
-        yield Known.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    for file in directory.ledgers():
+        yield Known.from_dict(file.read())
 
 
 class Guard:
@@ -102,15 +98,15 @@ class Guard:
     def __init__(
         self,
         client: Client,
-        folder: Path,
+        directory: HostDirectory,
         terms: Terms,
         by: str,
         wait: Callable[[], object],
         room: Room,
     ) -> None:
-        self.users, self.log = Users(folder, by), LookLog(folder, by)
+        self.users, self.log = Users(directory.path, by), LookLog(directory, by)
         self._room, self._names = room, set[str]()
-        self._client, self._folder, self._by, self._wait = client, folder, by, wait
+        self._client, self._directory, self._by, self._wait = client, directory, by, wait
         self._terms = terms._replace(warm="load")
         self._ledgers: dict[str, Ledger] = {}
         self._infos: dict[str, ModelInfo] = {}
@@ -359,7 +355,7 @@ class Guard:
             )
             limit_s = self._terms.load_timeout_s
             place = _place(target, outcome)
-            self._ledgers[target.key] = Ledger(self._folder, place, limit_s, first)
+            self._ledgers[target.key] = Ledger(self._directory, place, limit_s, first)
         return self._ledgers[target.key]
 
 

@@ -10,7 +10,8 @@ import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.warmup.locks import Users, file_name, held, one_url, user_folder
+from pytest_ollama_warmup.warmup.locks import Users, file_name, held
+from pytest_ollama_warmup.warmup.user_directory import one_url, user_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

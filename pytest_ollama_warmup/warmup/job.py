@@ -55,6 +55,8 @@ class Event(NamedTuple):
     free: int | None = None
     why: str = ""
     outcome: Outcome | None = None
+    only_pulled: bool = False
+    """Whether the end is that of a model whose load has its turn later."""
 
 
 Say = Callable[[Event], None]

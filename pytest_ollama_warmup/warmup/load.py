@@ -18,7 +18,8 @@ from pytest_ollama_warmup.ollama.early import Asked
 from pytest_ollama_warmup.ollama.requests import GATEWAY_WAITED_S
 from pytest_ollama_warmup.ollama.responses import ENDLESS_S, find
 from pytest_ollama_warmup.text import seconds
-from pytest_ollama_warmup.warmup.locks import held, shared_lock_path
+from pytest_ollama_warmup.warmup.locks import held
+from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,95 +1,29 @@
-"""Run a piece of work once among processes that share a directory."""
+"""Locks among processes: of a piece of work, of what is in use, of a share of the server."""
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import json
-import os
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.host import Host
-from pytest_ollama_warmup.warmup.record import Outcome
-from pytest_ollama_warmup.warmup.run_directory import is_private
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from filelock import FileLock
 
 Beat = Callable[[], None]
-# Where Linux keeps what belongs to a user, as long as one of its sessions lasts.
-_RUNTIME = "/run/user"
 _POLL_S = 0.02
 # What a test uses that does not say which models it needs.
 ANY = "any"
 
 
-class Gate:
-    """The outcomes of one run, in a directory that all its processes see.
-
-    Followers wait as long as the leader shows progress, and *limit_s* seconds longer.
-    """
-
-    def __init__(self, folder: Path, limit_s: float) -> None:
-        self._folder = folder
-        self.limit_s = limit_s
-
-    def once(self, key: str, work: Callable[[Beat], Outcome]) -> Outcome:
-        """Return the recorded outcome for *key*, running *work* if there is none.
-
-        A failure is recorded like a success, so that the other workers report it rather than each
-        repeating a download that cannot work. When the process that works dies, the kernel frees
-        its lock and the next waiter works.
-
-        Raises:
-            WaitedTooLong: another process holds the work and shows no progress.
-        """
-        if (recorded := self.peek(key)) is not None:
-            return recorded
-        with held(self._path(key, ".lock"), key, self.limit_s) as beat:
-            if (recorded := self.peek(key)) is not None:
-                return recorded
-            outcome = work(beat)
-            write_whole(self._path(key, ".json"), outcome.to_dict())
-        return outcome
-
-    def peek(self, key: str) -> Outcome | None:
-        """Return the recorded outcome for *key* without waiting."""
-        try:
-            text = self._path(key, ".json").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        return Outcome.from_dict(json.loads(text))
-
-    def outcomes(self) -> list[Outcome]:
-        """Return all that is recorded, by whichever process."""
-        return [
-            Outcome.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            for path in sorted(self._folder.glob("outcome-*.json"))
-        ]
-
-    def _path(self, key: str, suffix: str) -> Path:
-        return self._folder / f"outcome-{file_name(key)}{suffix}"
-
-
 def file_name(key: str) -> str:
     """Return a name for *key*, which holds slashes and colons: no file system takes all of them."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def write_whole(path: Path, data: object) -> None:
-    """Write *data* as JSON; readers never see half of it, with or without the lock."""
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    partial.replace(path)
 
 
 @contextmanager
@@ -256,48 +190,6 @@ class Slots:
             yield
         finally:
             slot.release()
-
-
-def shared_lock_path(work: Literal["pull", "load"], url: str, model_key: str) -> Path:
-    """Return the lock of a kind of work on one model, for all runs of this user on this machine.
-
-    A second puller that leaves early can crash a v0.33 server. And one that waits for a runner to
-    go, since it wants other options, hangs when a request for a lease keeps that runner.
-    """
-    return user_folder() / f"{work}-{file_name(f'{one_url(url)} {model_key}')}.lock"
-
-
-def one_url(url: str) -> str:
-    """Return *url* as it compares: one run says localhost, and the other 127.0.0.1."""
-    if not Host(url, "").loopback:
-        return url
-    return re.sub(r"(?<=://).*(?=:\d+)", "localhost", url, count=1)
-
-
-@lru_cache(maxsize=1)
-def user_folder() -> Path:
-    """Return the directory of this user that all runs on this machine share, also as root.
-
-    Not below TMPDIR, which two runs may each have their own of. By the user's number, not by
-    XDG_RUNTIME_DIR, which is set for one run and not for the other.
-    """
-    places = []
-    if hasattr(os, "getuid"):
-        places.append(Path(_RUNTIME, str(os.getuid())))
-    with suppress(RuntimeError):
-        places.append(Path.home() / ".cache")
-    for place in places:
-        folder = place / "pytest-ollama-warmup-locks"
-        try:
-            folder.mkdir(mode=0o700, parents=place.name == ".cache", exist_ok=True)
-        except OSError:
-            continue
-        if is_private(folder) and os.access(folder, os.W_OK):
-            return folder
-    # Somebody else's, or none: what lies there cannot be trusted, so lock for this process only.
-    folder = Path(tempfile.mkdtemp(prefix="pytest-ollama-warmup-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _modified(path: Path) -> float:

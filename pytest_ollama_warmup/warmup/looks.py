@@ -15,9 +15,9 @@ from pytest_ollama_warmup.ollama import clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 When = Literal["before", "after", "between", "own"]
 
@@ -57,8 +57,8 @@ class Look(NamedTuple):
 class LookLog:
     """The file of one process; where it cannot be written, the run goes on without."""
 
-    def __init__(self, folder: Path, by: str) -> None:
-        self._path, self._by = folder / f"looks-{by}.jsonl", by
+    def __init__(self, directory: HostDirectory, by: str) -> None:
+        self._path, self._by = directory.looks(by), by
 
     def write(
         self,
@@ -91,10 +91,10 @@ class LookLog:
                 os.close(file)
 
 
-def read_looks(folder: Path) -> list[Look]:
+def read_looks(directory: HostDirectory) -> list[Look]:
     """Return the looks of all processes at one server, those that were over first in front."""
     found = []
-    for path in sorted(folder.glob("looks-*.jsonl")):
+    for path in directory.all_looks():
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):
                 found.append(_look(json.loads(line)))

@@ -15,9 +15,9 @@ from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload
+    from pytest_ollama_warmup.warmup.run_directory import HostDirectory
     from pytest_ollama_warmup.warmup.usage import Gone, Switch, Use
 
 
@@ -38,21 +38,22 @@ class Memory:
     @classmethod
     def read(
         cls,
-        folder: Path,
+        directory: HostDirectory,
         outcomes: Iterable[Outcome],
         host: str = "",
         show: Callable[[str], ModelInfo | None] = lambda name: None,
     ) -> Memory:
-        """Return what the processes of a run have left in *folder*.
+        """Return what the processes of a run have left in *directory*.
 
         *show* asks the server what it knows of a model.
         """
         ready = {one.key: one for one in outcomes if one.ready and one.model}
-        known = {one.key: one for one in all_known(folder)}
+        known = {one.key: one for one in all_known(directory)}
         # What does not say what it needs may have used any of them.
         keys = tuple(ready)
         looks = [
-            one._replace(keys=keys) if one.when == "between" else one for one in read_looks(folder)
+            one._replace(keys=keys) if one.when == "between" else one
+            for one in read_looks(directory)
         ]
         memory = cls(host, usage_of(looks), known, ready)
         memory.judge_gone(show)

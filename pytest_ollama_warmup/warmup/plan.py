@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.config.spec import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import NoModelNamed
@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pytest_ollama_warmup.config.listed import GivenBy, Listed
-
-Policy = Literal["exit", "fail", "skip"]
-_POLICIES: dict[str, Policy] = {"exit": "exit", "fail": "fail", "skip": "skip"}
-
-
-class Verdict(NamedTuple):
-    """Why a test cannot run, and what follows."""
-
-    policy: Policy
-    message: str
 
 
 class Want(NamedTuple):
@@ -62,12 +52,11 @@ class Want(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A model to make ready; *origin* says who lists it, as messages show it.
+    """A model to make ready on a host; *origin* says who lists it, as messages show it.
 
     *request* is the suite's own warm-up request, the body of a POST; None for ours. *learned* is
     the context that tests of earlier runs used, 0 where that is not known or the spec names one.
-    *loads* is whether it is loaded now; else when its turn comes, and now it is only pulled.
-    *host* is the URL of the server to make it ready on, where the run has several.
+    *host* is the URL of the server.
     """
 
     spec: ModelSpec
@@ -75,7 +64,6 @@ class Target(NamedTuple):
     given_by: GivenBy = "default"
     request: Mapping[str, Any] | None = None
     learned: int = 0
-    loads: bool = True
     host: str = ""
 
     @property
@@ -91,13 +79,8 @@ class Target(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The same, told apart from those on other servers of the run."""
+        """The same, distinct from those on other hosts of the run."""
         return at(self.key, self.host)
-
-    @property
-    def title(self) -> str:
-        """What to call it where things happen side by side."""
-        return at(self.spec.title, self.host)
 
 
 # The key under which tests stand that need the server, and no model by name.
@@ -207,28 +190,3 @@ def target_of(spec: ModelSpec, listed: Listed) -> Target:
     if given is not None:
         return Target(spec, f"from {given[0]}", given[1])
     return Target(spec, "")
-
-
-def decide(on_unavailable: str, override: str, given_by: GivenBy, ci: bool) -> Policy:
-    """Return what a test does whose model, listed by *given_by*, cannot be made ready."""
-    for choice in (override, on_unavailable):
-        if choice in _POLICIES:
-            return _POLICIES[choice]
-    if given_by == "option":
-        return "exit"
-    return "fail" if ci else "skip"
-
-
-def decisions(plan: Plan, key: str, on_unavailable: str, ci: bool) -> list[Policy]:
-    """Return what each test does that needs *key*, should that fail, in the order of its needs.
-
-    Where no selected test says what it needs, any may need a listed model: there is none to fail
-    or to skip, so the one answer is for the run.
-    """
-    given_by = plan.targets[key].given_by if key in plan.targets else "default"
-    if key in plan.needs:
-        return [
-            decide(on_unavailable, need.on_unavailable, given_by, ci) for need in plan.needs[key]
-        ]
-    one = decide(on_unavailable, "", given_by, ci)
-    return ["exit" if one == "fail" and not plan.marked else one]

@@ -1,15 +1,13 @@
-"""All models of a run side by side."""
+"""Many models on all hosts of a run, made ready side by side."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pytest_ollama_warmup.errors import LoadFailed, WarmupError
-from pytest_ollama_warmup.ollama.replaced import replaced
+from pytest_ollama_warmup.ollama.replaced import replaced, suppressing
 from pytest_ollama_warmup.text import clean
 from pytest_ollama_warmup.warmup.job import Event, failed
 
@@ -18,43 +16,82 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.warmup.job import Say
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.run_directory import Stage
+    from pytest_ollama_warmup.warmup.warmer import Warmer
 
 PULLS_SIDE_BY_SIDE = 4
+_REPORT = "This is an error in pytest-ollama-warmup; please report it."
 
 
-class Preparation(ABC):
-    """Others work, in processes or threads; whoever asks for the events hears and draws."""
+class Task(NamedTuple):
+    """A model to pull, or to pull and load."""
 
-    def __init__(self) -> None:
+    target: Target
+    stage: Stage
+
+
+class Executor(Protocol):
+    """Who does the tasks, and says what happens."""
+
+    def begin(self, tasks: list[Task], say: Say) -> None:
+        """Begin with *tasks*, without waiting for them; the end of each is an event."""
+
+    def close(self) -> None:
+        """End what is under way."""
+
+
+class Preloader:
+    """An *executor* works; whoever asks for the events hears how that goes.
+
+    Outcomes go into *record*. *asked* adds the suite's own request to a target.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        record: Record,
+        asked: Callable[[Target], Target] = lambda target: target,
+    ) -> None:
+        self._executor, self._record, self._asked = executor, record, asked
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._absent: set[str] = set()
-        self._open: dict[str, Target] = {}
-        self._loads: dict[str, bool] = {}
-        self.outcomes: dict[str, Outcome] = {}
+        self._open: set[str] = set()
+        self._begun: dict[str, Stage] = {}
 
-    def start(self, targets: Iterable[Target]) -> None:
-        """Begin with those of *targets* that are neither under way nor over."""
-        new = [one for one in targets if one.id not in self._open and not self._is_over(one)]
-        for target in new:
-            self._open[target.id] = target
-            self._loads[target.id] = target.loads
+    def start(self, targets: Iterable[Target], stage: Stage = "load") -> list[Target]:
+        """Begin to pull or load *targets*; return those with which that was new.
+
+        Not with what is under way, or has come so far. What was only pulled may be loaded later.
+        """
+        tasks = []
+        for target in targets:
+            before = self._begun.get(target.id)
+            outcome = self._record.models.get(target.id)
+            gave_up = outcome is not None and not outcome.ready
+            if target.id in self._open or gave_up or before in ("load", stage):
+                continue
+            self._begun[target.id] = stage
+            self._open.add(target.id)
             self._absent.add(target.id)
-        if new:
-            self._begin(new)
+            # What a suite's own hook does, it may expect to do in the main thread.
+            tasks.append(Task(self._asked(target), stage))
+        if tasks:
+            self._executor.begin(tasks, self._events.put)
+        return [task.target for task in tasks]
 
-    def is_open(self, key: str) -> bool:
-        """Whether the end of a model's preparation has not been heard of yet."""
-        return key in self._open
+    def is_open(self, target: Target) -> bool:
+        """Whether the end of the work on a model has not been heard of yet."""
+        return target.id in self._open
 
     @property
     def is_busy(self) -> bool:
         """Whether that is so of any model."""
         return bool(self._open)
 
-    @abstractmethod
     def close(self) -> None:
         """End what is under way."""
+        self._executor.close()
 
     def events(self, until: Literal["present", "done"]) -> Iterator[Event | None]:
         """Yield what happens until no model is short of *until*; None at least ten times a second.
@@ -67,104 +104,81 @@ class Preparation(ABC):
             except queue.Empty:
                 yield None
                 continue
+            key = event.target.id
             if event.phase in ("present", "loading", "busy", "done", "dropped"):
-                self._absent.discard(event.target.id)
+                self._absent.discard(key)
             if event.outcome is not None:
-                self.outcomes[event.target.id] = event.outcome
+                self._record.add(event.outcome, key)
             if event.outcome is not None or event.phase == "dropped":
-                self._open.pop(event.target.id, None)
+                self._open.discard(key)
+            if event.phase == "dropped":
+                del self._begun[key]
             yield event
 
-    @abstractmethod
-    def _begin(self, targets: list[Target]) -> None:
-        """Have *targets* brought, and put what happens into the queue of events."""
 
-    def _is_over(self, target: Target) -> bool:
-        outcome = self.outcomes.get(target.id)
-        # What was only pulled may be loaded now.
-        if outcome is None or not outcome.ready:
-            return outcome is not None
-        return self._loads[target.id] or not target.loads
+class Threads:
+    """Does tasks in daemon threads: Ctrl-C must not wait for a load.
 
-
-class Turns:
-    """One load at a time, as the server does it, in the order in which models were announced.
-
-    So the one that is needed first comes first. One that has to be pulled holds up nobody.
+    *warmer_of* returns who makes a model ready. With *in_turns* sets of models have the server's
+    memory in turn, and each makes room for the next; without it a model is left out that does not
+    fit.
     """
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._ranks: dict[str, int] = {}
-        self._near: set[str] = set()
-        self._loads = False
+    def __init__(self, warmer_of: Callable[[Target], Warmer], *, in_turns: bool) -> None:
+        self._warmer_of, self.in_turns = warmer_of, in_turns
+        self._pulls: dict[str, threading.Semaphore] = {}
+        self._begun: dict[str, threading.Event] = {}
 
-    def announce(self, keys: Iterable[str]) -> None:
-        """Give *keys* their turns, behind those of earlier ones."""
-        with self._changed:
-            for key in keys:
-                self._ranks.setdefault(key, len(self._ranks))
-                self._near.add(key)
-
-    def step_aside(self, key: str) -> None:
-        """Hold up nobody any more: it is pulled, or will not be loaded."""
-        with self._changed:
-            self._near.discard(key)
-            self._changed.notify_all()
-
-    @contextmanager
-    def of(self, key: str) -> Iterator[None]:
-        """Hold the turn of *key*."""
-        with self._changed:
-            self._near.add(key)
-            rank = self._ranks.setdefault(key, len(self._ranks))
-            self._changed.wait_for(
-                lambda: not self._loads and all(rank <= self._ranks[one] for one in self._near)
-            )
-            self._near.discard(key)
-            self._loads = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._loads = False
-                self._changed.notify_all()
-
-
-class InThreads(Preparation):
-    """Daemon threads do the work: Ctrl-C must not wait for a load.
-
-    *turns* returns those that a model takes, which are those of its server.
-    """
-
-    def __init__(
-        self, work: Callable[[Target, Say], Outcome], turns: Callable[[Target], Turns]
-    ) -> None:
-        super().__init__()
-        self._work, self._turns = work, turns
-
-    def close(self) -> None:
-        """Leave it to whoever closes the client: that cuts what the threads do."""
-
-    def _begin(self, targets: list[Target]) -> None:
-        for target in targets:
-            self._turns(target).announce([target.key])
-        for target in targets:
+    def begin(self, tasks: list[Task], say: Say) -> None:
+        """Begin with *tasks* side by side."""
+        for task in tasks:
+            warmer = self._warmer_of(task.target)
+            # Made before the threads begin, which would make one each. Why one cannot be made is
+            # said where the server is asked.
+            with suppressing():
+                warmer.client()
+            if task.stage == "load":
+                warmer.turns.announce([task.target.key])
+            self._pulls.setdefault(warmer.host.url, threading.Semaphore(PULLS_SIDE_BY_SIDE))
+            self._begun.setdefault(task.target.id, threading.Event())
+        for task in tasks:
             threading.Thread(
-                target=self._run, args=(target,), daemon=True, name=f"ollama {target.id}"
+                target=self._run, args=(task, say), daemon=True, name=f"ollama {task.target.id}"
             ).start()
 
-    def _run(self, target: Target) -> None:
+    def wait_until_begun(self, targets: Iterable[Target]) -> None:
+        """Wait until no other process can begin with *targets*, which are being worked on here."""
+        for target in targets:
+            # In slices, so that Ctrl-C is answered at once.
+            while not self._begun[target.id].wait(0.1):
+                pass
+
+    def close(self) -> None:
+        """Leave it to whoever closes the warmers: that cuts what the threads do."""
+
+    def _run(self, task: Task, say: Say) -> None:
+        outcome = self._outcome(task, say)
+        pulled = task.stage == "pull"
+        say(Event(task.target, "done", outcome=outcome, only_pulled=pulled))
+
+    def _outcome(self, task: Task, say: Say) -> Outcome:
+        target, begun = task.target, self._begun[task.target.id]
         try:
-            outcome = self._work(target, self._events.put)
+            warmer = self._warmer_of(target)
+            return warmer.ensure(
+                target,
+                task.stage,
+                say,
+                pulls=self._pulls[warmer.host.url],
+                begun=begun.set,
+                with_room=not self.in_turns,
+            )
         except WarmupError as exc:
-            outcome = failed(target, exc, "this run")
+            return failed(target, exc, "this run")
         except BaseException as exc:  # pytest reports what a thread does not catch
             words, advice = f"{type(exc).__name__}: {clean(exc)}", _REPORT
             if part := replaced():
                 advice = f"The suite, or a plugin, has replaced {part}."
-            outcome = failed(target, LoadFailed(target.spec.name, "", words, advice), "this run")
-        self._events.put(Event(target, "done", outcome=outcome))
-
-
-_REPORT = "This is an error in pytest-ollama-warmup; please report it."
+            return failed(target, LoadFailed(target.spec.name, "", words, advice), "this run")
+        finally:
+            begun.set()

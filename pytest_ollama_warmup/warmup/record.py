@@ -80,14 +80,14 @@ class Outcome(NamedTuple):
         options = "".join(f",{key}={str(value).lower()}" for key, value in self.options)
         return f"{self.model}{pin}{options}" if self.model else "the server"
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether the model is loaded by the server that is asked, now or when a test needs it."""
+        return bool(self.step("load") or self.left_out)
+
     def step(self, kind: StepKind) -> Step | None:
         """Return the step of *kind*, if it took place."""
         return next((step for step in self.steps if step.kind == kind), None)
-
-    def after(self, before: Outcome) -> Outcome:
-        """Return this outcome with what was done for it *before*."""
-        notes = tuple(dict.fromkeys([*before.notes, *self.notes]))
-        return self._replace(steps=(*before.steps, *self.steps), notes=notes)
 
     def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
         """Return this outcome, as a failure where the model cannot do one of *capabilities*.
@@ -111,7 +111,6 @@ class Outcome(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only; ``from_dict`` is its inverse."""
         return {
-            "schema": SCHEMA,
             **self._asdict(),
             "steps": [one._asdict() for one in self.steps],
             "options": dict(self.options),
@@ -120,15 +119,14 @@ class Outcome(NamedTuple):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Outcome:
         """Read what ``to_dict`` wrote, also after a trip through JSON."""
-        values = {key: value for key, value in data.items() if key != "schema"}
-        capabilities = values["capabilities"]
+        capabilities = data["capabilities"]
         return cls(
             **{
-                **values,
-                "notes": tuple(values["notes"]),
-                "steps": tuple(Step(**step) for step in values["steps"]),
+                **data,
+                "notes": tuple(data["notes"]),
+                "steps": tuple(Step(**step) for step in data["steps"]),
                 "capabilities": None if capabilities is None else tuple(capabilities),
-                "options": tuple(sorted(values["options"].items())),
+                "options": tuple(sorted(data["options"].items())),
             }
         )
 

@@ -6,25 +6,22 @@ load it before the tests would cost a load of its own, and one of the model that
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.config.spec import RUNNER_KEYS
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.responses import resident_as
-from pytest_ollama_warmup.warmup.locks import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
-    from pytest_ollama_warmup.warmup.locks import Gate
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 _PARAMETER = re.compile(rf"(?<!\S)({'|'.join(RUNNER_KEYS)}) +(\S+)")
 
@@ -65,37 +62,33 @@ class Loaded(NamedTuple):
 
 
 class Room:
-    """The memory of one server; all processes of a run share what they find out, in *folder*.
+    """The memory of one server; all processes of a run share what they find out, in *directory*."""
 
-    *gate* has the outcomes of the run's models.
-    """
-
-    def __init__(self, folder: Path, gate: Gate) -> None:
-        self._crowds, self._displaced = folder / "crowds.json", folder / "displaced.json"
-        self._gate = gate
+    def __init__(self, directory: HostDirectory) -> None:
+        self._directory = directory
         # What this process has loaded is not recorded yet when the next one has its turn.
         self._here: dict[str, Loaded] = {}
 
     def learn(self, crowds: Iterable[Iterable[str]]) -> None:
         """Begin with what earlier runs have seen: sets of models that did not fit."""
         if found := [sorted(one) for one in crowds]:
-            write_whole(self._crowds, found)
+            self._directory.crowds.write(found)
 
     @property
     def crowds(self) -> list[frozenset[str]]:
         """The sets of models that did not fit in earlier runs."""
-        return [frozenset(one) for one in _read(self._crowds, [])]
+        return [frozenset(one) for one in self._directory.crowds.read([])]
 
     @property
     def displaced(self) -> dict[str, list[str]]:
         """The models that had to go in this run, by the one that took their place."""
-        found: dict[str, list[str]] = _read(self._displaced, {})
+        found: dict[str, list[str]] = self._directory.displaced.read({})
         return found
 
     @property
     def is_short(self) -> bool:
         """Whether the models of the run, or of earlier ones, do not fit together."""
-        return self._displaced.exists() or self._crowds.exists()
+        return self._directory.displaced.exists() or self._directory.crowds.exists()
 
     def reason_to_leave_out(self, target: Target, info: ModelInfo) -> str:
         """Say why *target* is not loaded beside the models that the run has loaded; empty if it is.
@@ -145,10 +138,10 @@ class Room:
     def note_displaced(self, by: str, names: Sequence[str]) -> None:
         """Keep that *names* had to make room for *by*."""
         with suppress(OSError):
-            write_whole(self._displaced, {**self.displaced, by: list(names)})
+            self._directory.displaced.write({**self.displaced, by: list(names)})
 
     def _loaded(self) -> list[Loaded]:
-        recorded = [one for one in self._gate.outcomes() if one.step("load") and one.listed]
+        recorded = [one for one in self._directory.outcomes() if one.step("load") and one.listed]
         return [*({one.key: _as_loaded(one) for one in recorded} | self._here).values()]
 
 
@@ -198,10 +191,3 @@ def _is_among(resident: list[Resident], outcome: Outcome | Loaded) -> bool:
 
 def _names(loaded: Iterable[Loaded]) -> str:
     return " and ".join(one.title for one in loaded)
-
-
-def _read(path: Path, missing: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return missing

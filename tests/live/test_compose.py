@@ -147,7 +147,7 @@ def test_curl_waits_for_the_server_and_asks_no_registry_for_what_is_there(
     server.restart()
     assert [0, 0] == [machine.finish(helper) for helper in helpers], machine.output
     assert asked == len(own_registry.requests)
-    assert "is there" in machine.output
+    assert "is local" in machine.output
 
 
 def test_curl_has_no_time_limit() -> None:

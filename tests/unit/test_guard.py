@@ -11,8 +11,8 @@ from pytest_ollama_warmup.errors import ServerUnreachable
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.warmup.guard import Guard
-from pytest_ollama_warmup.warmup.locks import Gate
 from pytest_ollama_warmup.warmup.room import Room
+from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,10 @@ def test_a_server_that_stays_away_is_waited_for_before_one_test_only(
         waits.append("waited")
         raise ServerUnreachable(nobody, "test", "connection refused", 1.0)
 
-    room = Room(tmp_path, Gate(tmp_path, 1.0))
+    directory = HostDirectory(tmp_path, 1.0)
+    room = Room(directory)
     client = Client(parse_host(nobody, "test"))
-    guard = Guard(client, tmp_path, Terms(), "main", wait, room)
+    guard = Guard(client, directory, Terms(), "main", wait, room)
     for test in ("a", "b", "c"):
         with pytest.raises(ServerUnreachable):
             guard.before([], test, lambda target: set(), lambda: True)

@@ -8,7 +8,8 @@ import pytest
 
 from pytest_ollama_warmup.errors import LoadFailed, ServerUnreachable
 from pytest_ollama_warmup.session import notes
-from pytest_ollama_warmup.session.run import what_is_lost
+from pytest_ollama_warmup.warmup.check import what_is_lost
+from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +20,10 @@ URL = "http://127.0.0.1:11434"
 
 
 def test_a_server_that_was_lost_is_one_event_in_whatever_words(tmp_path: Path) -> None:
-    notes.write(tmp_path, "gw0", "lost", {URL: ("connection lost", ["a", "b"])})
-    notes.write(tmp_path, "gw1", "lost", {URL: ("connection refused", ["c"]), "m": ("no", ["d"])})
-    assert {"connection lost": ["a", "b", "c"], "no": ["d"]} == notes.lost(tmp_path)
+    directory = RunDirectory(tmp_path, 60)
+    directory.leave("gw0", "lost", {URL: ("connection lost", ["a", "b"])})
+    directory.leave("gw1", "lost", {URL: ("connection refused", ["c"]), "m": ("no", ["d"])})
+    assert {"connection lost": ["a", "b", "c"], "no": ["d"]} == notes.lost(directory)
 
 
 def in_a_load(cause: NoAnswer) -> LoadFailed:

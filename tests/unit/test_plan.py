@@ -15,11 +15,10 @@ from pytest_ollama_warmup.warmup.plan import (
     Plan,
     Target,
     Want,
-    decide,
-    decisions,
     make_plan,
     resolve,
 )
+from pytest_ollama_warmup.warmup.policy import decide, decisions
 
 GIVEN_BY: list[GivenBy] = ["option", "environment", "configuration", "default"]
 

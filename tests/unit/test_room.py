@@ -9,10 +9,10 @@ import pytest
 from pytest_ollama_warmup.config.spec import parse_specs
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
-from pytest_ollama_warmup.warmup.locks import Gate
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.room import Room, make_room
+from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    return Room(tmp_path, Gate(tmp_path, 1.0))
+    return Room(HostDirectory(tmp_path, 1.0))
 
 
 def target(text: str) -> Target:

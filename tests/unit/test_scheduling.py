@@ -12,6 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pytest_ollama_warmup.distributed.scheduler import EndOfRun, GroupScheduling
+from pytest_ollama_warmup.warmup.run_directory import SharedFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -305,19 +306,6 @@ def test_a_story_whose_worker_crashes_goes_on_elsewhere() -> None:
     assert run.all_over
 
 
-def test_they_come_first_where_that_is_asked_for() -> None:
-    first = [True]
-    config = cast("pytest.Config", Config(1))
-    groups = {"m1": frozenset("a"), "m2": frozenset("a"), "n1": NONE, "n2": NONE, "n3": NONE}
-    sched = GroupScheduling(config, cast("Any", Log()), groups, others_first=lambda: first[0])
-    worker = Worker("gw0")
-    node = cast("WorkerController", worker)
-    sched.add_node(node)
-    sched.add_node_collection(node, list(groups))
-    sched.schedule()
-    assert [2, 3, 4] == list(worker.queue)[:3]
-
-
 def test_many_tests_without_a_model_are_sent_in_few_messages() -> None:
     run = Xdist([NONE] * 3000, 2)
     run.settle()
@@ -366,14 +354,14 @@ def end_of_run(path: Path, **options: object) -> EndOfRun:
             maxworkerrestart=values.get("restarts"), numprocesses=values.get("workers")
         ),
     )
-    return EndOfRun(cast("pytest.Config", config), path)
+    return EndOfRun(cast("pytest.Config", config), SharedFile(path))
 
 
 def report(outcome: str) -> pytest.TestReport:
     return pytest.TestReport("t", ("t", 1, "t"), {}, cast("Any", outcome), None, "call")
 
 
-def test_the_end_is_told_where_maxfail_is_reached(tmp_path: Path) -> None:
+def test_the_end_has_come_where_maxfail_is_reached(tmp_path: Path) -> None:
     end = end_of_run(tmp_path / "ending", maxfail=2)
     for outcome in ("passed", "failed", "skipped"):
         end.pytest_runtest_logreport(report(outcome))
@@ -393,7 +381,7 @@ def test_without_maxfail_failures_do_not_end_it(tmp_path: Path) -> None:
     ("options", "most"),
     [({"restarts": "0"}, 0), ({"restarts": "2"}, 2), ({"workers": 1}, 4), ({}, 99)],
 )
-def test_the_end_is_told_where_too_many_workers_crash(
+def test_the_end_has_come_where_too_many_workers_crash(
     tmp_path: Path, options: dict[str, object], most: int
 ) -> None:
     end = end_of_run(tmp_path / "ending", **options)

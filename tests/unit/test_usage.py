@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_ollama_warmup.ollama.responses import Resident
 from pytest_ollama_warmup.warmup.looks import Look, LookLog, Seen, read_looks
+from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 from pytest_ollama_warmup.warmup.usage import Cause, usage_of, uses_by_key
 
 if TYPE_CHECKING:
@@ -296,19 +297,19 @@ def test_a_use_that_may_belong_to_two_variants_belongs_to_none() -> None:
 
 
 def test_what_is_written_is_read_again_also_beside_half_a_line(tmp_path: Path) -> None:
-    log = LookLog(tmp_path, "gw0")
+    log = LookLog(HostDirectory(tmp_path, 1.0), "gw0")
     log.write("before", 0.0, tests=["t"], keys=["a"], loaded=[Resident("a", "d", 1, 512, 5.0, "e")])
     log.write("after", 1.0, tests=["t"], keys=["a"], lost=True)
     with (tmp_path / "looks-gw1.jsonl").open("w") as file:
         file.write('{"by": "gw1", "sent"')
-    first, second = read_looks(tmp_path)
+    first, second = read_looks(HostDirectory(tmp_path, 1.0))
     assert {"a": Seen("d", 512, "e", first.got + 5.0)} == first.loaded
     assert ("before", ("t",), ("a",)) == (first.when, first.tests, first.keys)
     assert (None, True) == (second.loaded, second.lost)
 
 
 def test_a_directory_that_is_gone_costs_no_test(tmp_path: Path) -> None:
-    LookLog(tmp_path / "missing", "gw0").write("before", 0.0)
+    LookLog(HostDirectory(tmp_path / "missing", 1.0), "gw0").write("before", 0.0)
 
 
 STATES = st.dictionaries(

@@ -1,0 +1,5 @@
+from conftest import MODEL
+
+
+def test_greeting(client):
+    assert client.generate(MODEL, "Say hello.").response
