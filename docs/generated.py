@@ -138,7 +138,7 @@ def _hook(name: str) -> str:
 
 
 def _mark(name: str) -> str:
-    from pytest_ollama_warmup.session import marks
+    from pytest_ollama_warmup.session import mark_names as marks
 
     signature, _, text = getattr(marks, f"{name}_HELP").partition(": ")
     return f"```python\n@pytest.mark.{signature}\n```\n\n{marked(text[:1].upper() + text[1:])}"

@@ -1,4 +1,8 @@
-"""Pull and warm Ollama models once per pytest run, before the tests that need them."""
+"""Pull and load Ollama models once per pytest run, before the tests that need them.
+
+Public are the names in ``__all__``, the mark, the fixtures, the hooks, the options and the command
+line. All other modules and names may change in any release.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,38 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pytest_ollama_warmup.api import preload
     from pytest_ollama_warmup.errors import BadSetting
+    from pytest_ollama_warmup.session.models import OllamaModel, OllamaModels
     from pytest_ollama_warmup.session.state import OllamaWarmupWarning
+    from pytest_ollama_warmup.warmup.record import Record
 
-__all__ = ["BadSetting", "OllamaWarmupWarning", "preload"]
+__all__ = [
+    "BadSetting",
+    "OllamaModel",
+    "OllamaModels",
+    "OllamaWarmupWarning",
+    "Record",
+    "preload",
+]
+
+# Imported when asked for: scripts need not pay for pytest, nor pytest runs for httpx.
+_MODULES = {
+    "BadSetting": "errors",
+    "OllamaModel": "session.models",
+    "OllamaModels": "session.models",
+    # -W and filterwarnings look the class up here.
+    "OllamaWarmupWarning": "session.state",
+    "Record": "warmup.record",
+    "preload": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Only what is asked for: scripts need not pay for pytest, nor pytest runs for httpx.
-    if name == "OllamaWarmupWarning":
-        # For -W and filterwarnings, which look the class up here.
-        from pytest_ollama_warmup.session.state import OllamaWarmupWarning
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return OllamaWarmupWarning
-    if name == "BadSetting":
-        from pytest_ollama_warmup.errors import BadSetting
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-        return BadSetting
-    if name == "preload":
-        from pytest_ollama_warmup.api import preload
 
-        return preload
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,14 @@
-"""Bring models without pytest: for scripts, and for the command line."""
+"""Pull and load models without pytest: for scripts, and for the command line."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal
 
-from pytest_ollama_warmup.config.options import OPTIONS
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.options import PREFIX
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.warmup.plan import make_plan
@@ -16,53 +17,73 @@ from pytest_ollama_warmup.warmup.record import Record
 from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 from pytest_ollama_warmup.warmup.warmer import Process, Warmers
 
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.config.settings import Settings
 
-def preload(specs: str | Iterable[str], *, host: str | None = None, **settings: object) -> Record:
+
+def preload(
+    specs: str | Iterable[str],
+    *,
+    host: str | None = None,
+    alias: str | Iterable[str] | None = None,
+    header: str | Iterable[str] | None = None,
+    pull: Literal["auto", "missing", "always", "never"] | None = None,
+    warm: Literal["auto", "prompt", "load", "off"] | None = None,
+    keep_alive: str | float | None = None,
+    wait: str | float | None = None,
+    stall: str | float | None = None,
+    load_timeout: str | float | None = None,
+) -> Record:
     """Pull the models that are missing, load all of them, and return what happened.
 
     A model that can't be made ready is no exception: the record's ``failed`` lists it. Nothing is
-    printed.
+    printed. What you leave out has the default of the option of the same name.
 
     Args:
         specs: Models, written as for ``--ollama-preload``: ``"llama3.2:1b,num_ctx=8192 embed"``, or
             a list of such texts.
         host: Address of the server. Default: ``OLLAMA_HOST``, otherwise ``http://127.0.0.1:11434``.
-        settings: Options without ``--ollama-``: ``pull="always"``, ``warm="load"``,
-            ``keep_alive="-1"``, ``wait=120`` (seconds), ``alias=["chat=llama3.2:1b"]``,
-            ``header=["X-API-Key: $GATEWAY_KEY"]``, ``stall``, ``load_timeout``.
+        alias: Your own names for models: ``"chat=llama3.2:1b"``, or a list.
+        header: Headers of each request: ``"X-API-Key: $GATEWAY_KEY"``, or a list.
+        pull: Which models to pull. ``auto`` means those that are missing.
+        warm: How to warm up the models; ``off`` only pulls them.
+        keep_alive: How long models stay loaded: seconds, ``"30m"``, or -1 for no limit.
+        wait: How long to wait for the server to answer: seconds, or ``"2m"``.
+        stall: How long a pull may receive no data before it is resumed.
+        load_timeout: How long a load may take.
 
     Raises:
         BadSetting: A value can't be used. The message names it and what is allowed. Also a
             ValueError.
-        TypeError: There is no such setting.
     """
+    # All parameters by name, and nothing else yet.
+    settings = _read(**locals())
+    if text := readable_on_the_way([settings.host], settings.headers.value):
+        warnings.warn(text, stacklevel=2)
+    return bring_listed(settings, Screen(lambda line, **colours: None))
+
+
+def _read(specs: object, **given: object) -> Settings:
     if not isinstance(specs, Iterable):
         raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
-    rows = {option.name: option for option in OPTIONS if not option.pytest_only}
-    if unknown := [name for name in settings if name not in rows]:
-        known = ", ".join(name for name in rows if name != "host")
-        raise TypeError(f"preload() has no setting {unknown[0]!r}; there are host, {known}")
-    given = {rows[name].dest: value for name, value in settings.items() if value is not None}
+    given |= {"preload": _listed(specs)}
     for name in ("alias", "header"):
-        if isinstance(given.get(rows[name].dest), str):
-            given[rows[name].dest] = [given[rows[name].dest]]
-    if host is not None:
-        given[rows["host"].dest] = host
-    options = SimpleNamespace(
-        **given, ollama_warmup_preload=[specs] if isinstance(specs, str) else list(specs)
-    )
+        if isinstance(texts := given[name], Iterable):
+            given[name] = _listed(texts)
     names = {"preload": "specs"}
     sources = Sources(
-        options,
+        SimpleNamespace(**{f"{PREFIX}{name}": value for name, value in given.items()}),
         flag=lambda option: f"preload({names.get(option.name, option.name)}=)",
         patient=True,
     )
-    read = Settings.read(sources)
-    if read.problem is not None:
-        raise read.problem
-    if text := readable_on_the_way([read.host], read.headers.value):
-        warnings.warn(text, stacklevel=2)
-    return bring_listed(read, Screen(lambda line, **colours: None))
+    settings = read_settings(sources)
+    if settings.problem is not None:
+        raise settings.problem
+    return settings
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def bring_listed(settings: Settings, screen: Screen) -> Record:

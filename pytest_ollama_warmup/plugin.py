@@ -1,7 +1,8 @@
 """The pytest hooks, each a guard and a delegate. Start reading here.
 
-This module is imported in every pytest run of an environment that has the plugin installed: it
-costs the standard library and pytest only. What talks to a server is imported when first needed.
+This module is imported in every pytest run of an environment that has the plugin installed. A run
+that asks for nothing, by an option, a file or the environment, and has no test that needs a model
+imports nothing more: neither the settings nor what reads a mark, nor what talks to a server.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.config.options import add_options
-from pytest_ollama_warmup.config.settings import OWN_SERVER
-from pytest_ollama_warmup.errors import BadMark
 from pytest_ollama_warmup.session.fixtures import (
     _ollama_elsewhere,
     ollama_async_client,
@@ -25,32 +24,20 @@ from pytest_ollama_warmup.session.fixtures import (
     ollama_openai_base_url,
     ollama_options,
 )
-from pytest_ollama_warmup.session.marks import (
-    KEEP_ORDER_HELP,
-    LONG_MARK_HELP,
-    MARK_HELP,
-    prepare_items,
-    wants_of,
-)
+from pytest_ollama_warmup.session.mark_names import MARK_HELPS, concerns
 from pytest_ollama_warmup.session.state import (
     EARLY,
     NEEDED,
+    SETTINGS,
+    begin,
+    has_other_address,
     has_outcomes,
+    is_asked,
     is_distributing,
     is_looking,
     is_worker,
-    note_address,
-    read_address_again,
-    set_environment,
-    set_exports,
-    set_ollama_host,
     settings_of,
     write_notes,
-)
-from pytest_ollama_warmup.session.user_hooks import (
-    host_hook_files,
-    note_host_hooks,
-    refuse_late_host_hooks,
 )
 
 if TYPE_CHECKING:
@@ -84,16 +71,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
-    settings = settings_of(early_config, early_config.known_args_namespace)
+    if not begin(early_config):
+        return
+    settings = settings_of(early_config)
     usable = not settings.off and settings.problem is None
-    # Conftests parse OLLAMA_HOST: it stays as it is where it, or the default, names the server.
-    if usable and settings.chooses_host:
-        set_ollama_host(early_config)
-        if settings.serve.value:
-            set_environment(early_config, OWN_SERVER, settings.host.url)
     if usable:
-        set_exports(early_config)
-    note_address(early_config)
+        from pytest_ollama_warmup.session.address import set_up_environment
+
+        set_up_environment(early_config)
     # A worker, and a run inside a test, find what is listed ready.
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
     looking = is_looking(early_config, early_config.known_args_namespace)
@@ -112,10 +97,9 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks, and what the process's role in xdist asks for."""
-    config.addinivalue_line("markers", MARK_HELP)
-    config.addinivalue_line("markers", LONG_MARK_HELP)
-    config.addinivalue_line("markers", KEEP_ORDER_HELP)
-    if settings_of(config).off:
+    for line in MARK_HELPS:
+        config.addinivalue_line("markers", line)
+    if _is_off(config):
         return
     if is_worker(config):
         from pytest_ollama_warmup.distributed.workers import WorkerSide
@@ -131,8 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which models are listed for each run, and where the server is."""
-    settings = settings_of(config)
-    if settings.off or is_worker(config) or not settings.up_front:
+    if _is_off(config) or is_worker(config) or not _is_up_front(config):
         return []
     from pytest_ollama_warmup.session.header import header_lines
 
@@ -146,11 +129,20 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
     """Step 1: bring the models listed on the command line or in the environment."""
-    if not settings_of(session.config).off:
-        note_host_hooks(session.config)
-        read_address_again(session.config)
-    if _prepares(session.config) and settings_of(session.config).up_front:
-        _session_of(session.config).start()
+    if not _is_off(session.config):
+        if session.config.hook.pytest_ollama_host.get_hookimpls():
+            from pytest_ollama_warmup.session.user_hooks import note_host_hooks
+
+            note_host_hooks(session.config)
+        if has_other_address(session.config):
+            from pytest_ollama_warmup.session.address import read_address_again
+
+            read_address_again(session.config)
+    if _prepares(session.config) and _is_up_front(session.config):
+        from pytest_ollama_warmup.session.live_log import showing_log
+
+        with showing_log(session.config):
+            _session_of(session.config).start()
     return (yield)
 
 
@@ -161,13 +153,15 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, object, object]:
     """Mark the tests that get one of our fixtures, and order them where that is asked for."""
-    prepare_items(items)
+    if concerns(items):
+        from pytest_ollama_warmup.session.marks import prepare_items
+
+        prepare_items(items)
     result = yield
-    settings = settings_of(config)
-    if settings.reorders and not settings.off:
+    if is_asked(config) and settings_of(config).reorders and not _is_off(config):
         from pytest_ollama_warmup.session.ordering import order
 
-        order(items, settings)
+        order(items, settings_of(config))
     return result
 
 
@@ -178,16 +172,17 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     # After collection errors pytest runs no test, unless told to.
     runs = not session.testsfailed or config.option.continue_on_collection_errors
     if _prepares(config) and not is_distributing(config) and runs:
-        try:
-            wants = wants_of(session.items)
-        except BadMark as exc:
-            raise pytest.UsageError(str(exc)) from None
+        wants = _wants_of(session)
         if wants:
             from pytest_ollama_warmup.session.runtest import watch
+            from pytest_ollama_warmup.session.user_hooks import (
+                host_hook_files,
+                refuse_late_host_hooks,
+            )
 
             watch(config)
             refuse_late_host_hooks(config, host_hook_files(config))
-        elif settings_of(config).up_front:
+        elif _is_up_front(config):
             from pytest_ollama_warmup.session.watch import watch_unmarked
 
             watch_unmarked(config)
@@ -196,6 +191,18 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if _SESSION in config.stash:
         config.stash[_SESSION].after_tests()
     return result
+
+
+def _wants_of(session: pytest.Session) -> list[Want]:
+    if not concerns(session.items):
+        return []
+    from pytest_ollama_warmup.errors import BadMark
+    from pytest_ollama_warmup.session.marks import wants_of
+
+    try:
+        return wants_of(session.items)
+    except BadMark as exc:
+        raise pytest.UsageError(str(exc)) from None
 
 
 # Not first: pytest's own skip marks and the conftests of the suite come before.
@@ -210,6 +217,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep what the run has learned for the next one."""
     config = session.config
+    if SETTINGS not in config.stash:
+        return
     if is_worker(config):
         write_notes(config)
     elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
@@ -222,13 +231,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
-    if _prepares(config) and has_outcomes(config) and not config.option.no_summary:
+    if has_outcomes(config) and _prepares(config) and not config.option.no_summary:
         _session_of(config).summarize()
 
 
 def _prepares(config: pytest.Config) -> bool:
     # A worker that raises here is respawned for ever; looking must never download.
-    return not (settings_of(config).off or is_worker(config) or is_looking(config))
+    return not (_is_off(config) or is_worker(config) or is_looking(config))
+
+
+def _is_off(config: pytest.Config) -> bool:
+    return is_asked(config) and settings_of(config).off
+
+
+def _is_up_front(config: pytest.Config) -> bool:
+    return is_asked(config) and settings_of(config).up_front
 
 
 def _leaves(config: pytest.Config) -> bool:
@@ -236,8 +253,11 @@ def _leaves(config: pytest.Config) -> bool:
 
 
 def _prepare(config: pytest.Config, wants: list[Want], selected: int) -> None:
-    if _prepares(config) and (wants or settings_of(config).up_front):
-        _session_of(config).before_tests(wants, selected)
+    if _prepares(config) and (wants or _is_up_front(config)):
+        from pytest_ollama_warmup.session.live_log import showing_log
+
+        with showing_log(config):
+            _session_of(config).before_tests(wants, selected)
 
 
 def _session_of(config: pytest.Config) -> WarmupSession:

@@ -386,7 +386,7 @@ def test_preload_takes_a_list_a_host_and_settings(ollama: Emulator) -> None:
         (
             {"specs": "a", "on_unavailable": "skip"},
             TypeError,
-            "preload() has no setting 'on_unavailable'",
+            "preload() got an unexpected keyword argument 'on_unavailable'",
         ),
     ],
 )

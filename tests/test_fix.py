@@ -20,7 +20,6 @@ from pytest_ollama_warmup.errors import (
     BadSpec,
     CannotAsk,
     Conflict,
-    GatewayAnswered,
     LacksCapability,
     LoadFailed,
     MissingVariable,
@@ -29,7 +28,6 @@ from pytest_ollama_warmup.errors import (
     NotPulled,
     OllamaNotFound,
     OtherDigest,
-    PortTaken,
     ProxyAnswered,
     PullFailed,
     ServerStartFailed,
@@ -40,12 +38,14 @@ from pytest_ollama_warmup.errors import (
     WarmupError,
 )
 from pytest_ollama_warmup.report import findings
-from pytest_ollama_warmup.session.marks import MARK
+from pytest_ollama_warmup.session.mark_names import MARK
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN
 from pytest_ollama_warmup.warmup.usage import Cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_ollama_warmup.errors import Cause as FailureCause
 
 PAGE = (Path(__file__).parents[1] / "docs" / "fix.md").read_text("utf-8")
 URL = "http://127.0.0.1:11434"
@@ -65,7 +65,6 @@ ANCHORS: dict[type[WarmupError], str] = {
     BadSpec: "bad-spec",
     CannotAsk: "cannot-ask",
     Conflict: "conflict",
-    GatewayAnswered: "gateway-answered",
     LacksCapability: "lacks-capability",
     LoadFailed: "load-failed",
     MissingVariable: "missing-variable",
@@ -74,7 +73,6 @@ ANCHORS: dict[type[WarmupError], str] = {
     NotPulled: "not-pulled",
     OllamaNotFound: "ollama-not-found",
     OtherDigest: "other-digest",
-    PortTaken: "port-taken",
     ProxyAnswered: "proxy-answered",
     PullFailed: "pull-failed",
     ServerStartFailed: "server-start-failed",
@@ -83,6 +81,8 @@ ANCHORS: dict[type[WarmupError], str] = {
     UnknownModel: "unknown-model",
     WaitedTooLong: "waited-too-long",
 }
+# And these causes, which change what to do.
+BY_CAUSE = {"gateway": "gateway-answered", "port taken": "port-taken"}
 # These only say what others have in common.
 BASES = {"WarmupError", "ServerError", "ModelError"}
 
@@ -110,7 +110,7 @@ SHOWN = [
         ".pytest_cache/d/ollama-warmup/serve.log",
         ("Error: mkdir /models: read-only file system",),
     ),
-    PortTaken(OWN, "--ollama-serve", "port 24711 is taken", "", ()),
+    ServerStartFailed(OWN, "--ollama-serve", "port 24711 is taken", "", (), "port taken"),
     NotPulled(LLAMA, ""),
     NotPulled("gpt-oss:120b-cloud", "", True),
     UnknownModel(
@@ -131,7 +131,13 @@ SHOWN = [
         "Try a smaller tag or num_ctx; loaded now: qwen3:4b.",
     ),
     ApiError("POST /api/show", 500, "invalid file magic"),
-    GatewayAnswered("POST /api/generate", 504, 60.0),
+    ApiError(
+        "POST /api/generate",
+        504,
+        "HTTP 504 from a gateway before the server, after 60 s",
+        "gateway",
+        60.0,
+    ),
     WaitedTooLong(f"pull of {LLAMA}", 900.0),
     BadSetting("soon", "--ollama-pull", "Valid values: auto, missing, always, never."),
     Conflict("--ollama-serve", "--ollama-host", "starts a server of its own"),
@@ -183,9 +189,14 @@ def section(anchor: str) -> str:
 def kinds(base: type[WarmupError]) -> Iterator[type[WarmupError]]:
     """Yield the kinds of errors in the module below *base*."""
     for kind in base.__subclasses__():
-        if kind.__module__ == errors.__name__:
+        if kind.__module__.startswith(errors.__name__):
             yield kind
             yield from kinds(kind)
+
+
+def anchor_of(error: WarmupError) -> str:
+    """Return where *error* is explained."""
+    return BY_CAUSE.get(error.cause) or ANCHORS[type(error)]
 
 
 def test_every_error_has_a_section() -> None:
@@ -202,31 +213,30 @@ def test_a_section_is_named_like_its_error(kind: type[WarmupError], anchor: str)
 
 @pytest.mark.parametrize("error", SHOWN, ids=lambda error: type(error).__name__)
 def test_a_section_shows_the_message(error: WarmupError) -> None:
-    anchor = ANCHORS[type(error)]
-    text = error.words if isinstance(error, GatewayAnswered) else str(error)
-    shown = flat(section(anchor))
+    text = error.words if isinstance(error, ApiError) and error.after_s else str(error)
+    shown = flat(section(anchor_of(error)))
     for line in text.split("\n"):
         assert flat(line) in shown
 
 
-# What a server says of a pull or a load, and what it comes down to.
-WORDS = {
-    "dial tcp: lookup registry.ollama.ai: no such host": "registry unreachable",
-    "write /models: no space left on device": "no space on the disk",
-    "unauthorized": "access refused",
-    "no progress": "the download stalled",
-    "digest mismatch": "the download is damaged",
-    "cudaMalloc failed": "not enough memory",
-    "HTTP 504 from a gateway before the server": "a gateway answered",
-    "connection reset": "the server went away",
-    "anything else": "the pull failed",
+# Why a pull or a load failed, in a few words.
+WORDS: dict[FailureCause, str] = {
+    "registry unreachable": "registry unreachable",
+    "disk full": "no space on the disk",
+    "registry login": "access refused",
+    "stalled": "the download stalled",
+    "damaged download": "the download is damaged",
+    "out of memory": "not enough memory",
+    "gateway": "a gateway answered",
+    "server lost": "the server went away",
+    "other": "the pull failed",
 }
 
 
 def test_short_forms_lead_to_their_sections() -> None:
-    assert list(WORDS.values()) == [PullFailed(LLAMA, "", one, "").brief for one in WORDS]
+    assert list(WORDS.values()) == [PullFailed(LLAMA, "", "", "", one).brief for one in WORDS]
     # Some are short enough as they are.
-    briefs = {one.brief: ANCHORS[type(one)] for one in SHOWN if one.brief != str(one)}
+    briefs = {one.brief: anchor_of(one) for one in SHOWN if one.brief != str(one)}
     briefs |= dict.fromkeys(WORDS.values(), "")
     table = section("short-forms")
     assert len(briefs) > 18

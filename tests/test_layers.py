@@ -14,7 +14,7 @@ import pytest
 import pytest_ollama_warmup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.conftest import Suite
 
@@ -37,10 +37,24 @@ LAYERS = (
     "cli",
     "top",
 )
+# Lines; what is longer has more than one subject.
+MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 300, 45
+# All of ours that a run imports which asks for nothing and needs no model.
+OF_EVERY_RUN = {
+    "",
+    ".config",
+    ".config.options",
+    ".plugin",
+    ".session",
+    ".session.fixtures",
+    ".session.hookspecs",
+    ".session.mark_names",
+    ".session.state",
+}
 COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
 # Each library has one module that imports it.
 IMPORTERS = {
-    "httpx": {"ollama/client.py"},
+    "httpx": {"ollama/transport.py"},
     "filelock": {"warmup/locks.py"},
     "rich": {"report/bars.py"},
     "ollama": {"session/fixtures.py"},
@@ -62,17 +76,20 @@ def layer_of(module: str) -> str:
     return parts[0] if parts[0] in LAYERS else "top"
 
 
-def imported_by(source: str) -> Iterator[str]:
-    """All that *source* imports, in functions and under TYPE_CHECKING too."""
+def imported_by(source: str, *, members: bool = False) -> Iterator[str]:
+    """All that *source* imports, in functions and under TYPE_CHECKING too.
+
+    With *members* also what it imports from a module, which may be a module too.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert 0 == node.level, "imports name the package"
             module = str(node.module)
-            if module == PACKAGE:
+            if members or module == PACKAGE:
                 yield from (f"{module}.{name.name}" for name in node.names)
-            else:
+            if module != PACKAGE:
                 yield module
 
 
@@ -85,15 +102,6 @@ def ours_in(source: str) -> set[str]:
     """Our modules that *source* imports, without the name of the package."""
     names = imported_by(source)
     return {name.removeprefix(f"{PACKAGE}.") for name in names if name.startswith(f"{PACKAGE}.")}
-
-
-def circle_in(graph: Mapping[str, set[str]]) -> list[str]:
-    """The nodes of *graph* that are left when those that lead to none of the rest are taken off."""
-    rest = dict(graph)
-    while ends := [node for node, targets in rest.items() if not targets & set(rest)]:
-        for node in ends:
-            del rest[node]
-    return sorted(rest)
 
 
 def upward(module: str, source: str) -> list[str]:
@@ -141,26 +149,91 @@ def test_imports_point_one_way(module: str) -> None:
     assert [] == upward(module, (ROOT / module).read_text("utf-8"))
 
 
+def too_long(module: str, source: str) -> set[str]:
+    """What of a module has too many lines: itself, or a class or function in it."""
+    found = {module} if len(source.splitlines()) > MODULE_LINES else set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            most = CLASS_LINES if isinstance(node, ast.ClassDef) else FUNCTION_LINES
+            if int(node.end_lineno or 0) - node.lineno + 1 > most:
+                found.add(f"{module}:{node.name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("pass\n" * 400, set()),
+        ("pass\n" * 401, {"a.py"}),
+        ("def f():\n" + "    pass\n" * 44, set()),
+        ("def f():\n" + "    pass\n" * 45, {"a.py:f"}),
+        ("class A:\n" + "    x = 1\n" * 299, set()),
+        ("class A:\n" + "    x = 1\n" * 300, {"a.py:A"}),
+        ("class A:\n    async def f(self):\n" + "        pass\n" * 45, {"a.py:f"}),
+    ],
+)
+def test_lines_are_counted(source: str, found: set[str]) -> None:
+    assert found == too_long("a.py", source)
+
+
+def test_no_module_class_or_function_is_too_long() -> None:
+    found = [too_long(module, (ROOT / module).read_text("utf-8")) for module in MODULES]
+    assert set() == set().union(*found)
+
+
+def in_circles(imports: dict[str, set[str]]) -> set[str]:
+    """Which modules import themselves by way of others, here or under TYPE_CHECKING."""
+
+    def reached(module: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*imports[module]]
+        while ahead:
+            if (one := ahead.pop()) not in seen:
+                seen.add(one)
+                ahead += imports.get(one, ())
+        return seen
+
+    return {module for module in imports if module in reached(module)}
+
+
+@pytest.mark.parametrize(
+    ("imports", "found"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, set()),
+        ({"a": {"b"}, "b": {"a"}}, {"a", "b"}),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, {"b", "c"}),
+    ],
+)
+def test_a_circle_is_found(imports: dict[str, set[str]], found: set[str]) -> None:
+    assert found == in_circles(imports)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    names = {module.removesuffix(".py").removesuffix("/__init__") for module in MODULES}
+    imports = {}
+    for module in MODULES:
+        own = module.removesuffix(".py").removesuffix("/__init__")
+        ours = {
+            name.removeprefix(f"{PACKAGE}.").replace(".", "/")
+            for name in imported_by((ROOT / module).read_text("utf-8"), members=True)
+        }
+        imports[own] = (ours & names) - {own}
+    assert set() == in_circles(imports)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_suppressed_without_a_trace(module: str) -> None:
+    assert "suppress(Exception" not in (ROOT / module).read_text("utf-8")
+
+
 def test_every_room_has_modules() -> None:
     assert set(LAYERS) == {layer_of(module) for module in MODULES}
 
 
-def test_a_circle_is_found() -> None:
-    assert [] == circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()})
-    assert ["a", "b"] == circle_in({"a": {"b"}, "b": {"a", "c"}, "c": {"elsewhere"}})
-
-
 def test_the_emulator_stands_alone() -> None:
     modules = [module for module in MODULES if layer_of(module) == "emulator"]
-    graph = {
-        module.removesuffix(".py").removesuffix("/__init__").replace("/", "."): ours_in(
-            (ROOT / module).read_text("utf-8")
-        )
-        for module in modules
-    }
-    assert [] == circle_in(graph)
-    foreign = {name for names in graph.values() for name in names if layer_of(name) != "emulator"}
-    assert set() == foreign - EMULATOR_IMPORTS
+    imported = {name for one in modules for name in ours_in((ROOT / one).read_text("utf-8"))}
+    assert set() == {name for name in imported if layer_of(name) != "emulator"} - EMULATOR_IMPORTS
 
 
 def test_the_plugin_does_not_run_on_the_emulator() -> None:
@@ -181,7 +254,7 @@ def test_each_library_has_its_one_importer(library: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_else_is_imported_and_pytest_only_by_rooms_that_serve_it(module: str) -> None:
     allowed = {library for library, importers in IMPORTERS.items() if module in importers}
-    if layer_of(module) in KNOW_PYTEST or module == "config/options.py":
+    if layer_of(module) in KNOW_PYTEST or module in ("config/options.py", "config/ini.py"):
         allowed.add("pytest")
     assert set() == libraries_of(module) - allowed
 
@@ -237,6 +310,15 @@ def test_a_run_that_needs_nothing_imports_no_library(
         assert f"{PACKAGE}.plugin" in imported
         assert set() == (COSTLY - {"xdist"}) & set(imported)
         assert [] == [name for name in imported if name.startswith(f"{PACKAGE}.emulator")]
+
+
+def test_a_run_that_needs_nothing_imports_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST, "utf-8")
+    (tmp_path / "test_it.py").write_text("def test_a(tmp_path):\n    pass\n", "utf-8")
+    run_python(tmp_path, "-m", "pytest", "-p", "ollama_warmup")
+    imported = (tmp_path / "main").read_text("utf-8").split()
+    ours = {one.removeprefix(PACKAGE) for one in imported if one.startswith(PACKAGE)}
+    assert OF_EVERY_RUN == ours
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.requires_model"], ids=["unmarked", "marked"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.emulator import ScriptedModel
 from tests.conftest import ONE_TEST
 from tests.test_guard import write
@@ -62,7 +62,7 @@ def test_a_port_of_this_machine_that_refuses_is_waited_for_where_somebody_waits_
     options: dict[str, object], host: str, environ: dict[str, str], refused_s: float
 ) -> None:
     given = SimpleNamespace(**{f"ollama_warmup_{name}": value for name, value in options.items()})
-    settings = Settings.read(Sources(given, {"OLLAMA_HOST": host, **environ}))
+    settings = read_settings(Sources(given, {"OLLAMA_HOST": host, **environ}))
     assert refused_s == settings.refused_s
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -230,6 +232,48 @@ def test_the_address_is_in_the_environment_before_conftests_are_imported(
     run = suite.run("--ollama-host=0.0.0.0:5000", "-rP", *workers)
     url = "http://127.0.0.1:5000"
     assert f"host 127.0.0.1:5000 127.0.0.1:5000 {url}/v1" in run.out
+
+
+def test_what_a_conftest_sets_is_no_setting_of_the_run(suite: Suite) -> None:
+    # Read before conftests are imported, or as if it had been.
+    suite.write(ONE_TEST)
+    suite.write({"conftest.py": "import os\nos.environ['CI'] = 'true'\n"})
+    assert {"skipped": 1} == suite.run().counts
+    assert {"skipped": 1} == suite.run("--ollama-wait=2").counts
+
+
+@pytest.mark.parametrize(
+    ("args", "file"),
+    [
+        (["--ollama-pull=soon"], ""),
+        (["-o", "ollama_pull=soon"], ""),
+        ([], "[pytest]\nollama_pull = soon\n"),
+    ],
+    ids=["option", "override", "file"],
+)
+def test_a_bad_value_ends_also_a_run_that_needs_no_model(
+    suite: Suite, args: list[str], file: str
+) -> None:
+    suite.write({"test_a.py": "def test_a():\n    pass\n", "pytest.ini": file or "[pytest]\n"})
+    run = suite.run(*args)
+    assert 4 == run.ret
+    assert "'soon' is not a valid" in run.err
+
+
+def test_a_conftest_can_name_the_plugin(suite: Suite) -> None:
+    suite.write(ONE_TEST)
+    suite.write({"conftest.py": 'pytest_plugins = ["pytest_ollama_warmup.plugin"]\n'})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--ollama-pull=missing", "-p", "no:cacheprovider"],
+        cwd=suite.pytester.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert [LLAMA.name] == suite.ollama.pulls
 
 
 @pytest.mark.parametrize("before", ["http://before:1", None])

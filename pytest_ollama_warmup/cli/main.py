@@ -10,11 +10,13 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.config.options import OPTIONS, PREFIX, Option
-from pytest_ollama_warmup.config.settings import Settings, Sources
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.errors import BadSetting, WarmupError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pytest_ollama_warmup.config.settings import Settings
 
 READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SPECS = PREFIX + "preload"
@@ -133,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "pull":
         given.ollama_warmup_warm = "off"
     try:
-        settings = Settings.read(Sources(given, flag=_Flags(source), patient=True))
+        settings = read_settings(Sources(given, flag=_Flags(source), patient=True))
         if settings.problem is not None:
             raise settings.problem
         misuse = _misuse(given, settings)
@@ -232,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
     for name, command in _COMMANDS.items():
-        parsers[name] = one = commands.add_parser(
+        parsers[name] = commands.add_parser(
             name,
             aliases=[command.alias] if command.alias else [],
             help=command.text.partition(". ")[0].removesuffix(".") + ".",
@@ -242,20 +244,30 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         # What was typed may be the alias.
-        one.set_defaults(command=name)
-        if command.models:
-            one.add_argument(
-                "specs",
-                nargs="*",
-                metavar="MODEL",
-                help="A name such as llama3.2:1b or hf.co/org/repo:Q4_K_M, with options after "
-                f"commas: llama3.2:1b,num_ctx=8192. Default: {command.models}, unless that is a "
-                "path.",
-            )
-        for option in OPTIONS:
-            if option.name in command.options:
-                asks = option.name == "wait" and "stall" not in command.options
-                _add(one, option, default=_WAIT_TO_ASK if asks else None)
+        parsers[name].set_defaults(command=name)
+        _add_arguments(parsers[name], command)
+    _add_switches(parsers)
+    return parser
+
+
+def _add_arguments(parser: argparse.ArgumentParser, command: _Command) -> None:
+    """Add the models that *command* takes, and its rows of the table of options."""
+    if command.models:
+        parser.add_argument(
+            "specs",
+            nargs="*",
+            metavar="MODEL",
+            help="A name such as llama3.2:1b or hf.co/org/repo:Q4_K_M, with options after "
+            f"commas: llama3.2:1b,num_ctx=8192. Default: {command.models}, unless that is a path.",
+        )
+    for option in OPTIONS:
+        if option.name in command.options:
+            asks = option.name == "wait" and "stall" not in command.options
+            _add(parser, option, default=_WAIT_TO_ASK if asks else None)
+
+
+def _add_switches(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Add what only some commands take, and pytest does not."""
     for name in ("preload", "pull"):
         parsers[name].add_argument(
             "--json",
@@ -283,7 +295,6 @@ def _parser() -> argparse.ArgumentParser:
         "--emulator", action="store_true", help="Use the emulator even if there is an Ollama."
     )
     parsers["unload"].add_argument("--all", action="store_true", help="Unload all loaded models.")
-    return parser
 
 
 def _epilog(command: _Command) -> str:

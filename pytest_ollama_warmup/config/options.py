@@ -7,10 +7,7 @@ readers of addresses and specs only where one is given.
 from __future__ import annotations
 
 import math
-import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from pytest_ollama_warmup.errors import BadSetting
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +61,7 @@ class Option(NamedTuple):
 def _choice(*allowed: str) -> Callable[[Any, str], str]:
     def read(value: Any, source: str) -> str:
         if value not in allowed:
-            raise BadSetting(str(value), source, f"Valid values: {', '.join(allowed)}.")
+            _refuse(value, source, f"Valid values: {', '.join(allowed)}.")
         return str(value)
 
     return read
@@ -77,7 +74,7 @@ def _seconds(least: float) -> Callable[[Any, str], float]:
         seconds = read_seconds(str(value))
         if seconds is None or not least <= seconds < math.inf:
             needed = f"Expected a duration such as 30, 30s or 1h30m, at least {least:g} s."
-            raise BadSetting(str(value), source, needed)
+            _refuse(value, source, needed)
         return seconds
 
     return read
@@ -87,10 +84,16 @@ def _count(least: int) -> Callable[[Any, str], int]:
     def read(value: Any, source: str) -> int:
         text = str(value).strip()
         if not (text.isascii() and text.isdigit() and int(text) >= least):
-            raise BadSetting(text, source, f"Expected a whole number, at least {least}.")
+            _refuse(text, source, f"Expected a whole number, at least {least}.")
         return int(text)
 
     return read
+
+
+def _refuse(value: object, source: str, needed: str) -> NoReturn:
+    from pytest_ollama_warmup.errors import BadSetting
+
+    raise BadSetting(str(value), source, needed)
 
 
 def read_host(value: Any, source: str) -> Host:
@@ -380,49 +383,3 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(
             option.ini, f"Default value of {option.flag}.", type=option.ini_type, default=None
         )
-
-
-def from_ini(config: pytest.Config, options: object, option: Option) -> tuple[Any, str]:
-    """Return what pytest's configuration holds for *option*, None for nothing, and its name there.
-
-    *options* is the namespace that may override the file (``-o``).
-
-    Raises:
-        BadSetting: a value of another type.
-    """
-    import pytest
-
-    overrides = getattr(options, "override_ini", None) or ()
-    if any(str(one).partition("=")[0].strip() == option.ini for one in overrides):
-        source = f"-o {option.ini}"
-    else:
-        path = config.inipath
-        source = f"{option.ini} in {path.name if path else 'the configuration file'}"
-    try:
-        return config.getini(option.ini), source
-    # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
-    except (pytest.UsageError, ValueError, TypeError) as exc:
-        given = "***" if option.secret else _given(exc)
-        raise BadSetting(given, source, needed_type(option)) from None
-
-
-def needed_type(option: Option) -> str:
-    """Say what a configuration file has to hold for *option*."""
-    return NEEDED_TYPES.get(option.name, NEEDED_TYPES[option.ini_type])
-
-
-NEEDED_TYPES = {
-    "header": 'Expected a list of strings such as ["X-API-Key: $GATEWAY_KEY"].',
-    "export": 'Expected a list of strings such as ["OLLAMA_BASE_URL"].',
-    "args": 'Expected a list of strings such as ["llama3.2:1b"].',
-    "linelist": 'Expected a list of strings such as ["chat=llama3.2:1b"].',
-    "bool": "Expected true or false.",
-    "string": 'Expected a string; in TOML, quote it: "10m".',
-}
-
-
-def _given(exc: Exception) -> str:
-    # The value as pytest quotes it at the end of its message, without the file's path before it.
-    text = str(exc)
-    quoted = re.search(r"'([^']*)'$", text)
-    return quoted[1] if quoted else text.rpartition(": ")[2]

@@ -6,13 +6,18 @@ Down, in ``workerinput``: the run's directory. Up, as a file in it: what the wor
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_ollama_warmup.config.settings import Place, Setting
 from pytest_ollama_warmup.errors import BadMark
+from pytest_ollama_warmup.ollama.logs import tolerating
+from pytest_ollama_warmup.session.address import (
+    adopt_host,
+    ollama_host_for,
+    places_of,
+)
 from pytest_ollama_warmup.session.marks import wants_of
 from pytest_ollama_warmup.session.ordering import KEPT
 from pytest_ollama_warmup.session.runtest import watch
@@ -20,14 +25,11 @@ from pytest_ollama_warmup.session.state import (
     PLACE,
     SETTINGS,
     WORKER_INPUT,
-    adopt_host,
     check_of,
     directory_of,
     is_alone,
     is_looking,
     number_of_workers,
-    ollama_host_for,
-    places_of,
     settings_of,
     warmers_of,
     warn,
@@ -160,7 +162,7 @@ class WorkerSide:
             return
         # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
         # tests will: each asks for its model at set-up.
-        with suppress(Exception):
+        with tolerating("to write what the tests of this worker need"):
             found = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
             if found.get("wants") == [] and settings_of(config).preloads:
                 from pytest_ollama_warmup.session.watch import watch_unmarked

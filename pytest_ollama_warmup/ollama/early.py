@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
+from pytest_ollama_warmup.ollama.logs import LOG, log_request
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.sockets import BoundedSocket
 
@@ -96,10 +97,11 @@ class EarlyLoad:
                 return
             path, body = self._request
             asked = self.asked = Asked(clock.time(), clock.monotonic())
-            self._exchange("POST", path, json.dumps(body), self._limit_s)
+            self._exchange("POST", path, body, self._limit_s)
             self.asked = asked._replace(end=clock.monotonic())
         # Also what is no OSError: a name that no encoding takes, an answer that is no HTTP.
         except Exception:
+            LOG.debug("the early load came to nothing", exc_info=True)
             self.asked = None
 
     def _is_loaded(self) -> bool:
@@ -112,7 +114,9 @@ class EarlyLoad:
                 if self._closed.wait(_PAUSE_S) or clock.monotonic() >= deadline:
                     raise
 
-    def _exchange(self, method: str, path: str, body: str | None, limit_s: float) -> bytes:
+    def _exchange(
+        self, method: str, path: str, body: Mapping[str, object] | None, limit_s: float
+    ) -> bytes:
         """Return what the server answers with 200.
 
         Raises:
@@ -121,13 +125,16 @@ class EarlyLoad:
         """
         url = urlsplit(self.host.url)
         connection = http.client.HTTPConnection(url.netloc)
+        log_end = log_request(method, f"{self.host.url}{path}", body)
         connection.sock = sock = self._connect(str(url.hostname), url.port or 80)
         try:
             sock.settimeout(limit_s)
             sock.limit = Limit(limit_s)
             headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
-            connection.request(method, url.path + path, body, headers)
+            sent = json.dumps(body) if body else None
+            connection.request(method, url.path + path, sent, headers)
             response = connection.getresponse()
+            log_end(f"HTTP {response.status}")
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}")
             return response.read(ANSWER_BYTES)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
+from pytest_ollama_warmup.ollama.logs import log_request
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers
 from pytest_ollama_warmup.ollama.responses import models_in, parse, residents_in
@@ -46,6 +47,7 @@ def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Res
         ValueError, http.client.HTTPException: it answers something else.
     """
     url = urlsplit(host.url)
+    log_end = log_request("GET", f"{host.url}/api/ps")
     connection = http.client.HTTPConnection(url.netloc, timeout=LIMIT_S)
     try:
         connection.connect()
@@ -53,6 +55,7 @@ def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Res
         sent = headers(host, api_key, extra)
         connection.request("GET", f"{url.path}/api/ps", headers=sent)
         response = connection.getresponse()
+        log_end(f"HTTP {response.status}")
         data = parse(response.read(ANSWER_BYTES))
         if response.status != 200 or not isinstance(data, dict):
             raise ValueError(f"HTTP {response.status}")

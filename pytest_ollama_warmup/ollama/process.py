@@ -20,7 +20,6 @@ from pytest_ollama_warmup.errors import (
     BadSetting,
     NotOllama,
     OllamaNotFound,
-    PortTaken,
     ServerError,
     ServerStartFailed,
     ServerUnreachable,
@@ -179,12 +178,13 @@ class ManagedServer:
         """Start the process; it does not answer yet.
 
         Raises:
-            PortTaken: another process listens on the port.
+            ServerStartFailed: another process listens on the port.
         """
         port = int(self.host.url.rpartition(":")[2])
         if not _is_free(port):
             # Else the other one might answer while ours is still on its way to the same finding.
-            raise PortTaken(self.host.url, self.host.source, f"port {port} is taken", "", ())
+            url, source = self.host.url, self.host.source
+            raise ServerStartFailed(url, source, f"port {port} is taken", "", (), "port taken")
         if self.log.exists():
             self._told = self.log.stat().st_size
         with self.log.open("ab") as log:
@@ -211,8 +211,8 @@ class ManagedServer:
         *on_wait* as in :meth:`Client.wait_until_ready`. A server that does not come up is stopped.
 
         Raises:
-            PortTaken: another process has taken the port since it was chosen.
-            ServerStartFailed: it ended, does not answer, or answers as something else.
+            ServerStartFailed: it ended, does not answer, or answers as something else; or another
+                process has taken the port since it was chosen.
         """
 
         def still_there(cause: str, waited_s: float) -> None:
@@ -225,7 +225,7 @@ class ManagedServer:
         except (Aborted, ServerStartFailed):
             raise
         except ServerUnreachable as exc:
-            raise self._failed(f"{exc.cause} for {seconds(limit_s)}") from exc
+            raise self._failed(f"{exc.why} for {seconds(limit_s)}") from exc
         except NotOllama as exc:
             cause = f"what answers is not Ollama (GET /api/version: {exc.seen})"
             raise self._failed(cause) from exc
@@ -287,8 +287,16 @@ class ManagedServer:
         tail = self.log_tail(8)
         # A Go program that panics buries the reason under its stack.
         lines = (*(line for line in self.error_lines(3) if line not in tail), *tail)
-        kind = PortTaken if any(map(_TAKEN.search, lines)) else ServerStartFailed
-        return kind(self.host.url, self.host.source, cause, str(self.log), lines)
+        # The server says so in its log only.
+        taken = any(map(_TAKEN.search, lines))
+        return ServerStartFailed(
+            self.host.url,
+            self.host.source,
+            cause,
+            str(self.log),
+            lines,
+            "port taken" if taken else "start failed",
+        )
 
     def _end_orphans(self) -> None:
         """End what a supervisor that was killed has left; it told the id of its server."""

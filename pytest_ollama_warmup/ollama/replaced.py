@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import CannotAsk, WarmupError
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.text import clean
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def suppressing() -> Iterator[None]:
     except BaseException as exc:
         if not is_for_us(exc):
             raise
+        LOG.debug("a question to the server failed", exc_info=True)
 
 
 def as_error(exc: BaseException, host: Host) -> WarmupError:
@@ -78,9 +80,11 @@ def as_error(exc: BaseException, host: Host) -> WarmupError:
 
 
 def _get(thing: object, name: str) -> object:
-    # A stand-in may raise, whatever it is asked.
-    with suppress(Exception):
+    try:
         return getattr(thing, name, None)
+    # A stand-in may raise, whatever it is asked.
+    except Exception:
+        LOG.debug("what replaces httpx has no %s", name, exc_info=True)
     return None
 
 

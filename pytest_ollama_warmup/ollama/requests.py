@@ -17,6 +17,9 @@ KeyState = Literal["none", "unusable", "sent", "withheld", "login", "header"]
 # A header of the user's own: its name and its value.
 Header = tuple[str, Secret]
 
+# A gateway that gave up on a request after so long had waited for the server: it is its time limit,
+# to all appearance.
+GATEWAY_WAITED_S = 1.0
 _HEADER_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 # Requests set these by themselves, and would be cut or never end with others.
 _FRAMING = ("content-length", "transfer-encoding")

@@ -155,14 +155,6 @@ def server_time(date: str | None) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def is_missing_model(words: str) -> bool:
-    """Whether an error of status 404 says that a model is not there, and not that a path is not.
-
-    Ollama's own words are ``model 'm' not found`` (v0.6.5 and v0.33).
-    """
-    return "model" in words.lower() and "not found" in words.lower()
-
-
 def find(models: list[T], model_key: str) -> T | None:
     """Return the one of *models* that a name means."""
     for one in models:

@@ -47,21 +47,10 @@ def main(command: list[str]) -> int:
         os.write(2, f"{command[0]} cannot be run: {exc.strerror}\n".encode(errors="replace"))
         return 126
     over = threading.Event()
-
-    def watch_server() -> None:
-        server.wait()
-        over.set()
-        reasons.put("ended")
-
-    def watch_pipe() -> None:
-        os.read(0, 1)
-        reasons.put("closed")
-
     pump = threading.Thread(target=_pump, args=(server, Log(2)), daemon=True)
     try:
         pump.start()
-        for watch in (watch_server, watch_pipe):
-            threading.Thread(target=watch, daemon=True).start()
+        _watch(server, over, reasons)
         # The other end may be gone already.
         with contextlib.suppress(BrokenPipeError):
             os.write(1, b"%d\n" % server.pid)
@@ -78,6 +67,24 @@ def main(command: list[str]) -> int:
         pump.join(REST_S)
     code = server.returncode
     return 1 if code is None else code if code >= 0 else 128 - code
+
+
+def _watch(
+    server: subprocess.Popen[bytes], over: threading.Event, reasons: queue.SimpleQueue[str]
+) -> None:
+    """Put a reason into *reasons* when the server or the pipe ends; *over* is the server's end."""
+
+    def watch_server() -> None:
+        server.wait()
+        over.set()
+        reasons.put("ended")
+
+    def watch_pipe() -> None:
+        os.read(0, 1)
+        reasons.put("closed")
+
+    for watch in (watch_server, watch_pipe):
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class Log:

@@ -7,11 +7,11 @@ learned. What tests are given (``ollama_options``) never changes by it.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.ollama.logs import tolerating
 from pytest_ollama_warmup.session.gates import Gate
 from pytest_ollama_warmup.session.state import settings_of
 
@@ -157,7 +157,7 @@ def cache_of(config: pytest.Config) -> pytest.Cache | None:
     if found is not None:
         return found
     # Made as pytest does it in pytest_configure, and in no way that it promises to keep.
-    with suppress(Exception):
+    with tolerating("to read pytest's cache before conftests"):
         if not config.known_args_namespace.cacheclear:
             folder = pytest.Cache.cache_dir_from_config(config, _ispytest=True)
             return pytest.Cache(folder, config, _ispytest=True)

@@ -13,7 +13,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama.early import EarlyLoad
@@ -22,7 +22,7 @@ from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers, load_request
 from pytest_ollama_warmup.session.cache import kind_of, last_run, with_learned
 from pytest_ollama_warmup.session.replays import may_have_recorded
-from pytest_ollama_warmup.session.state import EARLY, MANAGED, workers_to_come
+from pytest_ollama_warmup.session.state import EARLY, MANAGED, count_workers
 from pytest_ollama_warmup.warmup.plan import make_plan
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _start_server(config: pytest.Config, settings: Settings, targets: Iterable[T
 
     # Step 1 tries again, and can say what is wrong.
     with suppress(WarmupError, OSError):
-        start_server(config, settings, targets, workers_to_come(config.known_args_namespace))
+        start_server(config, settings, targets, _workers_to_come(config.known_args_namespace))
 
 
 def _first(
@@ -162,3 +162,14 @@ def _texts(paths: Iterator[Path]) -> Iterator[str]:
             yield path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
+
+
+def _workers_to_come(options: Any) -> int:
+    """Return what ``number_of_workers`` will say, by the *options* of the command line so far."""
+    number = getattr(options, "numprocesses", None)
+    if number in ("auto", "logical"):
+        # A suite's own hook may find another number later; no more than so many tests run at once.
+        number = os.cpu_count() or 1
+        most: int | None = getattr(options, "maxprocesses", None)
+        return min(number, most) if most else number
+    return number if isinstance(number, int) else count_workers(getattr(options, "tx", []))

@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.errors import BadHost
 from pytest_ollama_warmup.session.state import settings_of
-from pytest_ollama_warmup.text import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     import ollama
 
     from pytest_ollama_warmup.emulator import Emulator
-    from pytest_ollama_warmup.session.models import Models
+    from pytest_ollama_warmup.session.models import OllamaModels
 
 _ENDING = {"Connection": "close"}
 _CLIENTS = ("ollama_client", "ollama_async_client")
@@ -32,6 +30,8 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
     To give some tests another server, define a session fixture of this name in their conftest. The
     plugin loads their models on that server when the first of them runs.
     """
+    from pytest_ollama_warmup.errors import BadHost
+
     settings = settings_of(pytestconfig)
     if isinstance(settings.problem, BadHost):
         # Not the usual address in place of it.
@@ -42,6 +42,8 @@ def ollama_host(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def ollama_openai_base_url(ollama_host: str) -> str:
     """Base URL for OpenAI clients: ``ollama_host`` with ``/v1``."""
+    from pytest_ollama_warmup.text import Address
+
     url = f"{ollama_host}/v1"
     return Address(url) if isinstance(ollama_host, Address) else url
 
@@ -70,16 +72,16 @@ def ollama_options(request: pytest.FixtureRequest, ollama_host: str) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> Models:
+def ollama_models(request: pytest.FixtureRequest, ollama_host: str) -> OllamaModels:
     """Models by alias or name: ``ollama_models["chat"].name``.
 
     Looking up a model pulls and loads it, also in session fixtures and async tests. A model has
     ``name``, ``options``, ``digest``, ``size`` and ``capabilities``. ``ollama_models.default`` is
     the first listed model.
     """
-    from pytest_ollama_warmup.session.models import Models
+    from pytest_ollama_warmup.session.models import OllamaModels
 
-    return Models(request.session, ollama_host)
+    return OllamaModels(request.session, ollama_host)
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +134,7 @@ def ollama_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """
     from pytest_ollama_warmup.emulator import Emulator
     from pytest_ollama_warmup.ollama.host import parse_host
-    from pytest_ollama_warmup.session.marks import fixtures_of_the_run
+    from pytest_ollama_warmup.session.definitions import fixtures_of_the_run
 
     names = fixtures_of_the_run(request.node)
     if others := [name for name in names if name not in _CLIENTS]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup.session.address import (
+    write_host,
+    write_places,
+)
 from pytest_ollama_warmup.session.state import (
     number_of_workers,
     settings_of,
-    write_host,
-    write_places,
 )
 from pytest_ollama_warmup.text import count
 from pytest_ollama_warmup.warmup.hosts import meet, moved, share_out

@@ -32,7 +32,7 @@ def start_server(
     Raises:
         BadSetting: the command cannot be read.
         OllamaNotFound: there is no such program.
-        PortTaken: somebody else has taken the port since it was chosen.
+        ServerStartFailed: somebody else has taken the port since it was chosen.
     """
     if MANAGED in config.stash:
         return config.stash[MANAGED]

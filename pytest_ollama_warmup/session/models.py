@@ -11,7 +11,8 @@ from pytest_ollama_warmup.config.options import read_host
 from pytest_ollama_warmup.config.spec import parse_specs
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.ollama.names import closest
-from pytest_ollama_warmup.session.marks import parameter_of, want_of
+from pytest_ollama_warmup.session.marks import want_of, wants_of
+from pytest_ollama_warmup.session.parameters import parameter_of
 from pytest_ollama_warmup.session.replays import is_replayed, needs_no_server_now
 from pytest_ollama_warmup.session.runtest import enforce, state_of, watch
 from pytest_ollama_warmup.session.state import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.warmer import Warmer
 
 
-class Model:
+class OllamaModel:
     """A model that is ready."""
 
     def __init__(self, spec: ModelSpec, outcome: Outcome) -> None:
@@ -44,10 +45,10 @@ class Model:
         self.capabilities = outcome.capabilities
 
     def __repr__(self) -> str:
-        return f"<Model {self.name}>"
+        return f"<OllamaModel {self.name}>"
 
 
-class Models:
+class OllamaModels:
     """The run's models; iterates over what the listed ones are called: alias, else name."""
 
     def __init__(self, session: pytest.Session, url: str) -> None:
@@ -58,7 +59,7 @@ class Models:
             # Also asked for at run time, by a test that nothing told us of.
             watch(session.config)
 
-    def __getitem__(self, key: str) -> Model:
+    def __getitem__(self, key: str) -> OllamaModel:
         """Return the model that *key* names (alias, name or spec), ready for use.
 
         A model that cannot be had skips or fails the test, as --ollama-on-unavailable says.
@@ -74,15 +75,17 @@ class Models:
             raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, listed)
-        if not self._look_up or needs_no_server_now(self._session):
-            return Model(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
+        if not self._look_up or needs_no_server_now(
+            self._session.config, lambda: bool(wants_of(self._session.items))
+        ):
+            return OllamaModel(spec, Outcome(key=spec.key, model=spec.name, status="ready"))
         verdict = check_of(self._session.config).verdict(want, warmer)
         if verdict is not None:
             enforce(verdict, self._session)
-        return Model(spec, outcome_at_run_time(spec, warmer))
+        return OllamaModel(spec, outcome_at_run_time(spec, warmer))
 
     @property
-    def default(self) -> Model:
+    def default(self) -> OllamaModel:
         """The only listed model, or the first one, ready for use; for fixtures of a wide scope.
 
         It skips or fails the test like ``ollama_models[...]``, and fails it where none is listed.
@@ -142,7 +145,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
     if problem:
         pytest.fail(problem, pytrace=False)
     if not seen and not is_replayed(request.node, request.node.iter_markers()):
-        Models(request.session, url)[str(spec)]
+        OllamaModels(request.session, url)[str(spec)]
     return spec
 
 

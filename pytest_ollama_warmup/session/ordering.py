@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from pytest_ollama_warmup.errors import BadMark
-from pytest_ollama_warmup.session.marks import KEEP_ORDER, each_want, has_model_of_parameter
+from pytest_ollama_warmup.session.mark_names import KEEP_ORDER
+from pytest_ollama_warmup.session.marks import each_want, has_model_of_parameter
+from pytest_ollama_warmup.session.reordered import DEPENDING, watch_moved
 from pytest_ollama_warmup.session.state import is_looking, is_worker
 
 if TYPE_CHECKING:
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
 Group = frozenset[str]
 _NONE: Group = frozenset()
 
-# Marks of pytest-dependency, pytest-depends, pytest-order, pytest's own recipe for steps, and
-# pytest-xdist; fixtures of pytest-steps.
-DEPENDING = ("dependency", "depends", "incremental")
+# Those, and marks of pytest-order and pytest-xdist; fixtures of pytest-steps.
 _ORDERED = {*DEPENDING, "order", "xdist_group"}
 _STEP_FIXTURES = {"test_step", "steps_data"}
 
@@ -67,17 +67,7 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
         known = sets.setdefault(story, [])
         if group and group not in known:
             known.append(group)
-    groups = own
-    if grouped:
-        # A story begins with the models of the group that it follows: that saves a load.
-        groups = [next(iter(sets[story]), _NONE) for story in stories]
-        if not settings.background.value:
-            groups = _with_neighbours(items, groups)
-            of_story: dict[object, Group] = {}
-            groups = [
-                of_story.setdefault(story, group)
-                for story, group in zip(stories, groups, strict=True)
-            ]
+    groups = _followed(items, stories, sets, settings) if grouped else own
     ranks: dict[Group, int] = {}
     places = []
     for index, (story, group) in enumerate(zip(stories, groups, strict=True)):
@@ -90,9 +80,23 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
     if grouped and is_worker(config):
         config.stash[KEPT] = _kept(collected, wants, stories, sets)
     if items != collected and not is_looking(config):
-        from pytest_ollama_warmup.session.reordered import watch_moved
-
         watch_moved(config, collected, items)
+
+
+def _followed(
+    items: list[pytest.Item],
+    stories: list[object],
+    sets: dict[object, list[Group]],
+    settings: Settings,
+) -> list[Group]:
+    """Return for each item the group that its story follows."""
+    # A story begins with the models of that group: that saves a load.
+    groups = [next(iter(sets[story]), _NONE) for story in stories]
+    if settings.background.value:
+        return groups
+    groups = _with_neighbours(items, groups)
+    of_story: dict[object, Group] = {}
+    return [of_story.setdefault(story, group) for story, group in zip(stories, groups, strict=True)]
 
 
 def _groups_of(wants: Iterable[Want | None], settings: Settings) -> list[Group]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pytest_ollama_warmup.session.address import (
+    write_host,
+)
 from pytest_ollama_warmup.session.background import Background
 from pytest_ollama_warmup.session.cache import crowds, with_learned
 from pytest_ollama_warmup.session.hosts import Hosts
@@ -17,7 +20,6 @@ from pytest_ollama_warmup.session.state import (
     number_of_workers,
     settings_of,
     warn_unencrypted,
-    write_host,
 )
 from pytest_ollama_warmup.session.terminal import screen_of
 from pytest_ollama_warmup.session.unloading import Unloading

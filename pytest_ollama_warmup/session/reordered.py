@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.session.ordering import DEPENDING
 from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of
 from pytest_ollama_warmup.text import clean, count
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+# Marks of pytest-dependency, pytest-depends, and pytest's own recipe for steps.
+DEPENDING = ("dependency", "depends", "incremental")
 # "test_report depends on test_judge", as pytest-dependency says it.
 _DEPENDS = re.compile(r"\bdepends on (\S.*)")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from pytest_ollama_warmup.session.marks import RECORDED, definitions_of, wants_of
+from pytest_ollama_warmup.session.definitions import definitions_of
+from pytest_ollama_warmup.session.mark_names import RECORDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,18 +101,18 @@ def may_have_recorded(options: object) -> bool:
     return bool(known) and known.isdisjoint({"none", "new_episodes", "all", "rewrite"})
 
 
-def needs_no_server_now(session: pytest.Session) -> bool:
+def needs_no_server_now(config: pytest.Config, any_needs: Callable[[], bool]) -> bool:
     """Whether what runs now, a test or its set-up, is replayed and looks for no model.
 
     A fixture of a wide scope may serve other tests too: it looks for one if any test needs one.
     """
-    replayed = session.config.stash.get(_REPLAYED_TESTS, set())
+    replayed = config.stash.get(_REPLAYED_TESTS, set())
     if not replayed:
         return False
     test, _, phase = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")
     if phase == "(call)":
         return test in replayed
-    return not wants_of(session.items)
+    return not any_needs()
 
 
 def _recording_replays(

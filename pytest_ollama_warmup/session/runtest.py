@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from pytest_ollama_warmup.ollama.logs import LOG, tolerating
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
-from pytest_ollama_warmup.session.marks import ELSEWHERE_FIXTURE, want_of
+from pytest_ollama_warmup.session.address import address_differs
+from pytest_ollama_warmup.session.mark_names import ELSEWHERE_FIXTURE
+from pytest_ollama_warmup.session.marks import want_of
 from pytest_ollama_warmup.session.state import (
     NEEDED,
     OllamaWarmupWarning,
-    address_differs,
     check_of,
     gates_of,
     is_worker,
@@ -134,6 +136,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
     except Exception as exc:
         from pytest_ollama_warmup.warmup.policy import Verdict
 
+        LOG.debug("%s: what it needs cannot be read", item.nodeid, exc_info=True)
         return None, Verdict("fail", str(exc))
     # Where the suite gives it another server, a fixture of ours asks that one.
     return (None if want is None or want.elsewhere else want), None
@@ -223,7 +226,7 @@ class _Watch:
         if ELSEWHERE_FIXTURE in getattr(item, "fixturenames", ()):
             return
         if _WARNED_ADDRESS not in item.config.stash and (text := address_differs(item.config)):
-            with suppress(Exception):
+            with tolerating("to compare OLLAMA_HOST"):
                 if want_of(item) is not None:
                     item.config.stash[_WARNED_ADDRESS] = True
                     item.warn(OllamaWarmupWarning(text))
@@ -241,7 +244,7 @@ class _Watch:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if report.when == "setup" and state_of(item).was_looked_at:
-            with suppress(Exception):
+            with tolerating("to note how a set-up ended"):
                 _note_set_up(report, item, call)
         _mend(report, item)
         return report

@@ -14,6 +14,9 @@ import pytest
 from pytest_ollama_warmup.config.settings import OUTER_RUN
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.session import gates
+from pytest_ollama_warmup.session.address import (
+    set_environment,
+)
 from pytest_ollama_warmup.session.cache import (
     learn,
     learn_skips,
@@ -27,7 +30,6 @@ from pytest_ollama_warmup.session.state import (
     WARMERS,
     directory_of,
     gates_of,
-    set_environment,
     settings_of,
     write_notes,
 )

@@ -1,4 +1,7 @@
-"""Which process of a run this is, and where it keeps its state."""
+"""Which process of a run this is, what it is asked for, and where it keeps its state.
+
+Part of every pytest run: what a run needs that is asked for something is imported in functions.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ollama_warmup.config.options import from_ini, read_host
-from pytest_ollama_warmup.config.settings import Settings, Sources
-from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.text import Secret
-from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+from pytest_ollama_warmup.config.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.session.gates import Gates
     from pytest_ollama_warmup.warmup.check import Check
+    from pytest_ollama_warmup.warmup.run_directory import RunDirectory
     from pytest_ollama_warmup.warmup.warmer import Warmers
 
-SETTINGS = pytest.StashKey[Settings]()
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 # In each process that looks at a test: what it knows of the hosts, and of the tests.
 WARMERS = pytest.StashKey["Warmers"]()
 CHECK = pytest.StashKey["Check"]()
@@ -37,13 +38,14 @@ EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 MANAGED: pytest.StashKey[ManagedServer] = pytest.StashKey()
 # Set where a selected test needs Ollama: the hooks of each test look no further without it.
 NEEDED = pytest.StashKey[bool]()
-# What OLLAMA_HOST held before conftests were imported, after the plugin has set it.
-_AT_START: pytest.StashKey[str | None] = pytest.StashKey()
-# What OLLAMA_HOST held before the plugin set it.
-_OLLAMA_HOST = pytest.StashKey["str | None"]()
-_DIRECTORY = pytest.StashKey[RunDirectory]()
+# Whether the run is asked for something, by the command line, the environment or a file.
+_ASKED = pytest.StashKey[bool]()
+# The environment before conftests were imported: what they set is no setting of the user's.
+_ENVIRON: pytest.StashKey[Mapping[str, str]] = pytest.StashKey()
+# What OLLAMA_HOST held then, after the plugin has set it.
+AT_START: pytest.StashKey[str | None] = pytest.StashKey()
+_DIRECTORY: pytest.StashKey[RunDirectory] = pytest.StashKey()
 WORKER_INPUT = "ollama_warmup"
-SET_LATE = "OLLAMA_HOST, set by conftest.py or a plugin"
 # In the environment of a worker: the server that the run chose for it, see ``Place``.
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
 
@@ -113,21 +115,11 @@ def number_of_workers(config: pytest.Config) -> int:
     """Return how many workers pytest-xdist starts; 0 where tests run in this process."""
     if not is_distributing(config):
         return 0
-    return _count(config.getoption("tx"))
+    return count_workers(config.getoption("tx"))
 
 
-def workers_to_come(options: Any) -> int:
-    """Return what ``number_of_workers`` will say, by the *options* of the command line so far."""
-    number = getattr(options, "numprocesses", None)
-    if number in ("auto", "logical"):
-        # A suite's own hook may find another number later; no more than so many tests run at once.
-        number = os.cpu_count() or 1
-        most: int | None = getattr(options, "maxprocesses", None)
-        return min(number, most) if most else number
-    return number if isinstance(number, int) else _count(getattr(options, "tx", []))
-
-
-def _count(specs: list[str]) -> int:
+def count_workers(specs: list[str]) -> int:
+    """Return how many workers pytest-xdist's ``--tx`` asks for."""
     numbers = (re.match(r"(\d+)\*", text) for text in specs)
     return sum(int(found[1]) if found else 1 for found in numbers)
 
@@ -140,109 +132,77 @@ def is_looking(config: pytest.Config, options: object | None = None) -> bool:
     return any(getattr(options or config.option, name, False) for name in _LOOKING)
 
 
-def settings_of(config: pytest.Config, options: object | None = None) -> Settings:
-    """Return the run's settings, read once.
+def begin(config: pytest.Config) -> bool:
+    """Return whether the run is asked for something, before conftests are imported.
 
-    *options* is the namespace to read where ``config.option`` is not final yet.
+    If it is not, its settings are read by the first test that needs them, as they are now.
+    """
+    config.stash[_ENVIRON] = dict(os.environ)
+    config.stash[AT_START] = os.environ.get("OLLAMA_HOST")
+    return is_asked(config)
+
+
+def has_other_address(config: pytest.Config) -> bool:
+    """Whether OLLAMA_HOST was set since: by a conftest, a plugin or a test."""
+    now = os.environ.get("OLLAMA_HOST")
+    return now != config.stash.get(AT_START, now)
+
+
+def is_asked(config: pytest.Config) -> bool:
+    """Whether an option, a key of a file or the environment asks the plugin for something.
+
+    OLLAMA_HOST does not: it says where the server is of those who need one.
+    """
+    if _ASKED not in config.stash:
+        listed, options = os.environ.get("OLLAMA_PRELOAD_MODELS"), _options(config)
+        config.stash[_ASKED] = bool(
+            (listed and listed.strip())
+            or PLACE in os.environ
+            or any(getattr(options, one.dest, None) is not None for one in OPTIONS)
+            or any(_is_in_file(config, one.ini) for one in OPTIONS)
+        )
+    return config.stash[_ASKED]
+
+
+def _is_in_file(config: pytest.Config, key: str) -> bool:
+    try:
+        return config.getini(key) is not None
+    # Of another type than it should be.
+    except (pytest.UsageError, ValueError, TypeError):
+        return True
+
+
+def _options(config: pytest.Config) -> object:
+    # Those of before conftests, which may change the others. There are none where a conftest names
+    # the plugin.
+    return config.known_args_namespace if _ENVIRON in config.stash else config.option
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """Return the run's settings, read once.
 
     Raises:
         pytest.UsageError: a value cannot be used; names it, its source and what is allowed.
     """
-    # Once, early: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
+    # Once: OLLAMA_HOST is set for the run, and would later be taken for the user's own.
     if SETTINGS not in config.stash:
-        given = options or config.option
+        from pytest_ollama_warmup.config.ini import from_ini
+        from pytest_ollama_warmup.config.sources import Sources, read_settings
+        from pytest_ollama_warmup.errors import BadSetting
+
+        given = _options(config)
         sources = Sources(
             given,
+            config.stash.get(_ENVIRON, os.environ),
             ini=lambda option: from_ini(config, given, option),
             # Not for the runs inside of tests, which inherit the rest.
             place=os.environ.pop(PLACE, ""),
         )
         try:
-            config.stash[SETTINGS] = Settings.read(sources)
+            config.stash[SETTINGS] = read_settings(sources)
         except BadSetting as exc:
             raise pytest.UsageError(str(exc)) from None
     return config.stash[SETTINGS]
-
-
-def set_environment(config: pytest.Config, name: str, value: str) -> None:
-    """Set an environment variable for the run; what was there comes back at its end."""
-    before = os.environ.get(name)
-
-    def restore() -> None:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-    os.environ[name] = value
-    config.add_cleanup(restore)
-
-
-def set_ollama_host(config: pytest.Config) -> None:
-    """Set OLLAMA_HOST to the server in use, for clients that tests create, unless it names it."""
-    value = ollama_host_for(config, settings_of(config).host, os.environ.get("OLLAMA_HOST"))
-    if value is not None:
-        set_environment(config, "OLLAMA_HOST", value)
-
-
-def set_exports(config: pytest.Config) -> None:
-    """Set the variables of ``--ollama-export`` to the server in use."""
-    settings = settings_of(config)
-    for export in settings.exports.value:
-        set_environment(config, export.name, export.value(settings.host))
-
-
-def note_address(config: pytest.Config) -> None:
-    """Remember OLLAMA_HOST, so that it is seen when a conftest or a plugin sets it later."""
-    config.stash[_AT_START] = os.environ.get("OLLAMA_HOST")
-
-
-def read_address_again(config: pytest.Config) -> None:
-    """Take over an OLLAMA_HOST that was set since: by load_dotenv() in a conftest, by pytest-env.
-
-    What is given closer to the run goes before it, as ever: the command line, a server of its own.
-    """
-    settings, now = settings_of(config), os.environ.get("OLLAMA_HOST")
-    if _AT_START not in config.stash or now == config.stash[_AT_START]:
-        return
-    if settings.given_host.given_by == "option" or settings.serve.value or settings.served:
-        return
-    if settings.number is None and (now or "").strip():
-        config.stash[SETTINGS] = settings = settings.at_address(str(now), SET_LATE)
-        if settings.problem is None:
-            set_exports(config)
-
-
-def address_differs(config: pytest.Config) -> str:
-    """Say that OLLAMA_HOST names another server than the run uses; empty where it does not."""
-    now = os.environ.get("OLLAMA_HOST")
-    # Asked in each test: nothing is read or imported where nothing has changed.
-    if now == config.stash.get(_AT_START, now):
-        return ""
-    from pytest_ollama_warmup.ollama.host import names, shown_without_login
-
-    host = settings_of(config).host
-    if names(now, host):
-        return ""
-    return (
-        f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
-        f"prepared at "
-        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
-        "fixture ollama_host of its own"
-    )
-
-
-def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str | None:
-    """Return the value that OLLAMA_HOST needs for *host*; None if *now* names that already.
-
-    Conftests parse the variable, so the user's own spelling goes before ours.
-    """
-    from pytest_ollama_warmup.ollama.host import names
-
-    found = config.stash.setdefault(_OLLAMA_HOST, now)
-    if names(now, host, with_login=True):
-        return None
-    return found if found and names(found, host, with_login=True) else host.as_variable
 
 
 def directory_of(config: pytest.Config) -> RunDirectory:
@@ -251,6 +211,8 @@ def directory_of(config: pytest.Config) -> RunDirectory:
     A worker on another machine, which does not see it, has one of its own.
     """
     if _DIRECTORY not in config.stash:
+        from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+
         settings = settings_of(config)
         # Who works may wait for the server, and then for a load, without a sign of progress.
         limit_s = settings.load_timeout.value + settings.wait.value
@@ -276,54 +238,6 @@ def _given_path(config: pytest.Config) -> Path | None:
 def has_outcomes(config: pytest.Config) -> bool:
     """Whether any process of the run has made a model ready, or tried to."""
     return _DIRECTORY in config.stash and config.stash[_DIRECTORY].has_outcomes
-
-
-def write_host(config: pytest.Config, host: Host) -> None:
-    """Make *host*, which the suite's own hook names, the server of all processes of the run."""
-    content = {"url": host.url, "source": host.source}
-    if host.login and is_distributing(config):
-        # Workers that run by now have no other way to hear of it. The directory is the user's own,
-        # and goes with the run.
-        content["login"] = host.login
-    directory_of(config).address.write(content)
-    _adopt(config, settings_of(config).on(host))
-
-
-def write_places(config: pytest.Config, urls: list[str]) -> None:
-    """Give each worker, by its number, one of several servers."""
-    directory_of(config).address.write({"places": urls})
-
-
-def places_of(config: pytest.Config, workers: int) -> list[str]:
-    """Return the server of each worker: what was written, else one after the other in turn."""
-    if written := directory_of(config).address.read({}).get("places"):
-        return list(written)
-    pool = settings_of(config).pool
-    return [pool[number % len(pool)].url for number in range(workers)]
-
-
-def adopt_host(config: pytest.Config) -> None:
-    """Take over what the controller wrote by ``write_host`` or ``write_places``, if anything."""
-    written, settings = directory_of(config).address.read({}), settings_of(config)
-    if "url" in written:
-        host = read_host(written["url"], written["source"])
-        _adopt(config, settings.on(host._replace(login=Secret(written.get("login", "")))))
-    elif "places" in written and settings.number is not None:
-        _adopt(config, settings.moved(written["places"][settings.number]))
-
-
-def _adopt(config: pytest.Config, settings: Settings) -> None:
-    if settings == settings_of(config):
-        return
-    config.stash[SETTINGS] = settings
-    if is_worker(config) and WARMERS in config.stash:
-        # Those of the other server are made when they are needed.
-        config.stash[WARMERS].close()
-        del config.stash[WARMERS]
-        if CHECK in config.stash:
-            del config.stash[CHECK]
-    set_ollama_host(config)
-    set_exports(config)
 
 
 def process_name(config: pytest.Config) -> str:

@@ -5,12 +5,12 @@ Each worker of such a suite takes them: nothing that is not needed for it is imp
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.logs import tolerating
 from pytest_ollama_warmup.ollama.replaced import suppressing
 from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of, warmers_of
 from pytest_ollama_warmup.warmup.looks import LookLog
@@ -40,7 +40,7 @@ class _Glances:
     def pytest_runtest_logstart(self) -> None:
         if self._log is None:
             # No test has asked for it: whatever is wrong must not be its matter.
-            with suppress(Exception):
+            with tolerating("to begin to watch tests without a mark"):
                 self._log = self._begin()
             if self._log is None:
                 self._end()

@@ -23,7 +23,7 @@ from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.ollama.storage import free_bytes
 from pytest_ollama_warmup.warmup.job import Event, Say, Work, failed
-from pytest_ollama_warmup.warmup.load import advice_on_load, ensure_loaded, reason_to_leave_out
+from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
 from pytest_ollama_warmup.warmup.locks import Beat, held
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.record import Outcome
@@ -153,28 +153,8 @@ def _ensure_present(work: Work) -> ModelInfo:
     with _turn_to_pull(work) as beat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
-        work.enter("pulling")
-        start, begin = clock.time(), clock.monotonic()
-        free: dict[str, int | None] = {}
-
-        def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
-            if moved:
-                # For those who wait for this download, and for those who wait for this model.
-                beat()
-                work.beat()
-            if digest and digest not in free:
-                free[digest] = free_bytes(work.client.host, digest)
-            if info is not None and not progress.fresh:
-                # A refresh that finds all parts there is no download to announce.
-                return
-            completed, total = progress.completed, progress.total
-            work.say(Event(target, "pulling", completed, total, free.get(digest)))
-
-        def on_resume(why: str) -> None:
-            work.enter("resuming", why=why)
-
         try:
-            pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
+            _pull(work, beat, info)
         except (UnknownModel, PullFailed) as exc:
             if info is None and isinstance(exc, UnknownModel):
                 raise UnknownModel(exc.model, exc.origin, exc.words, _meant(work)) from exc
@@ -184,6 +164,41 @@ def _ensure_present(work: Work) -> ModelInfo:
             work.notes.append("not refreshed")
             work.enter("outdated", why=f"is not refreshed, what is there is used: {exc.words}")
             return info
+    # A stream can end with success for a manifest whose parts were cleared away meanwhile.
+    info = _show(work)
+    if info is None:
+        raise PullFailed(name, target.origin, "pulled, but the server does not show it", RUN_AGAIN)
+    return info
+
+
+def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
+    """Pull the model, and note what came of it; *info* is what is there of it already.
+
+    Raises:
+        UnknownModel, PullFailed, ServerError: see ``pull``.
+    """
+    work.enter("pulling")
+    start, begin = clock.time(), clock.monotonic()
+    free: dict[str, int | None] = {}
+
+    def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
+        if moved:
+            # For those who wait for this download, and for those who wait for this model.
+            beat()
+            work.beat()
+        if digest and digest not in free:
+            free[digest] = free_bytes(work.client.host, digest)
+        if info is not None and not progress.fresh:
+            # A refresh that finds all parts there is no download to announce.
+            return
+        completed, total = progress.completed, progress.total
+        work.say(Event(work.target, "pulling", completed, total, free.get(digest)))
+
+    def on_resume(why: str) -> None:
+        work.enter("resuming", why=why)
+
+    target = work.target
+    pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
     if info is not None and not pulled.fresh:
         work.notes.append("up to date")
         work.kept = "is up to date"
@@ -192,11 +207,6 @@ def _ensure_present(work: Work) -> ModelInfo:
     if pulled.resumed:
         times = "once" if pulled.resumed == 1 else f"{pulled.resumed} times"
         work.notes.append(f"resumed {times}")
-    # A stream can end with success for a manifest whose parts were cleared away meanwhile.
-    info = _show(work)
-    if info is None:
-        raise PullFailed(name, target.origin, "pulled, but the server does not show it", RUN_AGAIN)
-    return info
 
 
 def _meant(work: Work) -> str:
@@ -244,9 +254,11 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
         if not spec.digest:
             # A model can be loaded by a server that is too slow, or not able, to list all it has.
             return None
-        words = exc.words if isinstance(exc, ApiError) else exc.cause
+        words, cause = exc.words, exc.cause
+        if isinstance(exc, ServerUnreachable):
+            words, cause = exc.why, "server lost"
         advice = "Its digest is not known, and the pin cannot be checked."
-        raise LoadFailed(work.name, work.target.origin, words, advice) from exc
+        raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
     digest = stored.digest if stored else ""
     if not digest.startswith(spec.digest):
         raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
@@ -260,19 +272,20 @@ def _show(work: Work) -> ModelInfo | None:
     try:
         return work.client.show(work.name, limit_s=_limit_s(work))
     except ServerUnreachable as exc:
-        host, cause = work.client.host, exc.cause
+        host, words = work.client.host, exc.words
         if exc.timed_out:
-            cause += " to POST /api/show"
-        raise ServerUnreachable(host.url, host.source, cause, clock.monotonic() - begin) from exc
+            words = f"{exc.why} to POST /api/show"
+        waited_s = clock.monotonic() - begin
+        raise ServerUnreachable(host.url, host.source, exc.cause, waited_s, words=words) from exc
     except AccessDenied as exc:
         if not is_cloud(work.name):
             raise
         # Of ollama.com, passed on by the server: no key of ours would help.
-        raise LoadFailed(work.name, work.target.origin, exc.words, _CLOUD_ACCESS) from exc
-    except ApiError as exc:
         raise LoadFailed(
-            work.name, work.target.origin, exc.words, advice_on_load(work, exc)
+            work.name, work.target.origin, exc.words, _CLOUD_ACCESS, "registry login"
         ) from exc
+    except ApiError as exc:
+        raise failed_load(work, exc) from exc
 
 
 def _limit_s(work: Work) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import is_cloud
 from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
 
@@ -103,6 +104,7 @@ class Work:
     def enter(self, phase: Phase, **more: Any) -> None:
         """Begin a phase of the work, and tell."""
         self.waited = self.waited or phase == "waiting"
+        LOG.debug("%s: %s %s", self.name, phase, more.get("why", ""))
         self.beat()
         self.say(Event(self.target, phase, **more))
 
@@ -130,6 +132,8 @@ def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()
         by=by,
         error=str(exc),
         brief=exc.brief if isinstance(exc, WarmupError) else str(exc),
+        cause=exc.cause if isinstance(exc, WarmupError) else "other",
+        failed_by=exc.failed_by if isinstance(exc, WarmupError) else "model",
         steps=steps,
         options=target.spec.options,
         pin=target.spec.digest,

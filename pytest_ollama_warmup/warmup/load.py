@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pytest_ollama_warmup.config.spec import FOREVER, RUNNER_KEYS
 from pytest_ollama_warmup.errors import (
     ApiError,
-    GatewayAnswered,
     LoadFailed,
     ServerError,
     ServerUnreachable,
 )
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.early import Asked
+from pytest_ollama_warmup.ollama.requests import GATEWAY_WAITED_S
 from pytest_ollama_warmup.ollama.responses import ENDLESS_S, find
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.locks import held
@@ -24,6 +24,7 @@ from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ollama_warmup.errors import Cause
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
     from pytest_ollama_warmup.warmup.job import Work
@@ -70,9 +71,6 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         return None
     if terms.warm == "off":
         return None
-    kind: LoadKind = "generate"
-    if info.capabilities is not None and "completion" not in info.capabilities:
-        kind = "embed"
     now = Asked(clock.time(), clock.monotonic())
     loaded = _loaded(work)
     resident = find(loaded or [], spec.model_key)
@@ -83,13 +81,10 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
     if not is_there:
         work.enter("loading")
     elif asked is None and resident is not None:
-        work.already_loaded = True
-        work.notes.append("already loaded")
-        work.add_step("load", now.start, now.begin)
-        if work.room is not None:
-            work.room.add(work.target, info, loaded or [])
+        _note_already_loaded(work, info, loaded or [], now)
         if _lasts(work, resident):
             return resident
+    kind = _kind(info)
     with (
         _load_failures(work, info, now.begin),
         held(
@@ -110,23 +105,36 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         return _ensure_lease(work, kind, info)
 
 
+def _kind(info: ModelInfo) -> LoadKind:
+    """Return the endpoint that loads a model; servers before v0.6.4 do not tell capabilities."""
+    able = info.capabilities
+    return "generate" if able is None or "completion" in able else "embed"
+
+
+def _note_already_loaded(work: Work, info: ModelInfo, loaded: list[Resident], now: Asked) -> None:
+    work.already_loaded = True
+    work.notes.append("already loaded")
+    work.add_step("load", now.start, now.begin)
+    if work.room is not None:
+        work.room.add(work.target, info, loaded)
+
+
 @contextmanager
 def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
     """Turn what the server says of a load that *begin* began into a LoadFailed."""
-    spec = work.target.spec
     try:
         yield
     except ApiError as exc:
-        raise LoadFailed(
-            spec.name, work.target.origin, exc.words, advice_on_load(work, exc, info)
-        ) from exc
+        raise failed_load(work, exc, info) from exc
     except ServerUnreachable as exc:
-        words = f"{exc.cause} while loading, after {seconds(clock.monotonic() - begin)}"
+        words = f"{exc.why} while loading, after {seconds(clock.monotonic() - begin)}"
         advice = "The server went away; its log says why."
+        cause: Cause = "server lost"
         if exc.timed_out:
             limit = seconds(work.terms.load_timeout_s)
             advice = f"--ollama-load-timeout is {limit}; raise it if the load needs more."
-        raise LoadFailed(spec.name, work.target.origin, words, advice) from exc
+            cause = "server silent"
+        raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
 
 
 def _asked_early(work: Work, resident: Resident | None) -> Asked | None:
@@ -193,20 +201,20 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
                     work.name, work.target.request, options=options, limit_s=max(left, 1.0)
                 )
             return kind
-        except GatewayAnswered:
-            # The load may be over, or go on, although nobody waits for it any more.
-            if find(_loaded(work) or [], work.target.spec.model_key) is not None:
-                return kind
-            if tried_again:
-                raise
-            tried_again = True
         except ApiError as exc:
-            if exc.status == 503 and left > pause:
+            if exc.cause == "gateway":
+                # The load may be over, or go on, although nobody waits for it any more.
+                if find(_loaded(work) or [], work.target.spec.model_key) is not None:
+                    return kind
+                if tried_again:
+                    raise
+                tried_again = True
+            elif exc.status == 503 and left > pause:
                 work.enter("busy")
                 clock.sleep(pause)
                 pause = min(5.0, pause * 2)
             # Servers before v0.6.4 do not tell capabilities.
-            elif kind == "generate" and info.capabilities is None and _not_for_text(exc):
+            elif kind == "generate" and info.capabilities is None and exc.cause == "no text model":
                 kind = "embed"
             else:
                 raise
@@ -264,42 +272,39 @@ def _runner_options(target: Target) -> dict[str, Any]:
     return {**target.options, **of_request}
 
 
-def _not_for_text(exc: ApiError) -> bool:
-    return "does not support generate" in exc.words
+def failed_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> LoadFailed:
+    """Return what an answer means that is an error, for a model that was to be loaded."""
+    advice = _advice(work, exc, info)
+    return LoadFailed(work.name, work.target.origin, exc.words, advice, exc.cause)
 
 
-# "invalid character" is a damaged part beside the weights: after a pull that ended with a digest
-# mismatch the server takes its other parts as they are (seen on v0.33.0).
-_DAMAGED = ("file size", "file magic", "tensor", "incomplete", "corrupt", "invalid character")
-
-
-def advice_on_load(work: Work, exc: ApiError, info: ModelInfo | None = None) -> str:
-    """Say what may help against an error of a load."""
-    text = exc.words.lower()
+def _advice(work: Work, exc: ApiError, info: ModelInfo | None) -> str:
     cure = f"'ollama rm {work.name}' and pull it again."
-    if info is not None and _not_for_text(exc) and "completion" in (info.capabilities or ()):
+    able = info.capabilities if info is not None else None
+    if exc.cause == "no text model" and "completion" in (able or ()):
         return f"The server calls it a completion model, so its weights are damaged: {cure}"
-    if any(sign in text for sign in ("memory", "cudamalloc", "vram")):
+    if exc.cause == "out of memory":
         return f"Try a smaller tag or num_ctx; loaded now: {_others(work)}."
-    if any(sign in text for sign in _DAMAGED):
+    if exc.cause == "damaged weights":
         return f"Its weights look damaged: {cure}"
-    if isinstance(exc, GatewayAnswered):
+    if exc.cause == "gateway":
         return _advice_on_gateway(exc)
     if exc.status == 503:
         limit = seconds(work.terms.load_timeout_s)
         return f"The server stayed busy for {limit}; see its OLLAMA_MAX_QUEUE."
     if exc.status in (400, 501) and work.target.request is not None:
         return "The request is that of the suite's hook pytest_ollama_warmup_request."
-    if "newer version" in text or "incompatible" in text:
+    if exc.cause == "outdated server":
         return f"Update Ollama, or {cure}"
     return "The server's log says more."
 
 
-def _advice_on_gateway(exc: GatewayAnswered) -> str:
+def _advice_on_gateway(exc: ApiError) -> str:
     directly = "connect to the server directly with --ollama-host URL."
-    if not exc.is_limit and exc.status in (502, 503):
+    is_limit = exc.after_s >= GATEWAY_WAITED_S
+    if not is_limit and exc.status in (502, 503):
         return f"The gateway did not reach the server. Check that the server runs, or {directly}"
-    known = f", about {seconds(exc.after_s)}," if exc.is_limit else ""
+    known = f", about {seconds(exc.after_s)}," if is_limit else ""
     return (
         f"Raise the time limit of the gateway (proxy_read_timeout in nginx){known} above what a "
         f"load takes, or {directly}"

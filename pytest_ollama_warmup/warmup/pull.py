@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.config.spec import ModelSpec
     from pytest_ollama_warmup.config.terms import Terms
+    from pytest_ollama_warmup.errors import Cause
     from pytest_ollama_warmup.ollama.client import Client
 
 RUN_AGAIN = "Run again: a pull goes on where it stopped."
@@ -103,38 +103,28 @@ def pull(
     """
     name, progress, resumed, fruitless, damaged = spec.name, Progress(), 0, 0, 0
     while True:
-        before, stalled = progress.completed, False
+        before = progress.completed
         try:
             _read(client, spec, terms, progress, on_line)
             return Pulled(progress.total, progress.fresh, resumed)
-        except _Stalled as exc:
-            why, stalled = str(exc), True
-        except ApiError as exc:
-            why = exc.words
-            damaged += "digest mismatch" in why
-            if "file does not exist" in why:
-                raise UnknownModel(name, origin, why) from exc
-            if not _may_pass(exc, came=progress.completed > 0, damaged=damaged):
-                raise PullFailed(name, origin, why, _advice(name, why)) from exc
-        except ServerUnreachable as exc:
-            why = exc.cause
-            if exc.timed_out:
-                why = f"no word from the server for {seconds(terms.load_timeout_s)}"
-                advice = f"Is the server still running? {RUN_AGAIN}"
-                raise PullFailed(name, origin, f"{why} (--ollama-load-timeout)", advice) from exc
+        except (_Stalled, ApiError, ServerUnreachable) as exc:
+            why, cause = _reason(exc, terms)
+            damaged += cause == "damaged download"
+            if not _may_pass(exc, cause, came=progress.completed > 0, damaged=damaged):
+                raise _failed(name, origin, why, cause) from exc
         if progress.completed > before:
             fruitless = 0
         elif resumed:
             fruitless += 1
         if fruitless == RESUMPTIONS:
-            words = f"{why}, also after {count(RESUMPTIONS, 'resumption')}"
-            raise PullFailed(name, origin, words, _advice(name, words))
+            why += f", also after {count(RESUMPTIONS, 'resumption')}"
+            raise _failed(name, origin, why, cause)
         resumed += 1
         if progress.total:
             why += f" at {progress}"
         again = f" ({fruitless + 1} of {RESUMPTIONS})" if fruitless else ""
         on_resume(f"{why}, resuming{again}")
-        clock.sleep(PAUSE_S if stalled else PAUSE_S * 2**fruitless)
+        clock.sleep(PAUSE_S if cause == "stalled" else PAUSE_S * 2**fruitless)
         _wait_for_server(client, spec, origin, terms, why)
 
 
@@ -176,31 +166,40 @@ def _read(
                 raise ServerUnreachable(client.host.url, client.host.source, "no answer", 0.0)
             on_line(progress, digest, moved=moved)
     if status != "success":
-        cause = "the server ended the stream before 'success'"
-        raise ServerUnreachable(client.host.url, client.host.source, cause, 0.0)
+        words = "the server ended the stream before 'success'"
+        host = client.host
+        raise ServerUnreachable(host.url, host.source, "connection lost", 0.0, words=words)
 
 
-# The registry is there, and cannot answer now. A status stands after a colon: ports and digests
-# hold such digits too.
-_BUSY = re.compile(
-    r"(?:^|: |status code )(?:429|5\d\d)(?::|$| )|\beof\b|connection reset|broken pipe"
-    r"|server misbehaving|stream error|goaway"
-    # A server that waits before it tries a part again notices only then that its last client has
-    # left; who comes meanwhile is told so (v0.33: for up to 32 s).
-    r"|context canceled"
-)
-# Nothing is there. Waiting helps where it was there a moment ago.
-_AWAY = re.compile(r"refused|no such host|unreachable|timeout|deadline exceeded|no route")
+def _reason(exc: _Stalled | ApiError | ServerUnreachable, terms: Terms) -> tuple[str, Cause]:
+    """Return why a stream ended before its end: for people, and as a value."""
+    if isinstance(exc, _Stalled):
+        return str(exc), "stalled"
+    if isinstance(exc, ApiError):
+        return exc.words, exc.cause
+    if exc.timed_out:
+        limit = seconds(terms.load_timeout_s)
+        return f"no word from the server for {limit} (--ollama-load-timeout)", "server silent"
+    return exc.why, "server lost"
 
 
-def _may_pass(exc: ApiError, *, came: bool, damaged: int) -> bool:
-    words = exc.words.lower()
-    if "digest mismatch" in words:
-        # The server has thrown the part away, and downloads it anew.
+def _may_pass(exc: Exception, cause: Cause, *, came: bool, damaged: int) -> bool:
+    """Whether another request may get further; *came* is whether any byte has."""
+    if cause == "damaged download":
+        # The server has thrown the part away, and downloads it again.
         return damaged < 2
-    if exc.status == 429 or exc.status >= 500 or _BUSY.search(words):
+    if cause == "unknown model":
+        return False
+    if isinstance(exc, ApiError) and (exc.status == 429 or exc.status >= 500):
         return True
-    return came and _AWAY.search(words) is not None
+    # A registry that was there a moment ago comes back.
+    away = cause == "registry unreachable"
+    return (came and away) or cause in (
+        "stalled",
+        "server lost",
+        "registry busy",
+        "interrupted download",
+    )
 
 
 def _wait_for_server(client: Client, spec: ModelSpec, origin: str, terms: Terms, why: str) -> None:
@@ -208,32 +207,34 @@ def _wait_for_server(client: Client, spec: ModelSpec, origin: str, terms: Terms,
     try:
         client.wait_until_ready(limit_s)
     except ServerUnreachable as exc:
-        cause = f"{why}, then {exc.cause} for {seconds(limit_s)} (--ollama-wait)"
-        advice = f"Is the server still running? {RUN_AGAIN}"
-        raise PullFailed(spec.name, origin, cause, advice) from exc
+        words = f"{why}, then {exc.why} for {seconds(limit_s)} (--ollama-wait)"
+        advice = _advice(spec.name, "server silent")
+        raise PullFailed(spec.name, origin, words, advice, "server lost") from exc
 
 
-def _advice(name: str, words: str) -> str:
-    text = words.lower()
-    for signs, advice in (
-        (
-            ("http response to https", "tls: first record"),
-            f"For a registry without TLS write {name},insecure=true.",
-        ),
-        (("unauthorized", "access denied", "realm host"), "The registry wants a login."),
-        (("no space left",), "Free some space where the server keeps its models."),
-        # Not a bare 412, which digests and ports hold too.
-        (("newer version", "manifest: 412:"), "Update Ollama."),
-        (("no new byte",), f"The registry sends nothing. {RUN_AGAIN}"),
-        (
-            ("no such host", "connection refused", "timeout", "unreachable", "eof"),
-            "The server cannot reach the registry: pull while online, or see its proxy settings.",
-        ),
-        (("digest mismatch",), "The server has thrown the damaged part away: run again."),
-        (("invalid model name",), "Names are [HOST/][NAMESPACE/]MODEL[:TAG]."),
-    ):
-        if any(sign in text for sign in signs):
-            return advice
-    if _BUSY.search(text):
-        return f"The registry cannot answer now. {RUN_AGAIN}"
-    return f"Run 'ollama pull {name}' to see more."
+_CANNOT_REACH = (
+    "The server cannot reach the registry: pull while online, or see its proxy settings."
+)
+_ADVICE: dict[Cause, str] = {
+    "registry without TLS": "For a registry without TLS write {name},insecure=true.",
+    "registry login": "The registry wants a login.",
+    "registry unreachable": _CANNOT_REACH,
+    "registry busy": f"The registry cannot answer now. {RUN_AGAIN}",
+    "interrupted download": _CANNOT_REACH,
+    "damaged download": "The server has thrown the damaged part away: run again.",
+    "stalled": f"The registry sends nothing. {RUN_AGAIN}",
+    "disk full": "Free some space where the server keeps its models.",
+    "outdated server": "Update Ollama.",
+    "invalid name": "Names are [HOST/][NAMESPACE/]MODEL[:TAG].",
+    "server silent": f"Is the server still running? {RUN_AGAIN}",
+}
+
+
+def _failed(name: str, origin: str, why: str, cause: Cause) -> UnknownModel | PullFailed:
+    if cause == "unknown model":
+        return UnknownModel(name, origin, why)
+    return PullFailed(name, origin, why, _advice(name, cause), cause)
+
+
+def _advice(name: str, cause: Cause) -> str:
+    return _ADVICE.get(cause, "Run 'ollama pull {name}' to see more.").format(name=name)

@@ -9,6 +9,8 @@ from pytest_ollama_warmup.errors import LacksCapability
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pytest_ollama_warmup.errors import Cause, FailedBy
+
 SCHEMA = 1
 # What is shorter is no wait that anybody felt, in seconds.
 NOTICEABLE_S = 0.05
@@ -30,8 +32,8 @@ class Step(NamedTuple):
 class Outcome(NamedTuple):
     """What happened to one model, or (with an empty *model*) to the server.
 
-    *error* is the whole message, *brief* its few words for a table; *by* is the process; *host* the
-    server's URL.
+    *error* is the whole message, *brief* its few words for a table, *cause* and *failed_by* say the
+    same as values; *by* is the process; *host* the server's URL.
     """
 
     key: str
@@ -40,6 +42,8 @@ class Outcome(NamedTuple):
     by: str = ""
     error: str = ""
     brief: str = ""
+    cause: Cause | Literal[""] = ""
+    failed_by: FailedBy | Literal[""] = ""
     notes: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     digest: str = ""
@@ -96,7 +100,13 @@ class Outcome(NamedTuple):
         if not lacking:
             return self
         exc = LacksCapability(self.model, origin, lacking, self.capabilities)
-        return self._replace(status="failed", error=str(exc), brief=exc.brief)
+        return self._replace(
+            status="failed",
+            error=str(exc),
+            brief=exc.brief,
+            cause=exc.cause,
+            failed_by=exc.failed_by,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only; ``from_dict`` is its inverse."""

@@ -259,12 +259,12 @@ def demo() -> int:
     # Imported here: the parts are provided without the plugin and its libraries.
     from pytest_ollama_warmup.cli.demo import show
     from pytest_ollama_warmup.cli.main import main as ollama_warmup
-    from pytest_ollama_warmup.config.settings import Settings, Sources
+    from pytest_ollama_warmup.config.sources import Sources, read_settings
     from pytest_ollama_warmup.errors import WarmupError
     from tests.live.registry import Registry
     from tests.live.server import RealServer
 
-    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_wait="2s"), patient=True))
+    settings = read_settings(Sources(SimpleNamespace(ollama_warmup_wait="2s"), patient=True))
     try:
         if settings.problem is not None:
             raise settings.problem

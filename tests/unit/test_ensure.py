@@ -21,6 +21,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     WaitedTooLong,
 )
+from pytest_ollama_warmup.ollama.causes import api_error
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.ollama.responses import ModelInfo, PullProgress, Resident, Stored
 from pytest_ollama_warmup.warmup import ensure as bring_module
@@ -50,8 +51,8 @@ CHAT = ModelInfo(("completion", "tools"), "")
 EMBED = ModelInfo(("embedding",), "")
 UNKNOWN = ModelInfo(None, "")
 SUCCESS = PullProgress("success")
-BUSY = ApiError("/api/generate", 503, "server busy, please try again.")
-NO_TEXT = ApiError("/api/generate", 400, '"m" does not support generate')
+BUSY = api_error("/api/generate", 503, "server busy, please try again.")
+NO_TEXT = api_error("/api/generate", 400, '"m" does not support generate')
 CENTURIES = 292 * 365 * 86400.0
 
 
@@ -283,8 +284,8 @@ def test_always_refreshes_what_is_there() -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        ApiError("/api/pull", 200, 'Get "https://registry": dial tcp: no such host'),
-        ApiError("/api/pull", 200, "pull model manifest: file does not exist"),
+        api_error("/api/pull", 200, 'Get "https://registry": dial tcp: no such host'),
+        api_error("/api/pull", 200, "pull model manifest: file does not exist"),
     ],
 )
 def test_always_keeps_the_old_one_where_the_registry_is_away(failure: ApiError) -> None:
@@ -358,7 +359,7 @@ def test_every_step_is_a_sign_of_progress() -> None:
 
 
 def test_a_pull_that_fails_is_the_outcome() -> None:
-    failure = ApiError("/api/pull", 200, "unauthorized: access denied")
+    failure = api_error("/api/pull", 200, "unauthorized: access denied")
     outcome = brought(Server(show=[None], pull=[[PullProgress("pulling manifest"), failure]]))
     assert ("failed", "access refused", ()) == (outcome.status, outcome.brief, outcome.steps)
     assert (
@@ -479,7 +480,7 @@ def test_a_model_that_is_known_to_complete_is_not_tried_as_another_kind() -> Non
 
 
 def test_an_embedding_that_fails_too_is_the_failure() -> None:
-    failure = ApiError("/api/embed", 400, '"m" does not support generate')
+    failure = api_error("/api/embed", 400, '"m" does not support generate')
     server = Server(show=[UNKNOWN], load=[NO_TEXT, failure])
     assert "failed" == brought(server).status
     assert ["generate", "embed"] == [one["kind"] for one in server.loads]
@@ -612,11 +613,11 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     ("failure", "advice"),
     [
         (
-            ApiError("/api/generate", 500, "model requires more system memory (41 GiB)"),
+            api_error("/api/generate", 500, "model requires more system memory (41 GiB)"),
             "Try a smaller tag or num_ctx; loaded now: other:1b, m:latest.",
         ),
         (
-            ApiError("/api/generate", 500, "cudaMalloc failed: out of memory"),
+            api_error("/api/generate", 500, "cudaMalloc failed: out of memory"),
             "Try a smaller tag or num_ctx; loaded now: other:1b, m:latest.",
         ),
         (
@@ -625,15 +626,15 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
             "'ollama rm m' and pull it again.",
         ),
         (
-            ApiError("/api/generate", 500, 'tensor "x" offset+size (9) exceeds file size (8)'),
+            api_error("/api/generate", 500, 'tensor "x" offset+size (9) exceeds file size (8)'),
             "Its weights look damaged: 'ollama rm m' and pull it again.",
         ),
         (
-            ApiError("/api/generate", 500, "this model needs a newer version of Ollama"),
+            api_error("/api/generate", 500, "this model needs a newer version of Ollama"),
             "Update Ollama, or 'ollama rm m' and pull it again.",
         ),
         (
-            ApiError("/api/generate", 500, "llama runner process has terminated"),
+            api_error("/api/generate", 500, "llama runner process has terminated"),
             "The server's log says more.",
         ),
         (
@@ -661,20 +662,20 @@ def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> N
     ("resident", "named"),
     [
         ([], "none"),
-        (ApiError("/api/ps", 500, "nil"), "unknown"),
+        (api_error("/api/ps", 500, "nil"), "unknown"),
         (ServerUnreachable(HOST.url, HOST.source, "connection lost", 0.0), "unknown"),
     ],
 )
 def test_what_is_resident_is_said_as_far_as_known(
     resident: list[Resident] | Exception, named: str
 ) -> None:
-    failure = ApiError("/api/generate", 500, "out of memory")
+    failure = api_error("/api/generate", 500, "out of memory")
     outcome = brought(Server(load=[failure], resident=[resident]))
     assert outcome.error.endswith(f"loaded now: {named}.")
 
 
 def test_weights_that_show_cannot_read_are_called_damaged() -> None:
-    outcome = brought(Server(show=[ApiError("/api/show", 500, "invalid file magic")]))
+    outcome = brought(Server(show=[api_error("/api/show", 500, "invalid file magic")]))
     assert (
         'm does not load: "invalid file magic".\nIts weights look damaged: '
         "'ollama rm m' and pull it again."
@@ -691,7 +692,7 @@ def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
     "failure",
     [
         ServerUnreachable(HOST.url, HOST.source, "no answer", 0.0),
-        ApiError("/api/tags", 500, "no answer"),
+        api_error("/api/tags", 500, "no answer"),
     ],
 )
 def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) -> None:
@@ -704,7 +705,7 @@ def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) 
 
 
 def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
-    failure = ApiError("/api/generate", 500, "out of memory")
+    failure = api_error("/api/generate", 500, "out of memory")
     server = Server(show=[None, CHAT], pull=[[SUCCESS]], load=[failure])
     assert ["pull"] == [step.kind for step in brought(server).steps]
 
@@ -746,7 +747,7 @@ def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
 
 
 def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_resident() -> None:
-    outcome = brought(Server(resident=[ApiError("/api/ps", 500, "nil")]))
+    outcome = brought(Server(resident=[api_error("/api/ps", 500, "nil")]))
     assert outcome.ready
     assert ["load"] == [step.kind for step in outcome.steps]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
@@ -18,7 +18,6 @@ from pytest_ollama_warmup.errors import (
     BadSpec,
     CannotAsk,
     Conflict,
-    GatewayAnswered,
     LacksCapability,
     LoadFailed,
     MissingVariable,
@@ -28,7 +27,6 @@ from pytest_ollama_warmup.errors import (
     NotPulled,
     OllamaNotFound,
     OtherDigest,
-    PortTaken,
     ProxyAnswered,
     PullFailed,
     ServerError,
@@ -39,9 +37,12 @@ from pytest_ollama_warmup.errors import (
     WaitedTooLong,
     WarmupError,
 )
+from pytest_ollama_warmup.errors.base import OfModel, OfServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_ollama_warmup.errors import Cause, NoAnswer
 
 URL = "http://127.0.0.1:11434"
 EACH = [
@@ -54,14 +55,13 @@ EACH = [
     ServerUnreachable(URL, "default", "connection refused", 2.0),
     NotOllama(URL, "OLLAMA_HOST", "404 text/plain", ""),
     ProxyAnswered("http://ollama:11434", "OLLAMA_HOST", 407, "HTTP_PROXY"),
-    GatewayAnswered("POST /api/generate", 504, 60.0),
     AccessDenied(URL, "OLLAMA_HOST", 401, "unauthorized", "sent"),
     Aborted(URL, "default"),
     CannotAsk(URL, "default", "AssertionError: no", "httpx.Client.send (now a.b)"),
     CannotAsk(URL, "default", "RuntimeError: no sockets", ""),
     OllamaNotFound("ollama", ("PATH", "/usr/local/bin/ollama")),
     ServerStartFailed(URL, "--ollama-serve", "exit code 1", "/tmp/serve.log", ("Error: mkdir",)),
-    PortTaken(URL, "--ollama-serve", "port 11434 is taken", "", ()),
+    ServerStartFailed(URL, "--ollama-serve", "port 11434 is taken", "", (), "port taken"),
     TlsFailed("https://h:443", "--ollama-host", "certificate refused (self-signed)"),
     NotPulled("llama3.2:1b", "from --ollama-preload", True),
     UnknownModel("phi9", "from x", "pull model manifest: file does not exist"),
@@ -83,7 +83,7 @@ def _concrete(kind: type[WarmupError]) -> Iterator[type[WarmupError]]:
 
 def test_every_error_has_an_example_here() -> None:
     bases: set[type[WarmupError]] = {ServerError, ModelError}
-    ours = {kind for kind in _concrete(WarmupError) if kind.__module__ == errors.__name__}
+    ours = {kind for kind in _concrete(WarmupError) if kind.__module__.startswith(errors.__name__)}
     assert ours - bases == {type(one) for one in EACH}
 
 
@@ -98,7 +98,8 @@ def test_an_error_survives_a_process_border(error: WarmupError) -> None:
 
 @pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
 def test_an_error_names_all_that_it_was_given(error: WarmupError) -> None:
-    texts = [one for one in error.args if isinstance(one, str) and one not in ("sent", "from x")]
+    hidden = ("sent", "from x", error.cause)
+    texts = [one for one in error.args if isinstance(one, str) and one not in hidden]
     assert texts or isinstance(error, WaitedTooLong)
     for text in texts:
         # Of a test only its name is said.
@@ -116,6 +117,50 @@ def test_what_a_user_gave_wrong_is_a_value_error(kind: type[BadSetting]) -> None
     assert issubclass(kind, WarmupError)
 
 
+@pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+def test_fields_may_be_given_by_name(error: WarmupError) -> None:
+    copy = type(error)(**vars(error))
+    assert error.args == copy.args
+    assert str(error) == str(copy)
+
+
+def test_fields_are_those_of_the_base_and_then_its_own() -> None:
+    error = NotPulled("m", "from x", meant="n")
+    assert ("m", "from x", False, "n") == error.args
+    assert {"model": "m", "origin": "from x", "cloud": False, "meant": "n"} == vars(error)
+
+
+@pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+def test_an_error_has_its_cause_and_who_failed_as_values(error: WarmupError) -> None:
+    literals = [OfServer, OfModel]
+    assert error.cause in {one for each in literals for one in _values(each)}
+    assert ("server" == error.failed_by) == (error.cause in _values(OfServer))
+    assert "server" == error.failed_by or not isinstance(error, ServerError)
+
+
+def _values(literal: object) -> set[str]:
+    values = get_args(literal)
+    nested = [_values(one) for one in values if not isinstance(one, str)]
+    return {one for one in values if isinstance(one, str)}.union(*nested)
+
+
+@pytest.mark.parametrize(
+    ("cause", "brief"),
+    [
+        ("registry unreachable", "registry unreachable"),
+        ("registry login", "access refused"),
+        ("disk full", "no space on the disk"),
+        ("stalled", "the download stalled"),
+        ("damaged download", "the download is damaged"),
+        ("gateway", "a gateway answered"),
+        ("server lost", "the server went away"),
+        ("other", "the pull failed"),
+    ],
+)
+def test_a_table_shows_the_cause_of_a_pull_whatever_the_words(cause: Cause, brief: str) -> None:
+    assert brief == PullFailed("m", "", "no space left, memory, refused", "Run again.", cause).brief
+
+
 # The messages that users meet in the first week, word for word.
 
 
@@ -131,12 +176,26 @@ def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
 
 
 @pytest.mark.parametrize("cause", ["connection refused", "no connection"])
-def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: str) -> None:
+def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: NoAnswer) -> None:
     note = "http:// without a port means port 80; Ollama listens on 11434"
     error = ServerUnreachable("http://127.0.0.1:80", "OLLAMA_HOST", cause, 2.0, note)
     assert f"no Ollama at http://127.0.0.1:80 (from OLLAMA_HOST): {cause} for 2 s.\n{note}." == str(
         error
     )
+
+
+def test_the_advice_follows_the_cause_and_not_its_words() -> None:
+    url, words = "http://ollama:11434", "HTTP 502 from the proxy of HTTP_PROXY"
+    unreachable = ServerUnreachable(url, "OLLAMA_HOST", "proxy", 0.0, words=words)
+    assert (
+        f"no Ollama at {url} (from OLLAMA_HOST): {words}.\n"
+        "If the server needs no proxy, add ollama to NO_PROXY."
+    ) == str(unreachable)
+    setting = ServerUnreachable(url, "OLLAMA_HOST", "proxy setting", 0.0, words="no SOCKS")
+    assert str(setting).endswith("no SOCKS.\nFix it, or name the host in NO_PROXY.")
+    other = ServerUnreachable(url, "OLLAMA_HOST", "no server", 0.0, words=words)
+    assert str(other).endswith(f"{words}.\nStart it with 'ollama serve', or set --ollama-host.")
+    assert f"no Ollama: {words}" == other.brief
 
 
 def test_a_missing_model_says_who_lists_it_and_how_to_pull_it() -> None:
@@ -215,7 +274,7 @@ def test_another_service_at_the_address_is_described() -> None:
 
 
 @pytest.mark.parametrize("cause", ["no answer", "no complete answer", "connection refused"])
-def test_a_server_that_lets_wait_is_known(cause: str) -> None:
+def test_a_server_that_lets_wait_is_known(cause: NoAnswer) -> None:
     assert (cause != "connection refused") == ServerUnreachable(URL, "", cause, 0.0).timed_out
 
 

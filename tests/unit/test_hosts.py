@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.config.settings import Place, Settings, Sources
+from pytest_ollama_warmup.config.settings import Place
+from pytest_ollama_warmup.config.sources import Sources, read_settings
 from pytest_ollama_warmup.warmup.hosts import ask, moved, share_out
 from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 from pytest_ollama_warmup.warmup.warmer import Process, Warmer
@@ -65,7 +66,7 @@ def test_what_is_no_place_is_none(text: str) -> None:
 def test_whatever_goes_wrong_in_a_thread_is_an_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings.read(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
+    settings = read_settings(Sources(SimpleNamespace(ollama_warmup_host="a"), {}))
     warmer = Warmer(settings, RunDirectory(tmp_path, 60), Process())
     monkeypatch.setattr(warmer, "wait_until_ready", lambda: 1 / 0)
     found = ask([warmer], print, all_of_them=True)["http://a:11434"]

@@ -14,6 +14,8 @@ from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pytest_ollama_warmup.errors import NoAnswer
+
 URL = "http://127.0.0.1:11434"
 
 
@@ -24,7 +26,7 @@ def test_a_server_that_was_lost_is_one_event_in_whatever_words(tmp_path: Path) -
     assert {"connection lost": ["a", "b", "c"], "no": ["d"]} == notes.lost(directory)
 
 
-def in_a_load(cause: str) -> LoadFailed:
+def in_a_load(cause: NoAnswer) -> LoadFailed:
     error = LoadFailed("a:1", "from --ollama-preload", f"{cause} while loading", "")
     error.__cause__ = ServerUnreachable(URL, "default", cause, 0.0)
     return error

@@ -17,6 +17,7 @@ from pytest_ollama_warmup.errors import (
     ServerUnreachable,
     UnknownModel,
 )
+from pytest_ollama_warmup.ollama.causes import api_error
 from pytest_ollama_warmup.ollama.host import Host
 from pytest_ollama_warmup.ollama.responses import PullProgress
 from pytest_ollama_warmup.warmup import pull as pull_module
@@ -25,6 +26,7 @@ from pytest_ollama_warmup.warmup.pull import Progress, Pulled, pull
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from pytest_ollama_warmup.errors import NoAnswer
     from pytest_ollama_warmup.ollama.client import Client
 
 HOST = Host("http://h:1", "--ollama-host")
@@ -37,10 +39,10 @@ def part(completed: int, digest: str = "a", total: int = 100) -> PullProgress:
 
 
 def said(words: str, status: int = 200) -> ApiError:
-    return ApiError("POST /api/pull", status, words)
+    return api_error("POST /api/pull", status, words)
 
 
-def lost(cause: str = "connection lost") -> ServerUnreachable:
+def lost(cause: NoAnswer = "connection lost") -> ServerUnreachable:
     return ServerUnreachable(HOST.url, HOST.source, cause, 0.0)
 
 

@@ -14,7 +14,6 @@ from pytest_ollama_warmup.ollama.responses import (
     Resident,
     Stored,
     find,
-    is_missing_model,
     parse,
     resident_as,
     server_time,
@@ -86,17 +85,3 @@ def test_any_date_gives_a_time_to_reckon_with(date: str | None) -> None:
 @given(st.text())
 def test_any_text_as_a_date_does(date: str) -> None:
     assert server_time(date).tzinfo is not None
-
-
-@pytest.mark.parametrize(
-    ("words", "is_one"),
-    [
-        ("model 'm' not found", True),
-        ('model "m" not found, try pulling it first', True),
-        ("404 page not found", False),
-        ('{"detail":"Not Found"}', False),
-        ("no such model", False),
-    ],
-)
-def test_only_ollamas_words_say_that_a_model_is_missing(words: str, is_one: bool) -> None:
-    assert is_one is is_missing_model(words)

@@ -1,0 +1,97 @@
+"""What all errors have: fields that are declared once, a message, a cause as a value."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, dataclass_transform, get_args
+
+FailedBy = Literal["server", "model"]
+# Why nothing answers. All but the last three are the words of the message, too.
+NoAnswer = Literal[
+    "connection refused",
+    "no connection",
+    "connection lost",
+    "no answer",
+    "no complete answer",
+    "host name not found",
+    "proxy",
+    "proxy setting",
+    "no server",
+]
+# Of these another model would fail, too.
+OfServer = (
+    NoAnswer
+    | Literal[
+        "no Ollama",
+        "not Ollama",
+        "access refused",
+        "no TLS",
+        "interrupted",
+        "cannot ask",
+        "start failed",
+        "port taken",
+        "gateway",
+        "server busy",
+        "server lost",
+        "server silent",
+    ]
+)
+OfModel = Literal[
+    "not pulled",
+    "unknown model",
+    "other digest",
+    "missing capability",
+    "invalid name",
+    "registry unreachable",
+    "registry busy",
+    "registry login",
+    "registry without TLS",
+    "disk full",
+    "outdated server",
+    "stalled",
+    "damaged download",
+    "interrupted download",
+    "damaged weights",
+    "out of memory",
+    "no text model",
+    "runner lost",
+    "waited too long",
+    "other",
+]
+Cause = OfServer | OfModel
+_OF_SERVER = {cause for part in get_args(OfServer) for cause in get_args(part)}
+
+
+@dataclass_transform(eq_default=False)
+class WarmupError(Exception):
+    """Base of all errors of this package.
+
+    A class declares its fields as annotations: they are its parameters, after those of its base.
+    All go to ``Exception`` by position, so that each error can be pickled.
+    """
+
+    cause: Cause = "other"
+    _fields: ClassVar[tuple[str, ...]] = ()
+    # Of the fields, as ``str.format`` takes it; empty where the message is brief.
+    _brief: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        cls._fields = tuple(dict.fromkeys((*cls._fields, *cls.__annotations__)))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not self._fields:
+            super().__init__(*args)
+            return
+        values = {**dict(zip(self._fields, args, strict=False)), **kwargs}
+        # A default is an attribute of the class.
+        super().__init__(*(values[n] if n in values else getattr(self, n) for n in self._fields))
+        vars(self).update(zip(self._fields, self.args, strict=True))
+
+    @property
+    def failed_by(self) -> FailedBy:
+        """Who failed: ``server``, where another model would fail too, or this ``model`` only."""
+        return "server" if self.cause in _OF_SERVER else "model"
+
+    @property
+    def brief(self) -> str:
+        """The cause in a few words, for a table."""
+        return self._brief.format_map(vars(self)) or str(self)

@@ -1,0 +1,83 @@
+"""Values that a user gave and that cannot be used."""
+
+from __future__ import annotations
+
+from pytest_ollama_warmup.errors.base import WarmupError
+from pytest_ollama_warmup.text import clean
+
+
+class BadSetting(WarmupError, ValueError):
+    """A value cannot be used; the text names it, who gave it, and what is allowed."""
+
+    value: str
+    source: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{clean(self.value)!r} is not a valid {self.source}. {self.allowed}"
+
+
+class Conflict(BadSetting):
+    """Two settings, *value* and *source*, that cannot go together; *allowed* is what one does."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value} {self.allowed}, and cannot go with {self.source}. Leave one of them out."
+        )
+
+
+class BadHost(BadSetting):
+    """An address that no client could connect to."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value!r} (from {self.source}) is not an address of an Ollama server: "
+            f"{self.allowed}. Valid: HOST, HOST:PORT, http://HOST:PORT, https://HOST[:PORT][/PATH]."
+        )
+
+
+class MissingVariable(BadSetting):
+    """A header whose value is in an environment variable that is not set."""
+
+    def __str__(self) -> str:
+        return (
+            f"the header {clean(self.value)} (from {self.source}) needs the environment variable "
+            f"{self.allowed}, which is not set. Set it, or leave the header out."
+        )
+
+
+class BadSpec(BadSetting):
+    """A model specification that cannot be read."""
+
+    def __str__(self) -> str:
+        return f"{clean(self.value)!r} (from {self.source}): {self.allowed}"
+
+
+class BadMark(BadSetting):
+    """A mark that does not fit its signature or holds a value that cannot be used."""
+
+    def __str__(self) -> str:
+        end = "" if self.value.endswith("?") else "."
+        return f"{self.source}: {self.value}{end} The mark is {self.allowed}."
+
+
+class NoModelNamed(WarmupError):
+    """A test asks for its model, names none, and not exactly one is listed."""
+
+    test: str
+    fixture: str
+    listed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        test = self.test.rpartition("::")[2]
+        if not self.listed:
+            return (
+                f"{test} uses {self.fixture} without naming a model, and no model is listed. "
+                'Add @pytest.mark.requires_model("MODEL"), or run with --ollama-preload MODEL.'
+            )
+        first = self.listed[0]
+        return (
+            f"{test} uses {self.fixture} without naming a model, and {len(self.listed)} are listed "
+            f'({", ".join(self.listed)}). Add @pytest.mark.requires_model("{first}"), '
+            f'or use ollama_models["{first}"].name.'
+        )
