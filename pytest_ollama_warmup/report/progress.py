@@ -306,20 +306,12 @@ class Screen:
         one.completed, one.total = event.completed, event.total
         one.rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
         one.left_s = (event.total - event.completed) / one.rate if one.rate else 0.0
-        short = event.free is not None and event.free < event.total - event.completed
         if not one.announced and event.total >= WORTH_SAYING:
             one.announced = True
-            if short or not self._is_drawing:
-                self.say(f"{one.name} pulling {_announced(event)}", least=-1, yellow=short)
+            if not self._is_drawing:
+                self.say(f"{one.name} pulling {size(event.total)}", least=-1)
         if not self._is_drawing and now - one.said >= PROGRESS_LINE_EVERY_S:
             one.said = now
             left = f", {seconds(one.left_s)} left" if one.rate else ""
             of_size = f"{size(event.completed)} of {size(event.total)}"
             self.say(f"{one.name} pulling {of_size}, {size(one.rate)}/s{left}", least=-1)
-
-
-def _announced(event: Event) -> str:
-    if event.free is None:
-        return size(event.total)
-    short = "only " if event.free < event.total - event.completed else ""
-    return f"{size(event.total)}, {short}{size(event.free)} free on the disk"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
-from pytest_ollama_warmup.ollama.storage import free_bytes
-from pytest_ollama_warmup.warmup.job import Event, Say, Work, failed
+from pytest_ollama_warmup.warmup.job import Event, Work, failed
 from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
 from pytest_ollama_warmup.warmup.locks import Beat, held
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
@@ -32,38 +30,10 @@ from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.config.terms import Terms
-    from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.responses import Stored
-    from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.room import Room
 
 
 _AT_ANY_TIME: AbstractContextManager[object] = nullcontext()
-
-
-def bring(
-    client: Client,
-    target: Target,
-    terms: Terms,
-    *,
-    by: str,
-    say: Say = lambda event: None,
-    beat: Beat = lambda: None,
-    pulls: threading.Semaphore | None = None,
-    loading: AbstractContextManager[object] = _AT_ANY_TIME,
-    room: Room | None = None,
-    early: EarlyLoad | None = None,
-) -> Outcome:
-    """Pull and load one model; see ``ensure_pulled`` and ``ensure_warm``."""
-    pulls = pulls or threading.Semaphore(1)
-    pulled = ensure_pulled(Work(client, target, terms, say, beat, pulls), by)
-    if not pulled.ready:
-        return pulled
-    work = Work(client, target, terms, say, beat, pulls, room=room)
-    work.early = early
-    return ensure_warm(work, pulled, by, loading)
 
 
 def ensure_pulled(work: Work, by: str) -> Outcome:
@@ -179,20 +149,16 @@ def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
     """
     work.enter("pulling")
     start, begin = clock.time(), clock.monotonic()
-    free: dict[str, int | None] = {}
 
-    def on_line(progress: Progress, digest: str, *, moved: bool) -> None:
+    def on_line(progress: Progress, *, moved: bool) -> None:
         if moved:
             # For those who wait for this download, and for those who wait for this model.
             beat()
             work.beat()
-        if digest and digest not in free:
-            free[digest] = free_bytes(work.client.host, digest)
         if info is not None and not progress.fresh:
             # A refresh that finds all parts there is no download to announce.
             return
-        completed, total = progress.completed, progress.total
-        work.say(Event(work.target, "pulling", completed, total, free.get(digest)))
+        work.say(Event(work.target, "pulling", progress.completed, progress.total))
 
     def on_resume(why: str) -> None:
         work.enter("resuming", why=why)

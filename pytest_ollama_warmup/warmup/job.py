@@ -44,15 +44,13 @@ class Event(NamedTuple):
     The phase ``server`` is none of the model: it is the server that is waited for. One that is
     ``dropped`` is no longer worked on, and has no outcome.
 
-    *free* is the number of bytes on the disk that it comes to, where that is known; *why* is what
-    has to be said of the phase.
+    *why* is what has to be said of the phase.
     """
 
     target: Target
     phase: Phase
     completed: int = 0
     total: int = 0
-    free: int | None = None
     why: str = ""
     outcome: Outcome | None = None
     only_pulled: bool = False

@@ -74,7 +74,7 @@ class Progress:
 class OnLine(Protocol):
     """Hears each line of a pull, whether it is *moved* (progress), and of which part it tells."""
 
-    def __call__(self, progress: Progress, digest: str, *, moved: bool) -> None:
+    def __call__(self, progress: Progress, *, moved: bool) -> None:
         """Hear a line."""
 
 
@@ -164,7 +164,7 @@ def _read(
             # it. Who leaves before it is told crashes the server (v0.33, seen).
             elif now - moved_at > terms.load_timeout_s:
                 raise ServerUnreachable(client.host.url, client.host.source, "no answer", 0.0)
-            on_line(progress, digest, moved=moved)
+            on_line(progress, moved=moved)
     if status != "success":
         words = "the server ended the stream before 'success'"
         host = client.host

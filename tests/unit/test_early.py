@@ -74,7 +74,7 @@ def test_what_is_in_memory_stays_as_it_is(name: str) -> None:
         lambda ollama: ollama.answer_all_with(200, "application/json", b"[]"),
         lambda ollama: ollama.answer_all_with(200, "application/json", b'{"models": [1]}'),
         lambda ollama: ollama.answer_all_with(503, "text/plain", b"busy"),
-        lambda ollama: setattr(ollama, "edit_ps", lambda models: None),
+        lambda ollama: setattr(ollama.state, "edit_ps", lambda models: None),
         lambda ollama: ollama.stop(),
     ],
     ids=["html", "list", "odd", "503", "no ps", "stopped"],

@@ -28,8 +28,8 @@ from pytest_ollama_warmup.warmup import ensure as bring_module
 from pytest_ollama_warmup.warmup import job as work_module
 from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
-from pytest_ollama_warmup.warmup.ensure import bring
-from pytest_ollama_warmup.warmup.job import Event, Say
+from pytest_ollama_warmup.warmup.ensure import ensure_pulled, ensure_warm
+from pytest_ollama_warmup.warmup.job import Event, Say, Work
 from pytest_ollama_warmup.warmup.locks import held
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.preloader import PULLS_SIDE_BY_SIDE, Preloader, Threads
@@ -54,6 +54,24 @@ SUCCESS = PullProgress("success")
 BUSY = api_error("/api/generate", 503, "server busy, please try again.")
 NO_TEXT = api_error("/api/generate", 400, '"m" does not support generate')
 CENTURIES = 292 * 365 * 86400.0
+
+
+def ensure(
+    client: Client,
+    target: Target,
+    terms: Terms,
+    *,
+    by: str,
+    say: Say = lambda event: None,
+    beat: Callable[[], None] = lambda: None,
+    pulls: threading.Semaphore | None = None,
+) -> Outcome:
+    """Pull and load one model in one process, as a warmer does."""
+    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1))
+    pulled = ensure_pulled(work, by)
+    if not pulled.ready:
+        return pulled
+    return ensure_warm(Work(client, target, terms, say, beat, work.pulls), pulled, by)
 
 
 class Server:
@@ -131,7 +149,7 @@ def target(text: str = "m", given_by: GivenBy = "option") -> Target:
 def brought(
     server: Server, text: str = "m", *, given_by: GivenBy = "option", **terms: Any
 ) -> Outcome:
-    return bring(as_client(server), target(text, given_by), Terms(**terms), by="main")
+    return ensure(as_client(server), target(text, given_by), Terms(**terms), by="main")
 
 
 def lease(seconds: float | None, name: str = "m:latest") -> list[Resident]:
@@ -235,7 +253,7 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
 
     with ThreadPoolExecutor(1) as pool:
         with held(shared_lock_path("pull", HOST.url, target().spec.model_key), "the other run", 60):
-            outcome = pool.submit(bring, as_client(server), target(), Terms(), by="main", say=say)
+            outcome = pool.submit(ensure, as_client(server), target(), Terms(), by="main", say=say)
             assert waiting.wait(30)
         assert outcome.result(30).ready
     assert ["show", "show", "tags", "ps", "generate", "ps"] == server.asked
@@ -271,7 +289,7 @@ def test_a_refresh_tells_of_bytes_only_where_some_are_missing(
     events: list[Event] = []
     line = PullProgress("pulling a", "a", 100, completed)
     server = as_client(Server(pull=[[line, SUCCESS]]))
-    bring(server, target(), Terms(pull="always"), by="main", say=events.append)
+    ensure(server, target(), Terms(pull="always"), by="main", say=events.append)
     assert told == {event.completed for event in events if event.total}
 
 
@@ -291,7 +309,7 @@ def test_always_refreshes_what_is_there() -> None:
 def test_always_keeps_the_old_one_where_the_registry_is_away(failure: ApiError) -> None:
     told: list[Event] = []
     server = as_client(Server(pull=[[failure]]))
-    outcome = bring(server, target(), Terms(pull="always"), by="main", say=told.append)
+    outcome = ensure(server, target(), Terms(pull="always"), by="main", say=told.append)
     assert outcome.ready
     assert ("not refreshed",) == outcome.notes
     assert [f"is not refreshed, what is there is used: {failure.words}"] == [
@@ -316,7 +334,7 @@ def test_a_pull_is_measured_and_told(clock: Clock) -> None:
 
     told: list[Event] = []
     server = Server(show=[None, CHAT], pull=[stream()])
-    outcome = bring(as_client(server), target(), Terms(), by="main", say=told.append)
+    outcome = ensure(as_client(server), target(), Terms(), by="main", say=told.append)
     assert [
         ("checking", 0, 0),
         ("queued", 0, 0),
@@ -343,7 +361,7 @@ def test_every_step_is_a_sign_of_progress() -> None:
     beats: list[str] = []
     phases: list[str] = []
     server = Server(show=[None, CHAT], pull=[[SUCCESS]])
-    bring(
+    ensure(
         as_client(server),
         target(),
         Terms(),
@@ -373,7 +391,7 @@ def test_a_pull_that_had_to_be_resumed_says_so(clock: Clock) -> None:
     part = PullProgress("pulling a", "a", 100, 10)
     server = Server(show=[None, CHAT], pull=[[part, lost], [SUCCESS]])
     told: list[Event] = []
-    outcome = bring(as_client(server), target(), Terms(), by="main", say=told.append)
+    outcome = ensure(as_client(server), target(), Terms(), by="main", say=told.append)
     assert ("resumed once",) == outcome.notes
     assert ["connection lost at 10 B of 100 B, resuming"] == [
         event.why for event in told if event.phase == "resuming"
@@ -589,7 +607,7 @@ def test_without_warming_presence_is_enough() -> None:
 def test_a_busy_server_is_asked_again_and_again(clock: Clock) -> None:
     told: list[Event] = []
     server = Server(load=[*[BUSY] * 7, None], resident=[lease(600)])
-    outcome = bring(as_client(server), target(), Terms(), by="x", say=told.append)
+    outcome = ensure(as_client(server), target(), Terms(), by="x", say=told.append)
     assert outcome.ready
     assert [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0] == clock.slept
     assert 7 == [one.phase for one in told].count("busy")
@@ -937,7 +955,7 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
 
     server, pulls = Counting(), threading.Semaphore(PULLS_SIDE_BY_SIDE)
     preparation, record = preloader(
-        lambda one, say: bring(
+        lambda one, say: ensure(
             as_client(server), one, Terms(pull="missing"), by="main", say=say, pulls=pulls
         )
     )

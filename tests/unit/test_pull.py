@@ -110,7 +110,7 @@ def pulled(
         ModelSpec("m"),
         "from x",
         Terms(**terms),  # type: ignore[arg-type]
-        lambda progress, digest, moved: None,
+        lambda progress, moved: None,
         (told if told is not None else []).append,
     )
 
