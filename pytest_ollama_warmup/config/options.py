@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
 PREFIX = "ollama_warmup_"
+REPORT_SUFFIXES = (".html", ".md", ".json")
 
 
 class Option(NamedTuple):
@@ -116,6 +117,18 @@ def read_hosts(value: Any, source: str) -> tuple[Host, ...]:
     from pytest_ollama_warmup.ollama.host import parse_hosts
 
     return parse_hosts(str(value), source)
+
+
+def _reports(value: Any, source: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else [str(one) for one in value]
+    # An empty one clears what came before it, so that it also overrides addopts.
+    empty = [index for index, text in enumerate(texts) if not text.strip()]
+    texts = texts[empty[-1] + 1 :] if empty else texts
+    for text in texts:
+        if not text.lower().endswith(REPORT_SUFFIXES):
+            needed = f"Expected a file name that ends in {', '.join(REPORT_SUFFIXES)}."
+            _refuse(text, source, needed)
+    return tuple(dict.fromkeys(texts))
 
 
 def _duration(value: Any, source: str) -> float:
@@ -359,11 +372,25 @@ OPTIONS = (
         read=_seconds(0),
         metavar="DURATION",
     ),
+    Option(
+        "report",
+        "report",
+        "When the run ends, write a report to PATH: what each model cost, when each test ran and "
+        "waited, and how to make it faster. PATH ends in .html (a page for people; needs the extra "
+        "'html'), .md or .json. Repeat to write several; an empty value clears earlier ones.",
+        read=_reports,
+        default=(),
+        metavar="PATH",
+        ini_type="linelist",
+        action="append",
+        pytest_only=True,
+    ),
 )
 _GROUPS = {
     "what": "Ollama: which models, and what if they are missing",
     "when": "Ollama: when and how models are warmed",
     "server": "Ollama: the server",
+    "report": "Ollama: reports",
 }
 
 

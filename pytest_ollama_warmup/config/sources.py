@@ -100,6 +100,7 @@ _PLAIN = (
     "serve_command",
     "stall",
     "load_timeout",
+    "report",
 )
 
 

@@ -46,12 +46,12 @@ def with_learned(config: pytest.Config, targets: Iterable[Target]) -> list[Targe
     return [learned(target) for target in targets]
 
 
-def changed(config: pytest.Config, outcome: Outcome) -> str:
-    """Say that a model is another one than in the last run; empty where it is not, or unknown."""
+def previous_digest(config: pytest.Config, outcome: Outcome) -> str:
+    """Return the digest that a model had in the last run; empty where it has not changed."""
     before = _read(config, _DIGESTS).get(f"{_place(config, outcome.host)} {outcome.key}", "")
     if not (isinstance(before, str) and before and outcome.digest) or before == outcome.digest:
         return ""
-    return f"{outcome.model} changed since the last run: {before[:12]} → {outcome.digest[:12]}"
+    return before
 
 
 def crowds(config: pytest.Config, url: str) -> list[list[str]]:

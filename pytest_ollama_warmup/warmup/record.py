@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_ollama_warmup.errors import Cause, FailedBy
+    from pytest_ollama_warmup.warmup.ran_tests import OtherTests, RanTest
 
 SCHEMA = 1
 # What is shorter is no wait that anybody felt, in seconds.
 NOTICEABLE_S = 0.05
-StepKind = Literal["wait", "pull", "load"]
+StepKind = Literal["wait", "show", "pull", "verify", "load", "reload"]
 
 
 class Step(NamedTuple):
@@ -67,6 +68,13 @@ class Outcome(NamedTuple):
     """Whether it was in memory as it is needed, so that nothing was sent for it."""
     leased: bool = False
     """Whether the server's own lease was shorter than that of the run, which was asked for."""
+    memory: int = 0
+    """Bytes that it takes when it is loaded, of which *vram* are on a GPU."""
+    vram: int = 0
+    origin: str = ""
+    """Who lists or needs it, as messages show it."""
+    aside: tuple[Step, ...] = ()
+    """Steps that no table shows: wait, show, verify, and a pull or load that failed."""
 
     @property
     def ready(self) -> bool:
@@ -113,6 +121,7 @@ class Outcome(NamedTuple):
         return {
             **self._asdict(),
             "steps": [one._asdict() for one in self.steps],
+            "aside": [one._asdict() for one in self.aside],
             "options": dict(self.options),
         }
 
@@ -125,6 +134,7 @@ class Outcome(NamedTuple):
                 **data,
                 "notes": tuple(data["notes"]),
                 "steps": tuple(Step(**step) for step in data["steps"]),
+                "aside": tuple(Step(**step) for step in data["aside"]),
                 "capabilities": None if capabilities is None else tuple(capabilities),
                 "options": tuple(sorted(data["options"].items())),
             }
@@ -183,6 +193,28 @@ class Known(NamedTuple):
         return sum(one.at >= at for one in self.reloads)
 
 
+class Finding(NamedTuple):
+    """What was seen of the models during the run, and what helps; empty where nothing is known."""
+
+    text: str
+    cure: str
+
+
+class RunInfo(NamedTuple):
+    """When and how a run took place; *exit_status* is None where it never had one.
+
+    *settings* are values and their sources by name.
+    """
+
+    started: float = 0.0
+    ended: float = 0.0
+    exit_status: int | None = None
+    plugin: str = ""
+    pytest: str = ""
+    python: str = ""
+    settings: tuple[tuple[str, object, str], ...] = ()
+
+
 class Record:
     """One run: each model's outcome, and the tests that need it, by key.
 
@@ -191,7 +223,10 @@ class Record:
     time, and *prepared* when the first test could begin (0 where that was not, or where tests ran
     meanwhile), all in seconds since the epoch;
     *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
-    the tests whose models were ready, and could not be had any more.
+    the tests whose models were ready, and could not be had any more. *unfinished* are the models
+    whose preparation the end of the run has cut off, *previous* the digests that models had in the
+    last run, by key, where they differ. *ran* and *others* are the tests that ran, which are known
+    only where a report is asked for.
     """
 
     def __init__(self) -> None:
@@ -203,6 +238,13 @@ class Record:
         self.lost: dict[str, list[str]] = {}
         self.server: Outcome | None = None
         self.known: list[Known] = []
+        self.run = RunInfo()
+        self.servers: list[Outcome] = []
+        self.unfinished: list[Outcome] = []
+        self.previous: dict[str, str] = {}
+        self.findings: list[Finding] = []
+        self.ran: list[RanTest] = []
+        self.others: list[OtherTests] = []
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -215,21 +257,13 @@ class Record:
         return [outcome for outcome in self.models.values() if not outcome.ready]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as one JSON document: builtins only, times in seconds, sizes in bytes."""
-        server = self.server
-        return {
-            "schema": SCHEMA,
-            "host": server.host if server else "",
-            "version": server.notes[0] if server and server.ready else "",
-            "waited_s": self.waited_s,
-            "waits": self.waits,
-            "lost": self.lost,
-            "known": [one.to_dict() for one in self.known],
-            "models": [
-                {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
-                for outcome in self.models.values()
-            ],
-        }
+        """Return the run as one JSON document: builtins only, times in seconds, sizes in bytes.
+
+        ``report/record.schema.json`` describes it.
+        """
+        from pytest_ollama_warmup.warmup.document import document
+
+        return document(self)
 
     def add(self, outcome: Outcome, key: str = "") -> None:
         """Keep *outcome*; a model may come twice: it is pulled, and later loaded.

@@ -209,6 +209,14 @@ class RunDirectory:
         """Return the file of what the tests of *worker* require."""
         return SharedFile(self.path / f"requirements-{worker}.json")
 
+    def ran_tests(self, by: str) -> Path:
+        """Return the file of the tests that the process *by* ran."""
+        return self.path / f"tests-{by}.jsonl"
+
+    def all_ran_tests(self) -> list[Path]:
+        """Return those of all processes."""
+        return sorted(self.path.glob("tests-*.jsonl"))
+
     def warned(self, url: str) -> SharedFile:
         """Return the flag that a secret is sent to *url* unencrypted, and that was said."""
         return SharedFile(self.path / f"warned-{file_name(url)}")

@@ -1,0 +1,163 @@
+"""A run as one JSON document, which ``report/record.schema.json`` describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.warmup.ran_tests import RanTest
+    from pytest_ollama_warmup.warmup.record import Outcome, Record, Reload, Step
+
+SCHEMA = 1
+
+
+def document(record: Record) -> dict[str, Any]:
+    """Return builtins only: times in seconds since the epoch, durations in seconds, sizes in bytes.
+
+    Texts are as they came; who shows them has to escape them.
+    """
+    servers, run = _servers(record), record.run
+    server = servers[0] if servers else None
+    titles = {outcome.key: outcome.title for outcome in record.models.values()}
+    return {
+        "schema": SCHEMA,
+        "plugin_version": run.plugin,
+        "pytest_version": run.pytest,
+        "python_version": run.python,
+        "started": run.started,
+        "ended": run.ended,
+        "exit_status": run.exit_status,
+        "host": server.host if server else "",
+        "version": _version(server),
+        "waited_s": record.waited_s,
+        "prepared": record.prepared,
+        "settings": {
+            name: {"value": value, "source": source} for name, value, source in run.settings
+        },
+        "servers": [_server(one) for one in servers],
+        "models": [
+            *(_model(record, key, one) for key, one in record.models.items() if one.model),
+            *(
+                {**_model(record, one.key, one), "status": "unfinished"}
+                for one in record.unfinished
+            ),
+        ],
+        "tests": [_test(titles, one) for one in record.ran],
+        "workers": _workers(record),
+        "findings": [one._asdict() for one in record.findings],
+        "lost": [{"error": error, "tests": tests} for error, tests in record.lost.items()],
+    }
+
+
+def _servers(record: Record) -> list[Outcome]:
+    shown = [one for one in record.models.values() if not one.model]
+    found = [one for one in (record.server, *record.servers, *shown) if one is not None]
+    return list({one.host: one for one in found}.values())
+
+
+def _server(server: Outcome) -> dict[str, Any]:
+    return {
+        "host": server.host,
+        "version": _version(server),
+        "status": server.status,
+        "error": server.error,
+        "steps": [_step(one) for one in server.aside],
+    }
+
+
+def _version(server: Outcome | None) -> str:
+    return server.notes[0] if server and server.ready and server.notes else ""
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "kind": step.kind,
+        "start": step.start,
+        "seconds": step.seconds,
+        "size": step.size,
+        "failed": False,
+    }
+
+
+def _aside(step: Step) -> dict[str, Any]:
+    # A pull or a load stands there only where it has failed.
+    return {**_step(step), "failed": step.kind in ("pull", "load")}
+
+
+def _reload(reload: Reload) -> dict[str, Any]:
+    return {
+        "kind": "reload",
+        "start": reload.start,
+        "seconds": reload.seconds,
+        "size": 0,
+        "failed": False,
+        "test": reload.test,
+        "by": reload.by,
+    }
+
+
+def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
+    learned = {"num_ctx": outcome.learned} if outcome.learned else {}
+    known = [one for one in record.known if (one.key, one.host) == (outcome.key, outcome.host)]
+    steps = [_step(one) for one in outcome.steps] + [_aside(one) for one in outcome.aside]
+    steps += [_reload(reload) for one in known for reload in one.reloads]
+    return {
+        "key": outcome.key,
+        "model": outcome.model,
+        "title": outcome.title,
+        "host": outcome.host,
+        "status": outcome.status,
+        "by": outcome.by,
+        "error": outcome.error,
+        "brief": outcome.brief,
+        "cause": outcome.cause,
+        "failed_by": outcome.failed_by,
+        "notes": [one for one in outcome.notes if one != f"at {outcome.host}"],
+        "origin": outcome.origin,
+        "digest": outcome.digest,
+        "previous_digest": record.previous.get(key, "") if outcome.digest else "",
+        "pin": outcome.pin,
+        "size": outcome.size,
+        "memory": outcome.memory,
+        "vram": outcome.vram,
+        "capabilities": None if outcome.capabilities is None else list(outcome.capabilities),
+        "context_length": outcome.context_length,
+        "options": {**learned, **dict(outcome.options)},
+        "option_sources": {
+            **dict.fromkeys(learned, "learned in an earlier run"),
+            **{name: outcome.origin or "the mark of a test" for name, _ in outcome.options},
+        },
+        "found_loaded": outcome.found_loaded,
+        "left_out": outcome.left_out,
+        "steps": sorted(steps, key=lambda one: float(one["start"])),
+        "tests": record.tests.get(outcome.key, []),
+    }
+
+
+def _test(titles: dict[str, str], one: RanTest) -> dict[str, Any]:
+    return {
+        "test": one.test,
+        "models": [titles.get(key, key) for key in one.keys],
+        "worker": one.by,
+        "host": one.host,
+        "start": one.start,
+        "seconds": one.seconds,
+        "waited_s": one.waited_s,
+        "cold": [titles.get(key, key) for key in one.cold],
+        "outcome": one.outcome,
+    }
+
+
+def _workers(record: Record) -> list[dict[str, Any]]:
+    """Return for each process that ran tests its server, and its tests that name no model."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(by: str, host: str) -> dict[str, Any]:
+        return found.setdefault(by, {"worker": by, "host": host, "tests": 0, "other_tests": []})
+
+    for test in record.ran:
+        of(test.by, test.host)["tests"] += 1
+    for other in record.others:
+        span = {"start": other.start, "seconds": other.seconds, "number": other.number}
+        of(other.by, other.host)["other_tests"].append(span)
+    return [found[by] for by in sorted(found, key=lambda by: (len(by), by))]
