@@ -75,17 +75,18 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    def show(self, path: Path, width: int = 1280, *, dark: bool = False) -> None:
-        """Open the file *path* in a window of that *width*, and wait until it is drawn."""
+    def show(self, path: Path, width: int = 1280, *, dark: bool = False, height: int = 900) -> None:
+        """Open the file *path* in a window of that size, and wait until it is drawn."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
-            height=900,
+            height=height,
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.requests.clear()
         self.call("Page.navigate", url=path.as_uri())
         self.run("new Promise(done => document.readyState === 'complete' ? done() : onload = done)")
@@ -117,9 +118,9 @@ class Browser:
         )
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def picture(self, path: Path) -> None:
-        """Save the whole page as a picture."""
-        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def picture(self, path: Path, *, whole: bool = True) -> None:
+        """Save what the window shows, or the *whole* page, as a picture."""
+        answer = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:

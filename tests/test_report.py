@@ -483,7 +483,7 @@ def test_a_run_inside_a_test_leaves_the_summary_alone(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     suite.ollama.add(THERE)
-    command = [sys.executable, *suite.command("inner.py")[1:]]
+    command = [sys.executable, *suite.command("inner.py", "--ollama-report=inner.md")[1:]]
     suite.write(
         {
             "inner.py": MARKED.replace("phi9", "llama3.2:1b"),
@@ -500,6 +500,7 @@ def test_a_run_inside_a_test_leaves_the_summary_alone(
     )
     assert {"passed": 1} == suite.run("--ollama-preload=llama3.2:1b", "test_it.py").counts
     assert 1 == summary.read_text("utf-8").count("## Ollama models")
+    assert (suite.pytester.path / "inner.md").exists()
 
 
 @WORKERS

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Document = Mapping[str, Any]
 
 # GitHub keeps 1 MiB of a step's summary, and shows ten annotations of each kind.
-TITLE_LIMIT, TEXT_LIMIT = 100, 1000
+TEXT_LIMIT = 1000
 
 
 def step_summary(document: Document) -> str:
@@ -43,9 +43,5 @@ def commands(document: Document) -> Iterator[str]:
 
 
 def _command(level: str, title: str, text: str) -> str:
-    shown = _escaped(clean(title, TITLE_LIMIT)).replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} title={shown}::{_escaped(clean(text, TEXT_LIMIT))}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    # Clean, it is on one line: an escaped line break would be one again.
+    return f"::{level} title={title}::{clean(text, TEXT_LIMIT).replace('%', '%25')}"
