@@ -101,6 +101,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if _is_off(config):
         return
+    if is_asked(config) and settings_of(config).report.value and _prepares(config):
+        from pytest_ollama_warmup.session.reports import prepare_reports
+
+        prepare_reports(config)
     if is_worker(config):
         from pytest_ollama_warmup.distributed.workers import WorkerSide
 
@@ -266,4 +270,8 @@ def _session_of(config: pytest.Config) -> WarmupSession:
 
         session = config.stash[_SESSION] = WarmupSession(config)
         config.add_cleanup(session.close)
+        from pytest_ollama_warmup.session.reports import is_read, prepare_reports
+
+        if is_read(config):
+            prepare_reports(config).session = session
     return config.stash[_SESSION]

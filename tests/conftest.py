@@ -175,6 +175,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             "HTTPS_PROXY",
             "http_proxy",
             "https_proxy",
+            "GITHUB_ACTIONS",
+            "GITHUB_STEP_SUMMARY",
             "NO_COLOR",
             "FORCE_COLOR",
         ):

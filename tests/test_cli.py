@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 import pytest_ollama_warmup
@@ -23,6 +24,7 @@ from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
 from tests.command import Run, start
 from tests.conftest import LLAMA, UserSuite
 from tests.test_faults import BOUND_S, until
+from tests.test_report import SCHEMA
 
 NAME = "llama3.2:1b"
 EMBED = ScriptedModel("embed:a", size=500_000, capabilities=("embedding",))
@@ -279,7 +281,9 @@ def test_json_goes_to_stdout_and_progress_to_stderr(ollama: Emulator) -> None:
     assert (1, ollama.url, "0.33.0") == (written["schema"], written["host"], written["version"])
     ready, failed = written["models"]
     assert (NAME, "ready", 1_300_000) == (ready["model"], ready["status"], ready["size"])
-    assert ["pull", "load"] == [step["kind"] for step in ready["steps"]]
+    jsonschema.validate(written, SCHEMA)
+    kinds = [step["kind"] for step in ready["steps"]]
+    assert ["show", "pull", "verify", "show", "load"] == kinds
     assert all(step["seconds"] >= 0 for step in ready["steps"])
     assert ("failed", True) == (failed["status"], "no such model" in failed["error"])
     assert "ollama: llama3.2:1b pulled" in run.err

@@ -111,7 +111,7 @@ def test_nested_defaults(environ: dict[str, str], expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("job", "number"),
-    [("github-actions", 4), ("github-short", 2), ("github-serve", 4), ("github-gpu", 2)],
+    [("github-actions", 5), ("github-short", 2), ("github-serve", 4), ("github-gpu", 2)],
 )
 def test_actions_are_pinned_to_commits_whose_versions_are_told(job: str, number: int) -> None:
     uses = re.findall(r"uses: (.*)", (EXAMPLES / "ci" / f"{job}.yml").read_text("utf-8"))

@@ -51,12 +51,13 @@ OF_EVERY_RUN = {
     ".session.mark_names",
     ".session.state",
 }
-COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama"}
+COSTLY = {"httpx", "filelock", "rich", "xdist", "anyio", "ollama", "jinja2"}
 # Each library has one module that imports it.
 IMPORTERS = {
     "httpx": {"ollama/transport.py"},
     "filelock": {"warmup/locks.py"},
     "rich": {"report/bars.py"},
+    "jinja2": {"report/files.py"},
     "ollama": {"session/fixtures.py"},
     "xdist": {"distributed/scheduler.py"},
     # Its own evaluation of conditions in texts, which nothing public does.

@@ -90,7 +90,7 @@ def test_a_run_that_ends_before_its_tests_leaves_no_green_junit_file(
     suite.run("--ollama-on-unavailable=exit", "--junit-xml=junit.xml", *args)
     (junit,) = ElementTree.parse(suite.pytester.path / "junit.xml").getroot()
     assert ("1", "1") == (junit.get("errors"), junit.get("tests"))
-    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit]
+    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit.iter("testcase")]
     assert "phi9 is not pulled" in ElementTree.tostring(junit, "unicode")
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_ends_at_session_start_leaves_a_junit_file_with_an_error(
     assert 2 == run.ret
     (junit,) = ElementTree.parse(suite.pytester.path / "junit.xml").getroot()
     assert ("1", "1") == (junit.get("errors"), junit.get("tests"))
-    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit]
+    assert ["ollama-preload[phi9]"] == [case.get("name") for case in junit.iter("testcase")]
     said = "no such model" if cause == "model" else "no Ollama at "
     assert said in ElementTree.tostring(junit, "unicode")
 

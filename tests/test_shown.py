@@ -15,14 +15,15 @@ from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.report.summary import ready_after, summary_lines
 from pytest_ollama_warmup.text import shorten
 from pytest_ollama_warmup.warmup.job import Event
+from pytest_ollama_warmup.warmup.outcome import Outcome, Step
 from pytest_ollama_warmup.warmup.plan import Target
-from pytest_ollama_warmup.warmup.record import Outcome, Record, Step
+from pytest_ollama_warmup.warmup.record import Record
 from tests import terminals
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.job import Phase
-    from pytest_ollama_warmup.warmup.record import StepKind
+    from pytest_ollama_warmup.warmup.outcome import StepKind
 
 THERE = replace(LLAMA, present=True)
 LIST = "--ollama-preload=llama3.2:1b"

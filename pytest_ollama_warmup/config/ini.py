@@ -44,6 +44,7 @@ def needed_type(option: Option) -> str:
 
 NEEDED_TYPES = {
     "header": 'Expected a list of strings such as ["X-API-Key: $GATEWAY_KEY"].',
+    "report": 'Expected a list of strings such as ["ollama.html"].',
     "export": 'Expected a list of strings such as ["OLLAMA_BASE_URL"].',
     "args": 'Expected a list of strings such as ["llama3.2:1b"].',
     "linelist": 'Expected a list of strings such as ["chat=llama3.2:1b"].',

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
 PREFIX = "ollama_warmup_"
+REPORT_SUFFIXES = (".html", ".md", ".json")
 
 
 class Option(NamedTuple):
@@ -359,11 +360,25 @@ OPTIONS = (
         read=_seconds(0),
         metavar="DURATION",
     ),
+    Option(
+        "report",
+        "report",
+        "When the run ends, write a report to PATH: what each model cost, when each test ran and "
+        "waited, and how to make it faster. PATH ends in .html (a page for people; needs the extra "
+        "'html'), .md or .json. Repeat to write several; an empty value clears earlier ones.",
+        read=_as_given,
+        default=(),
+        metavar="PATH",
+        ini_type="linelist",
+        action="append",
+        pytest_only=True,
+    ),
 )
 _GROUPS = {
     "what": "Ollama: which models, and what if they are missing",
     "when": "Ollama: when and how models are warmed",
     "server": "Ollama: the server",
+    "report": "Ollama: reports",
 }
 
 

@@ -90,6 +90,7 @@ class Settings(NamedTuple):
     wait: Setting[float]
     stall: Setting[float]
     load_timeout: Setting[float]
+    report: Setting[tuple[str, ...]]
     ci: bool
     ci_source: str
     """What decides about *ci*: a variable, or the option; empty where nothing is set."""

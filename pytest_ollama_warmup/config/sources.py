@@ -7,7 +7,13 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.config.ini import NEEDED_TYPES, needed_type
-from pytest_ollama_warmup.config.options import OPTIONS, Option, read_host, read_hosts
+from pytest_ollama_warmup.config.options import (
+    OPTIONS,
+    REPORT_SUFFIXES,
+    Option,
+    read_host,
+    read_hosts,
+)
 from pytest_ollama_warmup.config.settings import (
     CI_VARIABLES,
     IMPATIENT_S,
@@ -73,6 +79,7 @@ def read_settings(sources: Sources) -> Settings:
         serve=serve,
         headers=read.headers(),
         exports=read.exports(),
+        report=read.reports(),
         wait=_wait(read, listed, patient=sources.patient or ci or (serve.value and not off)),
         ci=ci,
         ci_source=ci_source,
@@ -228,6 +235,18 @@ class _Reader:
             else:
                 found = {one.name: one for one in exports} | found
         return Setting(tuple(found.values()), *(first or ("default", "default")))
+
+    def reports(self) -> Setting[tuple[str, ...]]:
+        """Return the files to write reports to; an empty one clears those before it."""
+        option = self._table["report"]
+        for raw, source, given_by in self._given(option)[:1]:
+            paths = _after_empty(_texts(raw, source, option))
+            for path in paths:
+                if not path.lower().endswith(REPORT_SUFFIXES):
+                    needed = f"Expected a file name that ends in {', '.join(REPORT_SUFFIXES)}."
+                    self._tolerate(BadSetting(path, source, needed), given_by)
+            return Setting(tuple(dict.fromkeys(paths)), source, given_by)
+        return Setting((), "default", "default")
 
     def listed(self) -> Listed | None:
         """Return the listed models and the aliases; None where nobody gave any."""

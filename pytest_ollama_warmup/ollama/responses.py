@@ -93,6 +93,8 @@ class Stored(NamedTuple):
 class Resident(NamedTuple):
     """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive.
 
+    *size_vram* is the part of its size that is on a GPU.
+
     *expires* is ``expires_at`` as the server wrote it. It moves when a request completes, and
     stands still otherwise (tried on v0.6.5 and v0.33), so a change proves that the model was used.
     """
@@ -103,6 +105,7 @@ class Resident(NamedTuple):
     context_length: int
     lease_s: float | None
     expires: str = ""
+    size_vram: int = 0
 
     @classmethod
     def read(cls, data: Json, now: datetime) -> Resident:
@@ -114,6 +117,7 @@ class Resident(NamedTuple):
             _whole(data.get("context_length")),
             _seconds_until(data.get("expires_at"), now),
             clean(data.get("expires_at") or "", 100),
+            _whole(data.get("size_vram")),
         )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_ollama_warmup.warmup.memory import Memory
-    from pytest_ollama_warmup.warmup.record import Outcome, Reload
+    from pytest_ollama_warmup.warmup.outcome import Outcome, Reload
     from pytest_ollama_warmup.warmup.usage import Cause, Gone
 
 RAISE_MAX = "raise the server's OLLAMA_MAX_LOADED_MODELS"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_ollama_warmup.warmup.job import Event
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
 
 # CI services end a job that prints nothing for some minutes, so also a quiet run says something.
 PROGRESS_LINE_EVERY_S = 10.0

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from pytest_ollama_warmup.report.table import SIGNS, align, columns
 from pytest_ollama_warmup.text import clean, count, first_of, seconds, size, wrapped
-from pytest_ollama_warmup.warmup.record import NOTICEABLE_S
+from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.outcome import Outcome
+    from pytest_ollama_warmup.warmup.record import Finding, Record
 
 # A load that takes longer is worth a line of its own, and a table at the end.
 LONG_S = 1.0
@@ -158,11 +159,11 @@ def lost_lines(record: Record) -> list[str]:
     return [f"lost before {first_of(tests)}: {error}" for error, tests in record.lost.items()]
 
 
-def finding_lines(text: str, *, plain: bool = False, width: int = 0) -> list[str]:
+def finding_lines(finding: Finding, *, plain: bool = False, width: int = 0) -> list[str]:
     """Return the lines of a finding: what was seen and, behind an arrow, how to avoid it."""
-    what, _, cure = text.partition("\n")
-    lines = wrapped(f"! {what}", width, 2)
-    return lines + (wrapped(f"  {ARROWS[plain]} {cure}", width, 4) if cure else [])
+    lines = wrapped(f"! {finding.text}", width, 2)
+    cure = f"  {ARROWS[plain]} {finding.cure}"
+    return lines + (wrapped(cure, width, 4) if finding.cure else [])
 
 
 def can_write_signs(file: TextIO) -> bool:

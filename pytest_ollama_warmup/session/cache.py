@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.session.gates import SetUp
     from pytest_ollama_warmup.warmup.memory import Memory
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
 
 _CONTEXTS = "ollama-warmup/contexts"
 _DIGESTS = "ollama-warmup/digests"
@@ -46,12 +46,12 @@ def with_learned(config: pytest.Config, targets: Iterable[Target]) -> list[Targe
     return [learned(target) for target in targets]
 
 
-def changed(config: pytest.Config, outcome: Outcome) -> str:
-    """Say that a model is another one than in the last run; empty where it is not, or unknown."""
+def previous_digest(config: pytest.Config, outcome: Outcome) -> str:
+    """Return the digest that a model had in the last run; empty where it has not changed."""
     before = _read(config, _DIGESTS).get(f"{_place(config, outcome.host)} {outcome.key}", "")
     if not (isinstance(before, str) and before and outcome.digest) or before == outcome.digest:
         return ""
-    return f"{outcome.model} changed since the last run: {before[:12]} → {outcome.digest[:12]}"
+    return before
 
 
 def crowds(config: pytest.Config, url: str) -> list[list[str]]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_ollama_warmup.report.progress import Screen
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.warmer import Warmer, Warmers
 
 

@@ -24,8 +24,8 @@ from pytest_ollama_warmup.session.state import (
 )
 from pytest_ollama_warmup.warmup.check import outcome_at_run_time
 from pytest_ollama_warmup.warmup.guard import CannotLook
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Want, resolve
-from pytest_ollama_warmup.warmup.record import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

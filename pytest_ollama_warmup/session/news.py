@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.session.cache import changed
+from pytest_ollama_warmup.session.cache import previous_digest
 from pytest_ollama_warmup.session.header import header, hints
 from pytest_ollama_warmup.session.state import settings_of, warn
 from pytest_ollama_warmup.text import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import pytest
 
     from pytest_ollama_warmup.report.progress import Screen
     from pytest_ollama_warmup.session.hosts import Hosts
     from pytest_ollama_warmup.session.unavailable import Failure
-    from pytest_ollama_warmup.warmup.record import Outcome
+    from pytest_ollama_warmup.warmup.outcome import Outcome
+    from pytest_ollama_warmup.warmup.record import Record
 
 SERVERS_OWN_STALL_S = 300.0
 
@@ -69,11 +68,15 @@ class News:
                     text = f"{where}{outcome.title} is not loaded yet: {outcome.left_out}"
                     self._screen.say_once(text, least=-1)
 
-    def changed(self, outcomes: Iterable[Outcome]) -> None:
-        """Say which models are other ones than in the last run."""
-        for outcome in outcomes:
-            if text := changed(self._config, outcome):
-                self._screen.say_once(text)
+    def changed(self, record: Record) -> None:
+        """Say, and record, which models are other ones than in the last run."""
+        for key, outcome in record.models.items():
+            if before := previous_digest(self._config, outcome):
+                record.previous[key] = before
+                self._screen.say_once(
+                    f"{outcome.model} changed since the last run: {before[:12]} → "
+                    f"{outcome.digest[:12]}"
+                )
 
     def unchecked(self, outcome: Outcome) -> None:
         """Say that nobody knows what a model can do of which tests ask something."""

@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.ollama.process import ManagedServer
     from pytest_ollama_warmup.warmup.job import Event
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.preloader import Executor
-    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.record import Record
     from pytest_ollama_warmup.warmup.warmer import Warmer
 
 

@@ -22,6 +22,7 @@ from pytest_ollama_warmup.session.state import (
     gates_of,
     is_worker,
     settings_of,
+    wants_report,
     warmers_of,
 )
 from pytest_ollama_warmup.text import clean
@@ -98,6 +99,10 @@ def watch(config: pytest.Config) -> None:
     if NEEDED not in config.stash:
         config.stash[NEEDED] = True
         config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
+        if wants_report(config):
+            from pytest_ollama_warmup.session.times import note_times
+
+            note_times(config)
 
 
 def set_up(item: pytest.Item, *, passed: bool = False) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_ollama_warmup.config.settings import OUTER_RUN
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.report import findings
 from pytest_ollama_warmup.session import gates
 from pytest_ollama_warmup.session.address import (
     set_environment,
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_ollama_warmup.config.settings import Settings
+    from pytest_ollama_warmup.warmup.memory import Memory
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target, Want
-    from pytest_ollama_warmup.warmup.record import Outcome
 
 
 class WarmupSession:
@@ -227,7 +229,7 @@ class WarmupSession:
             return
         self._end_run_if_over()
         self._news.no_room(marked=self._plan.marked)
-        self._news.changed(self.record.outcomes)
+        self._news.changed(self.record)
         self._say_what_is_unable()
         server = self._hosts.in_use[0].server() if SERVER in self._plan.needs else None
         for failure in self._consequences.failures(self.record.outcomes, server):
@@ -285,17 +287,21 @@ class WarmupSession:
         for url, memory in self._summary.memories().items():
             self._learned |= learn(self._config, memory, url)
 
+    def complete(self) -> Record:
+        """Return the record of the run, with what its processes have left."""
+        self._summary.complete(self.record, self._plan, interrupted=self._interrupted)
+        grouped, marked = self._settings.group_by_model.value, self._plan.marked
+        run = findings.Run(self._learned, grouped=grouped, marked=marked)
+        self.record.findings = self._summary.findings(self.record, run)
+        return self.record
+
+    def memories(self) -> list[Memory]:
+        """Return what was seen of the memory of each server."""
+        return [*self._summary.memories().values()]
+
     def summarize(self) -> None:
         """Write the table of what the models cost."""
-        self._summary.complete(self.record, self._plan, interrupted=self._interrupted)
-        self._summary.write(
-            self.record,
-            self._consequences,
-            self._learned,
-            marked=self._plan.marked,
-            grouped=self._settings.group_by_model.value,
-            ended=self._ended,
-        )
+        self._summary.write(self.complete(), self._consequences, ended=self._ended)
         managed = self._preparation.managed
         if managed is None or self._terminal is None:
             return

@@ -48,6 +48,8 @@ _DIRECTORY: pytest.StashKey[RunDirectory] = pytest.StashKey()
 WORKER_INPUT = "ollama_warmup"
 # In the environment of a worker: the server that the run chose for it, see ``Place``.
 PLACE = "PYTEST_OLLAMA_WARMUP_PLACE"
+# The file that GitHub shows as the summary of a job.
+GITHUB_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 # Where modules are found when the run begins, before pytest adds the directories of tests.
 SYS_PATH = tuple(sys.path)
@@ -122,6 +124,14 @@ def count_workers(specs: list[str]) -> int:
     """Return how many workers pytest-xdist's ``--tx`` asks for."""
     numbers = (re.match(r"(\d+)\*", text) for text in specs)
     return sum(int(found[1]) if found else 1 for found in numbers)
+
+
+def wants_report(config: pytest.Config) -> bool:
+    """Whether somebody reads when each test of the run took place."""
+    settings = settings_of(config)
+    # A worker inherits what tells a run inside a test that it is one.
+    for_github = bool(os.environ.get(GITHUB_SUMMARY)) and (is_worker(config) or not settings.inner)
+    return bool(settings.report.value) or for_github
 
 
 def is_looking(config: pytest.Config, options: object | None = None) -> bool:

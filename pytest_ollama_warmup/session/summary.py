@@ -21,17 +21,17 @@ from pytest_ollama_warmup.session.terminal import width_of
 from pytest_ollama_warmup.text import at, wrapped
 from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.memory import Memory
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import SERVER
+from pytest_ollama_warmup.warmup.record import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pytest
 
     from pytest_ollama_warmup.session.hosts import Hosts
     from pytest_ollama_warmup.session.unavailable import Consequences
-    from pytest_ollama_warmup.warmup.plan import Plan
-    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.plan import Plan, Target
+    from pytest_ollama_warmup.warmup.record import Record
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory
 
 
@@ -87,30 +87,26 @@ class Summary:
         record.models = {key: models[key] for key in [*order, *models]}
         record.known = [known for host in self._directory.hosts() for known in all_known(host)]
         record.waits, record.lost = notes.waits(self._directory), notes.lost(self._directory)
+        record.unfinished = [_unfinished(one) for one in planned if one.id not in record.models]
+        record.servers = [
+            host.server for host in self._directory.hosts() if host.server is not None
+        ]
 
     def write(
         self,
         record: Record,
         consequences: Consequences,
-        learned: Mapping[str, int],
         *,
-        marked: bool,
-        grouped: bool,
         ended: bool,
     ) -> None:
-        """Write the table, where there is something in it.
-
-        *learned* are the contexts that the next run goes by; *marked* is whether tests say what
-        they need, *grouped* whether sets of models took turns. What has *ended* the run was said.
-        """
+        """Write the table, where there is something in it; what has *ended* the run was said."""
         if self._terminal is None:
             return
         verbosity = self._config.get_verbosity()
         quiet, verbose = verbosity < -1, verbosity > 0
         plain, width = not can_write_signs(sys.stdout), width_of(self._config, self._terminal)
         lines = summary_lines(record, only_failed=quiet, plain=plain, width=width)
-        run = findings.Run(learned, grouped=grouped, marked=marked)
-        found = [] if quiet else self._findings(record, run)
+        found = [] if quiet else record.findings
         waited = "" if quiet else waited_line(record)
         worth = is_worth_a_table(record) and not ended
         if not ((lines and (worth or verbose)) or found):
@@ -119,8 +115,8 @@ class Summary:
         self._terminal.section("ollama models", sep="-")
         for key, line in zip(rows_of(record, only_failed=quiet), lines, strict=True):
             self._write_signed(line, **_colour(record.models[key], consequences))
-        for text in found:
-            for number, line in enumerate(finding_lines(text, plain=plain, width=width)):
+        for finding in found:
+            for number, line in enumerate(finding_lines(finding, plain=plain, width=width)):
                 self._write_signed(line, yellow=not number)
         # Of a run that has ended before its tests, no time is worth a word.
         if not (quiet or ended) and (after := ready_after(record)):
@@ -142,11 +138,12 @@ class Summary:
             outcomes[SERVER] = server
         return outcomes
 
-    def _findings(self, record: Record, run: findings.Run) -> list[str]:
+    def findings(self, record: Record, run: findings.Run) -> list[Finding]:
+        """Return what was seen of the models; *run* decides which advice can help."""
         lines = [*notes.reordered(self._directory), *lost_lines(record)]
         for memory in self.memories().values():
             lines += findings.findings(memory, run)
-        return lines
+        return [Finding(what, cure) for what, _, cure in (one.partition("\n") for one in lines)]
 
     def _write_signed(self, line: str, **colour: bool) -> None:
         """Write a line whose first character has a colour."""
@@ -160,6 +157,20 @@ def _colour(outcome: Outcome, consequences: Consequences) -> dict[str, bool]:
     if outcome.ready:
         return {"green": True}
     return {"yellow": True} if consequences.only_skips(outcome.key) else {"red": True}
+
+
+def _unfinished(target: Target) -> Outcome:
+    """Return a model whose preparation was cut off, as a failure."""
+    return Outcome(
+        key=target.key,
+        model=target.spec.name,
+        status="failed",
+        brief="the run ended before it was ready",
+        options=target.spec.options,
+        host=target.host,
+        pin=target.spec.digest,
+        origin=target.origin,
+    )
 
 
 def _at_host(outcome: Outcome) -> Outcome:

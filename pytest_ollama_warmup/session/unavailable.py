@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_ollama_warmup.config.settings import Settings
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Need, Plan
     from pytest_ollama_warmup.warmup.policy import Policy
-    from pytest_ollama_warmup.warmup.record import Outcome
 
     Fate = tuple[Need, Policy]
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.report.progress import Screen
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.warmer import Warmers
 
 

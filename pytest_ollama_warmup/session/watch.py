@@ -12,7 +12,13 @@ import pytest
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import tolerating
 from pytest_ollama_warmup.ollama.replaced import suppressing
-from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of, warmers_of
+from pytest_ollama_warmup.session.state import (
+    directory_of,
+    process_name,
+    settings_of,
+    wants_report,
+    warmers_of,
+)
 from pytest_ollama_warmup.warmup.looks import LookLog
 
 if TYPE_CHECKING:
@@ -27,6 +33,10 @@ def watch_unmarked(config: pytest.Config) -> None:
     At most four times a second, and only where models are being watched by then.
     """
     config.pluginmanager.register(_Glances(config), "ollama_warmup_glances")
+    if wants_report(config):
+        from pytest_ollama_warmup.session.times import note_times
+
+        note_times(config)
 
 
 class _Glances:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import (
@@ -23,8 +23,8 @@ from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.warmup.job import Event, Work, failed
 from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
 from pytest_ollama_warmup.warmup.locks import Beat, held
+from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S, Outcome, Step
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
-from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def ensure_pulled(work: Work, by: str) -> Outcome:
             work.notes.append("details unknown")
         stored = _check_pin(work, info)
     except WarmupError as exc:
-        return failed(target, exc, by, tuple(work.steps))
+        return failed(target, exc, by, tuple(work.steps))._replace(aside=tuple(work.aside))
     if stored is not None:
         # A part that is there within 60 ms is not counted in a pull, nor is its size.
         work.steps = [
@@ -71,6 +71,8 @@ def ensure_pulled(work: Work, by: str) -> Outcome:
         weights=info.weights,
         parameters=info.parameters,
         remote_host=info.remote_host,
+        origin=target.origin,
+        aside=tuple(work.aside),
     )
 
 
@@ -87,11 +89,14 @@ def ensure_warm(
     """
     info = ModelInfo(pulled.capabilities, pulled.remote_host, pulled.weights, pulled.parameters)
     try:
-        with loading:
+        with ExitStack() as turn:
+            with work.noting("wait", least_s=NOTICEABLE_S):
+                turn.enter_context(loading)
             left_out = reason_to_leave_out(work, info)
             resident = None if left_out else ensure_loaded(work, info)
     except WarmupError as exc:
-        return failed(work.target, exc, by, (*pulled.steps, *work.steps))
+        found = failed(work.target, exc, by, (*pulled.steps, *work.steps))
+        return found._replace(aside=(*pulled.aside, *work.aside))
     return pulled._replace(
         by=by,
         notes=(*pulled.notes, *work.notes),
@@ -103,6 +108,9 @@ def ensure_warm(
         leased=work.leased,
         left_out=left_out,
         already_loaded=work.already_loaded,
+        memory=resident.size if resident else 0,
+        vram=resident.size_vram if resident else 0,
+        aside=(*pulled.aside, *work.aside),
     )
 
 
@@ -164,12 +172,19 @@ def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
         work.enter("resuming", why=why)
 
     target = work.target
-    pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
+    try:
+        pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
+    except WarmupError:
+        work.add_failed("pull", begin)
+        raise
     if info is not None and not pulled.fresh:
         work.notes.append("up to date")
         work.kept = "is up to date"
     else:
         work.add_step("pull", start, begin, pulled.size)
+    if pulled.verified is not None:
+        since, until = pulled.verified
+        work.aside.append(Step("verify", start + since - begin, until - since))
     if pulled.resumed:
         times = "once" if pulled.resumed == 1 else f"{pulled.resumed} times"
         work.notes.append(f"resumed {times}")
@@ -190,19 +205,20 @@ def _turn_to_pull(work: Work) -> Iterator[Beat]:
     Waiting is progress too: whoever waits for this model in turn must not give up.
     """
     work.enter("queued")
-    while not work.pulls.acquire(timeout=1.0):
-        work.waited = True
-        work.beat()
-    try:
-        with held(
-            shared_lock_path("pull", work.client.host.url, work.target.spec.model_key),
-            f"pull of {work.name}",
-            work.terms.load_timeout_s,
-            lambda: work.enter("waiting"),
-        ) as beat:
-            yield beat
-    finally:
-        work.pulls.release()
+    lock = held(
+        shared_lock_path("pull", work.client.host.url, work.target.spec.model_key),
+        f"pull of {work.name}",
+        work.terms.load_timeout_s,
+        lambda: work.enter("waiting"),
+    )
+    with ExitStack() as turn:
+        with work.noting("wait", least_s=NOTICEABLE_S):
+            while not work.pulls.acquire(timeout=1.0):
+                work.waited = True
+                work.beat()
+            turn.callback(work.pulls.release)
+            beat = turn.enter_context(lock)
+        yield beat
 
 
 _CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
@@ -236,7 +252,8 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
 def _show(work: Work) -> ModelInfo | None:
     begin = clock.monotonic()
     try:
-        return work.client.show(work.name, limit_s=_limit_s(work))
+        with work.noting("show"):
+            return work.client.show(work.name, limit_s=_limit_s(work))
     except ServerUnreachable as exc:
         host, words = work.client.host, exc.words
         if exc.timed_out:

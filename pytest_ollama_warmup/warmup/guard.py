@@ -21,7 +21,7 @@ from pytest_ollama_warmup.warmup.job import Work
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.locks import Beat, Door, Users, held
 from pytest_ollama_warmup.warmup.looks import LookLog
-from pytest_ollama_warmup.warmup.record import Known, Reload
+from pytest_ollama_warmup.warmup.outcome import Known, Reload
 from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.room import Room
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 

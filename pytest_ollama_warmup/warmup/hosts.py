@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.replaced import as_error
 from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import SERVER
-from pytest_ollama_warmup.warmup.record import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

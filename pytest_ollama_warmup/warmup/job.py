@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import is_cloud
-from pytest_ollama_warmup.warmup.record import Outcome, Step, StepKind
+from pytest_ollama_warmup.warmup.outcome import Outcome, Step, StepKind
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Iterator
 
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
@@ -80,6 +82,8 @@ class Work:
         self.client, self.target, self.terms = client, target, terms
         self.say, self.beat, self.pulls, self.room = say, beat, pulls, room
         self.steps: list[Step] = []
+        self.aside: list[Step] = []
+        """Steps that no table shows."""
         self.notes: list[str] = []
         self.waited = False
         """Whether it had to wait for its turn to pull: another run may have pulled it meanwhile."""
@@ -116,6 +120,21 @@ class Work:
         took = (clock.monotonic() if end is None else end) - begin
         self.steps.append(Step(kind=kind, start=start, seconds=took, size=size))
 
+    def add_failed(self, kind: StepKind, begin: float) -> None:
+        """Note a step that began at *begin* by the monotonic clock, and has failed."""
+        took_s = clock.monotonic() - begin
+        self.aside.append(Step(kind, clock.time() - took_s, took_s))
+
+    @contextmanager
+    def noting(self, kind: StepKind, *, least_s: float = 0.0) -> Iterator[None]:
+        """Note a step that no table shows, unless it takes less than *least_s* seconds."""
+        start, begin = clock.time(), clock.monotonic()
+        try:
+            yield
+        finally:
+            if (took_s := clock.monotonic() - begin) >= least_s:
+                self.aside.append(Step(kind, start, took_s))
+
     def in_cloud(self, info: ModelInfo) -> bool:
         """Whether the model runs in Ollama's cloud."""
         return is_cloud(self.name) or bool(info.remote_host)
@@ -135,4 +154,5 @@ def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()
         steps=steps,
         options=target.spec.options,
         pin=target.spec.digest,
+        origin=target.origin,
     )

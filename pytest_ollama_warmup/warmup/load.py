@@ -125,8 +125,10 @@ def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
     try:
         yield
     except ApiError as exc:
+        work.add_failed("load", begin)
         raise failed_load(work, exc, info) from exc
     except ServerUnreachable as exc:
+        work.add_failed("load", begin)
         words = f"{exc.why} while loading, after {seconds(clock.monotonic() - begin)}"
         advice = "The server went away; its log says why."
         cause: Cause = "server lost"

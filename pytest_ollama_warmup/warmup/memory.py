@@ -16,7 +16,7 @@ from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload
+    from pytest_ollama_warmup.warmup.outcome import Known, Outcome, Reload
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
     from pytest_ollama_warmup.warmup.usage import Gone, Switch, Use
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from pytest_ollama_warmup.warmup.job import Say
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome, Record
+    from pytest_ollama_warmup.warmup.record import Record
     from pytest_ollama_warmup.warmup.run_directory import Stage
     from pytest_ollama_warmup.warmup.warmer import Warmer
 

@@ -34,11 +34,15 @@ PARTS = 50_000
 
 
 class Pulled(NamedTuple):
-    """What a pull brought: the model's bytes as far as told, and whether any was seen to come."""
+    """What a pull brought: the model's bytes as far as told, and whether any was seen to come.
+
+    *verified* is when, by the monotonic clock, the server checked the digests of all parts.
+    """
 
     size: int
     fresh: bool
     resumed: int
+    verified: tuple[float, float] | None = None
 
 
 class Progress:
@@ -54,6 +58,7 @@ class Progress:
         self.total = 0
         """Bytes of all parts that the server has named so far."""
         self.fresh = False
+        self.verified: tuple[float, float] | None = None
 
     @property
     def parts(self) -> int:
@@ -106,7 +111,7 @@ def pull(
         before = progress.completed
         try:
             _read(client, spec, terms, progress, on_line)
-            return Pulled(progress.total, progress.fresh, resumed)
+            return Pulled(progress.total, progress.fresh, resumed, progress.verified)
         except (_Stalled, ApiError, ServerUnreachable) as exc:
             why, cause = _reason(exc, terms)
             damaged += cause == "damaged download"
@@ -136,13 +141,17 @@ def _read(
     Raises:
         _Stalled, ApiError, ServerUnreachable, NotOllama: as their names say.
     """
-    status, moved_at = "", clock.monotonic()
+    status, moved_at, verifying_at = "", clock.monotonic(), 0.0
     # Of this stream alone: a server that was killed begins again from less than it had.
     marks: dict[str, int] = {}
     lines = client.pull(spec.name, insecure=spec.insecure, silence_s=terms.load_timeout_s)
     with closing(lines):
         for line in lines:
             now, moved, status = clock.monotonic(), line.status != status, line.status
+            if status.startswith("verifying"):
+                verifying_at = verifying_at or now
+            elif verifying_at:
+                progress.verified, verifying_at = (verifying_at, now), 0.0
             if digest := line.digest:
                 # A part that is there already gives one line, complete.
                 progress.fresh = progress.fresh or line.completed < line.total

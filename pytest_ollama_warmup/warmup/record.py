@@ -1,186 +1,39 @@
-"""What happened, as JSON; the one thing that crosses process borders."""
+"""One run as a record, and the record as one JSON document.
+
+``report/record.schema.json`` describes the document.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from pytest_ollama_warmup.errors import LacksCapability
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from pytest_ollama_warmup.errors import Cause, FailedBy
+    from pytest_ollama_warmup.warmup.outcome import Known, Outcome, Reload, Step
+    from pytest_ollama_warmup.warmup.ran_tests import OtherTests, RanTest
 
 SCHEMA = 1
-# What is shorter is no wait that anybody felt, in seconds.
-NOTICEABLE_S = 0.05
-StepKind = Literal["wait", "pull", "load"]
 
 
-class Step(NamedTuple):
-    """One part of making a model ready: *start* in seconds since the epoch, *seconds* long.
+class Finding(NamedTuple):
+    """What was seen of the models during the run, and what helps; empty where nothing is known."""
 
-    *size* is in bytes and counts what a pull has downloaded.
+    text: str
+    cure: str
+
+
+class RunInfo(NamedTuple):
+    """When and how a run took place; *exit_status* is None where it never had one.
+
+    *settings* are values and their sources by name.
     """
 
-    kind: StepKind
-    start: float
-    seconds: float
-    size: int = 0
-
-
-class Outcome(NamedTuple):
-    """What happened to one model, or (with an empty *model*) to the server.
-
-    *error* is the whole message, *brief* its few words for a table, *cause* and *failed_by* say the
-    same as values; *by* is the process; *host* the server's URL.
-    """
-
-    key: str
-    model: str
-    status: Literal["ready", "failed"]
-    by: str = ""
-    error: str = ""
-    brief: str = ""
-    cause: Cause | Literal[""] = ""
-    failed_by: FailedBy | Literal[""] = ""
-    notes: tuple[str, ...] = ()
-    steps: tuple[Step, ...] = ()
-    digest: str = ""
-    size: int = 0
-    capabilities: tuple[str, ...] | None = None
-    context_length: int = 0
-    options: tuple[tuple[str, int | bool], ...] = ()
-    host: str = ""
-    found_loaded: bool = False
-    learned: int = 0
-    pin: str = ""
-    weights: str = ""
-    parameters: str = ""
-    remote_host: str = ""
-    """The host in Ollama's cloud that runs it."""
-    left_out: str = ""
-    """Why it was not loaded, although it could be: there is no room, or no need."""
-    listed: bool = False
-    """Whether the server lists it as loaded; one that shares the runner of another is not."""
-    already_loaded: bool = False
-    """Whether it was in memory as it is needed, so that nothing was sent for it."""
-    leased: bool = False
-    """Whether the server's own lease was shorter than that of the run, which was asked for."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether tests can use the model."""
-        return self.status == "ready"
-
-    @property
-    def title(self) -> str:
-        """The model with its options, as tables show it."""
-        pin = f"@sha256:{self.pin}" if self.pin else ""
-        options = "".join(f",{key}={str(value).lower()}" for key, value in self.options)
-        return f"{self.model}{pin}{options}" if self.model else "the server"
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether the model is loaded by the server that is asked, now or when a test needs it."""
-        return bool(self.step("load") or self.left_out)
-
-    def step(self, kind: StepKind) -> Step | None:
-        """Return the step of *kind*, if it took place."""
-        return next((step for step in self.steps if step.kind == kind), None)
-
-    def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
-        """Return this outcome, as a failure where the model cannot do one of *capabilities*.
-
-        A server before v0.6.4 does not tell what its models can do: nothing is refused then.
-        """
-        if not self.ready or self.capabilities is None:
-            return self
-        lacking = tuple(one for one in capabilities if one not in self.capabilities)
-        if not lacking:
-            return self
-        exc = LacksCapability(self.model, origin, lacking, self.capabilities)
-        return self._replace(
-            status="failed",
-            error=str(exc),
-            brief=exc.brief,
-            cause=exc.cause,
-            failed_by=exc.failed_by,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return builtins only; ``from_dict`` is its inverse."""
-        return {
-            **self._asdict(),
-            "steps": [one._asdict() for one in self.steps],
-            "options": dict(self.options),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Outcome:
-        """Read what ``to_dict`` wrote, also after a trip through JSON."""
-        capabilities = data["capabilities"]
-        return cls(
-            **{
-                **data,
-                "notes": tuple(data["notes"]),
-                "steps": tuple(Step(**step) for step in data["steps"]),
-                "capabilities": None if capabilities is None else tuple(capabilities),
-                "options": tuple(sorted(data["options"].items())),
-            }
-        )
-
-
-class Reload(NamedTuple):
-    """A load of a model that was gone before *test*, made outside of the test's own time.
-
-    *start* is in seconds since the epoch, *at* the same by the monotonic clock, *seconds* how long
-    it took.
-    """
-
-    test: str
-    by: str
-    start: float
-    at: float
-    seconds: float
-
-
-class Known(NamedTuple):
-    """What a run knows of one model since it was warmed; all its processes share it.
-
-    *context* is the one that it was last seen with (0 where nobody tells), at first that of its
-    load, *switches* how often that changed. *beside* are the models that are
-    listed in its place: they share its runner. *unproven* is ``expires_at`` after it was loaded
-    again, until a test has used it since. *waits* counts the waits for another test that brought
-    nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a load was
-    *unused*, other tests keep it *busy*, or it is *unseen* although it is loaded. *host* is the URL
-    of its server.
-    """
-
-    key: str
-    model: str
-    context: int = 0
-    switches: int = 0
-    beside: tuple[str, ...] = ()
-    reloads: tuple[Reload, ...] = ()
-    unproven: str = ""
-    waits: int = 0
-    rests: Literal["", "often", "unused", "busy", "unseen"] = ""
-    host: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return builtins only; ``from_dict`` is its inverse."""
-        return {**self._asdict(), "reloads": [one._asdict() for one in self.reloads]}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Known:
-        """Read what ``to_dict`` wrote, after a trip through JSON."""
-        reloads = tuple(Reload(**one) for one in data["reloads"])
-        return cls(**{**data, "beside": tuple(data["beside"]), "reloads": reloads})
-
-    def reloads_since(self, at: float) -> int:
-        """Return how many loads were made since *at*, a time of the monotonic clock."""
-        return sum(one.at >= at for one in self.reloads)
+    started: float = 0.0
+    ended: float = 0.0
+    exit_status: int | None = None
+    plugin: str = ""
+    pytest: str = ""
+    python: str = ""
+    settings: tuple[tuple[str, object, str], ...] = ()
 
 
 class Record:
@@ -191,7 +44,10 @@ class Record:
     time, and *prepared* when the first test could begin (0 where that was not, or where tests ran
     meanwhile), all in seconds since the epoch;
     *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
-    the tests whose models were ready, and could not be had any more.
+    the tests whose models were ready, and could not be had any more. *unfinished* are the models
+    whose preparation the end of the run has cut off, *previous* the digests that models had in the
+    last run, by key, where they differ. *ran* and *others* are the tests that ran, which are known
+    only where a report is asked for.
     """
 
     def __init__(self) -> None:
@@ -203,6 +59,13 @@ class Record:
         self.lost: dict[str, list[str]] = {}
         self.server: Outcome | None = None
         self.known: list[Known] = []
+        self.run = RunInfo()
+        self.servers: list[Outcome] = []
+        self.unfinished: list[Outcome] = []
+        self.previous: dict[str, str] = {}
+        self.findings: list[Finding] = []
+        self.ran: list[RanTest] = []
+        self.others: list[OtherTests] = []
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -215,21 +78,11 @@ class Record:
         return [outcome for outcome in self.models.values() if not outcome.ready]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the run as one JSON document: builtins only, times in seconds, sizes in bytes."""
-        server = self.server
-        return {
-            "schema": SCHEMA,
-            "host": server.host if server else "",
-            "version": server.notes[0] if server and server.ready else "",
-            "waited_s": self.waited_s,
-            "waits": self.waits,
-            "lost": self.lost,
-            "known": [one.to_dict() for one in self.known],
-            "models": [
-                {**outcome.to_dict(), "tests": self.tests.get(outcome.key, [])}
-                for outcome in self.models.values()
-            ],
-        }
+        """Return builtins only: times and durations in seconds, sizes in bytes.
+
+        Times are since the epoch. Texts are as they came; who shows them has to escape them.
+        """
+        return _document(self)
 
     def add(self, outcome: Outcome, key: str = "") -> None:
         """Keep *outcome*; a model may come twice: it is pulled, and later loaded.
@@ -237,3 +90,151 @@ class Record:
         *key* tells it apart from those on other servers of the run.
         """
         self.models[key or outcome.key] = outcome
+
+
+def _document(record: Record) -> dict[str, Any]:
+    servers, run = _servers(record), record.run
+    server = servers[0] if servers else None
+    titles = {outcome.key: outcome.title for outcome in record.models.values()}
+    return {
+        "schema": SCHEMA,
+        "plugin_version": run.plugin,
+        "pytest_version": run.pytest,
+        "python_version": run.python,
+        "started": run.started,
+        "ended": run.ended,
+        "exit_status": run.exit_status,
+        "host": server.host if server else "",
+        "version": _version(server),
+        "waited_s": record.waited_s,
+        "prepared": record.prepared,
+        "settings": {
+            name: {"value": value, "source": source} for name, value, source in run.settings
+        },
+        "servers": [_server(one) for one in servers],
+        "models": [
+            *(_model(record, key, one) for key, one in record.models.items() if one.model),
+            *(
+                {**_model(record, one.key, one), "status": "unfinished"}
+                for one in record.unfinished
+            ),
+        ],
+        "tests": [_test(titles, one) for one in record.ran],
+        "workers": _workers(record),
+        "findings": [one._asdict() for one in record.findings],
+        "lost": [{"error": error, "tests": tests} for error, tests in record.lost.items()],
+    }
+
+
+def _servers(record: Record) -> list[Outcome]:
+    shown = [one for one in record.models.values() if not one.model]
+    found = [one for one in (record.server, *record.servers, *shown) if one is not None]
+    return list({one.host: one for one in found}.values())
+
+
+def _server(server: Outcome) -> dict[str, Any]:
+    return {
+        "host": server.host,
+        "version": _version(server),
+        "status": server.status,
+        "error": server.error,
+        "steps": [_step(one) for one in server.aside],
+    }
+
+
+def _version(server: Outcome | None) -> str:
+    return server.notes[0] if server and server.ready and server.notes else ""
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "kind": step.kind,
+        "start": step.start,
+        "seconds": step.seconds,
+        "size": step.size,
+        "failed": False,
+    }
+
+
+def _aside(step: Step) -> dict[str, Any]:
+    # A pull or a load stands there only where it has failed.
+    return {**_step(step), "failed": step.kind in ("pull", "load")}
+
+
+def _reload(reload: Reload) -> dict[str, Any]:
+    return {
+        "kind": "reload",
+        "start": reload.start,
+        "seconds": reload.seconds,
+        "size": 0,
+        "failed": False,
+        "test": reload.test,
+        "by": reload.by,
+    }
+
+
+def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
+    learned = {"num_ctx": outcome.learned} if outcome.learned else {}
+    known = [one for one in record.known if (one.key, one.host) == (outcome.key, outcome.host)]
+    steps = [_step(one) for one in outcome.steps] + [_aside(one) for one in outcome.aside]
+    steps += [_reload(reload) for one in known for reload in one.reloads]
+    return {
+        "key": outcome.key,
+        "model": outcome.model,
+        "title": outcome.title,
+        "host": outcome.host,
+        "status": outcome.status,
+        "by": outcome.by,
+        "error": outcome.error,
+        "brief": outcome.brief,
+        "cause": outcome.cause,
+        "failed_by": outcome.failed_by,
+        "notes": [one for one in outcome.notes if one != f"at {outcome.host}"],
+        "origin": outcome.origin,
+        "digest": outcome.digest,
+        "previous_digest": record.previous.get(key, "") if outcome.digest else "",
+        "pin": outcome.pin,
+        "size": outcome.size,
+        "memory": outcome.memory,
+        "vram": outcome.vram,
+        "capabilities": None if outcome.capabilities is None else list(outcome.capabilities),
+        "context_length": outcome.context_length,
+        "options": {**learned, **dict(outcome.options)},
+        "option_sources": {
+            **dict.fromkeys(learned, "learned in an earlier run"),
+            **{name: outcome.origin or "the mark of a test" for name, _ in outcome.options},
+        },
+        "found_loaded": outcome.found_loaded,
+        "left_out": outcome.left_out,
+        "steps": sorted(steps, key=lambda one: float(one["start"])),
+        "tests": record.tests.get(outcome.key, []),
+    }
+
+
+def _test(titles: dict[str, str], one: RanTest) -> dict[str, Any]:
+    return {
+        "test": one.test,
+        "models": [titles.get(key, key) for key in one.keys],
+        "worker": one.by,
+        "host": one.host,
+        "start": one.start,
+        "seconds": one.seconds,
+        "waited_s": one.waited_s,
+        "cold": [titles.get(key, key) for key in one.cold],
+        "outcome": one.outcome,
+    }
+
+
+def _workers(record: Record) -> list[dict[str, Any]]:
+    """Return for each process that ran tests its server, and its tests that name no model."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(by: str, host: str) -> dict[str, Any]:
+        return found.setdefault(by, {"worker": by, "host": host, "tests": 0, "other_tests": []})
+
+    for test in record.ran:
+        of(test.by, test.host)["tests"] += 1
+    for other in record.others:
+        span = {"start": other.start, "seconds": other.seconds, "number": other.number}
+        of(other.by, other.host)["other_tests"].append(span)
+    return [found[by] for by in sorted(found, key=lambda by: (len(by), by))]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.record import Outcome
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 _PARAMETER = re.compile(rf"(?<!\S)({'|'.join(RUNNER_KEYS)}) +(\S+)")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.warmup.locks import file_name, held
-from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.user_directory import is_private
 
 if TYPE_CHECKING:
@@ -208,6 +208,14 @@ class RunDirectory:
     def requirements(self, worker: str) -> SharedFile:
         """Return the file of what the tests of *worker* require."""
         return SharedFile(self.path / f"requirements-{worker}.json")
+
+    def ran_tests(self, by: str) -> Path:
+        """Return the file of the tests that the process *by* ran."""
+        return self.path / f"tests-{by}.jsonl"
+
+    def all_ran_tests(self) -> list[Path]:
+        """Return those of all processes."""
+        return sorted(self.path.glob("tests-*.jsonl"))
 
     def warned(self, url: str) -> SharedFile:
         """Return the flag that a secret is sent to *url* unencrypted, and that was said."""

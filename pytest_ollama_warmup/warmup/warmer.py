@@ -14,8 +14,8 @@ from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.job import Work, failed
 from pytest_ollama_warmup.warmup.locks import Slots
 from pytest_ollama_warmup.warmup.looks import LookLog
+from pytest_ollama_warmup.warmup.outcome import Outcome, Step
 from pytest_ollama_warmup.warmup.plan import SERVER
-from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.room import Room
 from pytest_ollama_warmup.warmup.turns import Turns
 
@@ -119,6 +119,7 @@ class Warmer:
     def ask_server(self) -> Outcome:
         """Return whether the server answers, waiting as long as it may take."""
         settings, error, brief, version = self.settings, "", "", ""
+        start = clock.time()
         try:
             if settings.problem is not None:
                 error, brief = str(settings.problem), "a bad setting"
@@ -143,6 +144,7 @@ class Warmer:
             brief=brief,
             notes=(version,) if version else (),
             host=settings.host.url,
+            aside=(Step("wait", start, clock.time() - start),),
         )
 
     def wait_until_ready(self) -> str:
@@ -389,4 +391,10 @@ def waiting(settings: Settings, cause: str, waited_s: float, every_s: float) -> 
 
 def _failed_like(server: Outcome, target: Target) -> Outcome:
     spec = target.spec
-    return server._replace(key=target.key, model=spec.name, options=spec.options, pin=spec.digest)
+    return server._replace(
+        key=target.key,
+        model=spec.name,
+        options=spec.options,
+        pin=spec.digest,
+        origin=target.origin,
+    )

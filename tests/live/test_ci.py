@@ -92,6 +92,8 @@ class GitHub:
 
     @staticmethod
     def _due(condition: str, outputs: dict[str, str], *, failed: bool) -> bool:
+        if condition == "always()":
+            return True
         if condition == "failure()":
             return failed
         if found := re.fullmatch(r"steps\.(\S+) != '(.*)'", condition):
@@ -133,8 +135,10 @@ def test_github_pulls_once_even_if_the_tests_fail(
     github = GitHub(machine, caches, f"{name},insecure=true")
 
     steps = github.run(tmp_path / "one", BREAK="1")
-    before, after = ["Start Ollama", "Make the models ready"], ["Test", "Show the server's log"]
-    assert [*before, "Save the models", "Test: 1", after[1]] == steps[-5:], machine.output
+    before = ["Start Ollama", "Make the models ready"]
+    after = ["Save the models", "Test: 1", "Keep the report", "Show the server's log"]
+    assert [*before, *after] == steps[-6:], machine.output
+    assert {"ollama.html", "ollama.json"} <= {path.name for path in machine.folder.iterdir()}
     assert '"/api/ps"' in machine.output, "the log of the server is shown"
     installed = machine.installed.read_text("utf-8").splitlines()
     assert ["curl", "python", "sudo"] == sorted(line.split()[0] for line in installed)
@@ -143,7 +147,7 @@ def test_github_pulls_once_even_if_the_tests_fail(
     asked = len(own_registry.requests)
     machine.output = ""
     steps = github.run(tmp_path / "two")
-    assert [*before, "Test"] == steps[-3:], machine.output
+    assert [*before, "Test", "Keep the report"] == steps[-4:], machine.output
     assert asked == len(own_registry.requests)
     assert "1 passed" in machine.output
     ends(machine, port)
@@ -162,7 +166,8 @@ def test_github_ends_where_a_model_cannot_be_had(
     caches.mkdir()
     github = GitHub(machine, caches, f"{own_registry.name('nobody')},insecure=true")
     steps = github.run(tmp_path / "one")
-    assert ["Make the models ready: 1", "Show the server's log"] == steps[-2:]
+    after = ["Keep the report", "Show the server's log"]
+    assert ["Make the models ready: 1", *after] == steps[-3:]
     assert "file does not exist" in machine.output
 
 
@@ -216,5 +221,7 @@ def test_gitlab_keeps_the_models_of_one_list(
     ends(machine, port)
     kept = [path.parent.name for path in (gitlab.kept / "manifests").rglob("latest")]
     assert ["agent"] == kept
+    for name in gitlab.job["artifacts"]["paths"]:
+        assert (machine.folder / name).exists()
     asked_to_install = machine.installed.read_text("utf-8").splitlines()
     assert 3 * 5 == len(asked_to_install), asked_to_install

@@ -31,9 +31,10 @@ from pytest_ollama_warmup.warmup import pull as pull_module
 from pytest_ollama_warmup.warmup.ensure import ensure_pulled, ensure_warm
 from pytest_ollama_warmup.warmup.job import Event, Say, Work
 from pytest_ollama_warmup.warmup.locks import held
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.preloader import PULLS_SIDE_BY_SIDE, Preloader, Threads
-from pytest_ollama_warmup.warmup.record import Outcome, Record
+from pytest_ollama_warmup.warmup.record import Record
 from pytest_ollama_warmup.warmup.turns import Turns
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 

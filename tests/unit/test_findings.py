@@ -10,7 +10,7 @@ import pytest
 from pytest_ollama_warmup.ollama.responses import ModelInfo
 from pytest_ollama_warmup.report.findings import Run, findings
 from pytest_ollama_warmup.warmup.memory import Memory
-from pytest_ollama_warmup.warmup.record import Known, Outcome, Reload, Step
+from pytest_ollama_warmup.warmup.outcome import Known, Outcome, Reload, Step
 from pytest_ollama_warmup.warmup.usage import Gone, Switch, Usage, Use
 
 if TYPE_CHECKING:

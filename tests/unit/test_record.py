@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from pytest_ollama_warmup.warmup.record import Outcome, Record, Step
+from pytest_ollama_warmup.warmup.outcome import Outcome, Step
+from pytest_ollama_warmup.warmup.record import Record
 
 FULL = Outcome(
     key="k",

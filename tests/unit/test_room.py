@@ -9,8 +9,8 @@ import pytest
 from pytest_ollama_warmup.config.spec import parse_specs
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Target
-from pytest_ollama_warmup.warmup.record import Outcome
 from pytest_ollama_warmup.warmup.room import Room, make_room
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 

@@ -22,7 +22,7 @@ import pytest
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.warmup import locks, user_directory
 from pytest_ollama_warmup.warmup.locks import Beat, held
-from pytest_ollama_warmup.warmup.record import Outcome
+from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory, RunDirectory
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 
@@ -54,7 +54,7 @@ class Processes:
             from pathlib import Path
             from pytest_ollama_warmup.warmup.locks import held
             from pytest_ollama_warmup.warmup.run_directory import HostDirectory
-            from pytest_ollama_warmup.warmup.record import Outcome
+            from pytest_ollama_warmup.warmup.outcome import Outcome
             folder = Path(sys.argv[1])
             def outcome(by): return Outcome(key="k", model="m", status="ready", by=by)
             def say(text): print(text, flush=True)

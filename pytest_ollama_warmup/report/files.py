@@ -1,0 +1,117 @@
+"""Write the record of a run to a file: JSON, Markdown, or a page in HTML."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ollama_warmup.report.headline import headline, subtitle
+from pytest_ollama_warmup.report.markdown import markdown
+from pytest_ollama_warmup.report.models import rows
+from pytest_ollama_warmup.report.timeline import Bar, Timeline, figures, ticks, timeline
+from pytest_ollama_warmup.text import clean, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Document = Mapping[str, Any]
+
+# How many tests a page names of those that waited or met a cold model.
+TESTS = 10
+NAME_LIMIT = 200
+LEGEND = {
+    "wait": "waiting",
+    "pull": "pull",
+    "verify": "verify",
+    "load": "load",
+    "reload": "reload",
+    "tests": "tests with a model",
+    "failed": "failed tests",
+    "others": "other tests",
+}
+
+
+def missing_for(path: Path) -> str:
+    """Say what a report at *path* needs and is not installed; empty where nothing is."""
+    if path.suffix.lower() == ".html" and find_spec("jinja2") is None:
+        return (
+            "an HTML report needs jinja2. Install it with "
+            "pip install 'pytest-ollama-warmup[html]', or write a .md or .json report."
+        )
+    return ""
+
+
+def write(document: Document, path: Path) -> None:
+    """Write the report that the suffix of *path* asks for.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    render = {".json": as_json, ".md": markdown, ".html": page}[path.suffix.lower()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # As one file that is whole: what reads it meanwhile sees the old one.
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(render(document), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_json(document: Document) -> str:
+    """Return the document itself, in ASCII: a terminal shows it as it is."""
+    return json.dumps(document, indent=1) + "\n"
+
+
+def page(document: Document) -> str:
+    """Return a page that holds all it needs, and loads nothing."""
+    from jinja2 import Environment, StrictUndefined
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["clean"] = lambda text, limit=NAME_LIMIT: clean(text, limit)
+    environment.filters["seconds"] = seconds
+    script = (folder / "page.js").read_text("utf-8")
+    lanes = timeline(document)
+    kinds = {bar.kind for lane in lanes.lanes for bar in lane.bars}
+    return environment.from_string((folder / "page.html").read_text("utf-8")).render(
+        document=document,
+        headline=headline(document),
+        subtitle=subtitle(document),
+        figures=figures(document),
+        models=rows(document),
+        lanes=lanes.lanes,
+        place=lambda bar: _place(bar, lanes.seconds),
+        percent=lambda at_s: f"{100 * at_s / lanes.seconds:.2f}" if lanes.seconds else "0",
+        ticks=ticks(lanes.seconds),
+        first_test=_first_test(lanes),
+        legend=[(kind, words) for kind, words in LEGEND.items() if kind in kinds],
+        waited=(waited := _longest(document)),
+        cold=any(one["cold"] for one in waited),
+        style=(folder / "page.css").read_text("utf-8"),
+        script=script,
+        # Only this script runs, whatever is in the texts.
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _place(bar: Bar, total_s: float) -> str:
+    return f"left:{100 * bar.start / total_s:.2f}%;width:{100 * bar.seconds / total_s:.2f}%"
+
+
+def _first_test(lanes: Timeline) -> float | None:
+    # Where tests come first there is nothing to mark.
+    early = lanes.first_test is None or lanes.first_test < 0.02 * lanes.seconds
+    return None if early else lanes.first_test
+
+
+def _longest(document: Document) -> list[dict[str, Any]]:
+    """Return the tests that waited or met a cold model, those that waited longest in front."""
+    found = [one for one in document["tests"] if one["waited_s"] >= 0.05 or one["cold"]]
+    return sorted(found, key=lambda one: -float(one["waited_s"]))[:TESTS]

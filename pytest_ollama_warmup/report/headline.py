@@ -1,0 +1,59 @@
+"""A run in one sentence, and what took part in it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pytest_ollama_warmup.report.timeline import loads_of
+from pytest_ollama_warmup.text import clean, count, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Document = Mapping[str, Any]
+
+
+def headline(document: Document) -> str:
+    """Say how it went, as in ``2 models were ready after 24.1 s, and served 41 tests.``."""
+    models, tests = document["models"], document["tests"]
+    if not models:
+        bad = [one for one in document["servers"] if one["status"] != "ready"]
+        return "Ollama did not answer." if bad else "This run used no model."
+    failed = [one for one in models if one["status"] == "failed"]
+    unfinished = [one for one in models if one["status"] == "unfinished"]
+    if failed:
+        of_all = f"{len(failed)} of {count(len(models), 'model')}"
+        return f"{of_all} could not be made ready."
+    if unfinished:
+        of_all = f"{len(unfinished)} of {count(len(models), 'model')}"
+        return f"The run ended before {of_all} {_was(len(unfinished))} ready."
+    served = f", and served {count(len(tests), 'test')}" if tests else ""
+    what = f"{count(len(models), 'model')} {_was(len(models))}"
+    pulls = [step for one in models for step in one["steps"] if step["kind"] == "pull"]
+    work = [*loads_of(document), *pulls]
+    if not work:
+        return f"{what} ready from the start{served}."
+    begin = min(one["start"] for one in work)
+    took_s = max(one["start"] + one["seconds"] for one in work) - begin
+    return f"{what} ready after {seconds(took_s)}{served}."
+
+
+def subtitle(document: Document) -> str:
+    """Say when, on which servers, and with which versions."""
+    parts = []
+    if document["started"]:
+        when = datetime.fromtimestamp(document["started"], UTC)
+        parts.append(f"{when:%Y-%m-%d %H:%M} UTC")
+    for server in document["servers"][:4]:
+        version = f" {clean(server['version'], 40)}" if server["version"] else ""
+        parts.append(f"Ollama{version} at {clean(server['host'], 200)}")
+    if document["plugin_version"]:
+        parts.append(f"pytest-ollama-warmup {clean(document['plugin_version'], 40)}")
+    if document["exit_status"] is not None:
+        parts.append(f"exit code {document['exit_status']}")
+    return " · ".join(parts)
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"

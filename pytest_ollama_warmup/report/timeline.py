@@ -1,0 +1,253 @@
+"""A run as lanes of bars and a few figures, for all reports that people read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_ollama_warmup.text import clean, count, seconds, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    Document = Mapping[str, Any]
+
+# A bar that is narrower than such a part of the run cannot be told from its neighbour.
+FINEST, COARSEST = 600, 60
+# How many bars a page may have, so that it stays small and is drawn at once.
+BARS = 6000
+# Waits that are shorter are noise.
+WAIT_S = 0.05
+# A request for a model that is loaded is answered sooner.
+LOADED_S = 1.0
+NAME_LIMIT = 120
+# Seconds between two times on the axis.
+TICKS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0),
+    *(60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0),
+)
+_DONE = {
+    "wait": "waited",
+    "show": "looked up",
+    "pull": "pulled",
+    "verify": "verified",
+    "load": "loaded",
+    "reload": "reloaded",
+}
+
+
+class Bar(NamedTuple):
+    """Something that took a while: *start* in seconds since the run began, *words* say it all.
+
+    *kind* is one of wait, show, pull, verify, load, reload, tests, failed, others; *number* counts
+    what was merged into it.
+    """
+
+    kind: str
+    start: float
+    seconds: float
+    words: str = ""
+    number: int = 1
+
+    @property
+    def end(self) -> float:
+        """When it was over."""
+        return self.start + self.seconds
+
+
+class Lane(NamedTuple):
+    """The bars of one model or worker, in the order of time."""
+
+    name: str
+    kind: str
+    bars: list[Bar]
+
+
+class Figure(NamedTuple):
+    """A number with its name, and what explains it."""
+
+    name: str
+    value: str
+    more: str = ""
+
+
+class Timeline(NamedTuple):
+    """The lanes of a run that took *seconds*, whose first test began at *first_test*."""
+
+    lanes: list[Lane]
+    seconds: float
+    first_test: float | None
+
+
+def figures(document: Document) -> list[Figure]:
+    """Return what a run is measured by."""
+    loads, reloads = loads_of(document), _steps(document, "reload")
+    pulls, tests = _steps(document, "pull"), document["tests"]
+    waited = [one for one in tests if one["waited_s"] >= WAIT_S]
+    cold = sum(bool(one["cold"]) for one in tests)
+    total = len(tests) + sum(
+        span["number"] for one in document["workers"] for span in one["other_tests"]
+    )
+    found = [
+        Figure(
+            "Before the first test",
+            seconds(document["waited_s"]),
+            "waiting for the server and the models",
+        ),
+        Figure("Loads", str(len(loads)), _in(loads) if loads else "nothing to load"),
+        Figure(
+            "Pulled",
+            size(sum(one["size"] for one in pulls)),
+            _in(pulls) if pulls else "all models were local",
+        ),
+        Figure(
+            "Tests served",
+            f"{len(tests):,}",
+            f"of {total:,} that ran" if total > len(tests) else "all tests that ran",
+        ),
+        Figure(
+            "Lost to reloads",
+            seconds(_sum(reloads)) if reloads else "0 s",
+            f"{count(len(reloads), 'reload')}, {count(cold, 'test')} met a cold model"
+            if reloads or cold
+            else "no model was loaded twice",
+        ),
+    ]
+    if waited:
+        longest = max(waited, key=lambda one: float(one["waited_s"]))
+        found.append(
+            Figure(
+                "Tests that waited",
+                f"{len(waited):,}",
+                f"longest {seconds(longest['waited_s'])}",
+            )
+        )
+    return found
+
+
+def timeline(document: Document, finest: int = FINEST) -> Timeline:
+    """Return the lanes of a run; what lies closer than a part in *finest* becomes one bar."""
+    lanes = [*_model_lanes(document), *_worker_lanes(document)]
+    every = [bar for lane in lanes for bar in lane.bars]
+    if not every:
+        return Timeline([], 0.0, None)
+    begin = min(bar.start for bar in every)
+    total = max(bar.end for bar in every) - begin
+    parts = min(finest, max(COARSEST, BARS // (2 * len(lanes))))
+    merged = [
+        lane._replace(bars=_merged(lane.bars, begin, total / parts)) for lane in lanes if lane.bars
+    ]
+    starts = [bar.start for lane in merged if lane.kind == "worker" for bar in lane.bars]
+    return Timeline(merged, total, min(starts, default=None))
+
+
+def _model_lanes(document: Document) -> Iterator[Lane]:
+    several = len({one["host"] for one in document["models"]}) > 1
+    for server in document["servers"]:
+        waits = [one for one in server["steps"] if one["seconds"] >= WAIT_S]
+        if waits:
+            words = f"waited {{}} for {clean(server['host'], NAME_LIMIT)}"
+            yield Lane("server", "server", [_bar(one, words) for one in waits])
+    for model in document["models"]:
+        name = clean(model["title"], NAME_LIMIT)
+        if several:
+            name = f"{name} at {clean(model['host'].partition('://')[2], NAME_LIMIT)}"
+        yield Lane(name, "model", [_bar(one, _words(one)) for one in model["steps"]])
+
+
+def _bar(step: Mapping[str, Any], words: str) -> Bar:
+    took = seconds(step["seconds"])
+    return Bar(step["kind"], step["start"], step["seconds"], words.replace("{}", took))
+
+
+def _words(step: Mapping[str, Any]) -> str:
+    before = f" before {clean(step['test'], NAME_LIMIT)}" if step.get("test") else ""
+    of_size = f" {size(step['size'])}" if step["size"] else ""
+    if step["failed"]:
+        return f"{step['kind']} failed after {{}}"
+    what = _DONE[step["kind"]]
+    return f"{what} {{}}{before}" if what == "waited" else f"{what}{of_size} in {{}}{before}"
+
+
+def _worker_lanes(document: Document) -> Iterator[Lane]:
+    by_worker: dict[str, list[Bar]] = {one["worker"]: [] for one in document["workers"]}
+    for test in document["tests"]:
+        bars = by_worker[test["worker"]]
+        name = clean(test["test"], NAME_LIMIT)
+        if (waited_s := test["waited_s"]) >= WAIT_S:
+            words = f"{name} waited {seconds(waited_s)} for its models"
+            bars.append(Bar("wait", test["start"] - waited_s, waited_s, words))
+        took_s = test["seconds"]
+        kind = "tests" if test["outcome"] in ("passed", "skipped") else "failed"
+        words = f"{name} {test['outcome'] or 'did not end'}"
+        if took_s is not None:
+            words += f" in {seconds(took_s)}"
+        bars.append(Bar(kind, test["start"], took_s or 0.0, words))
+    for worker in document["workers"]:
+        for span in worker["other_tests"]:
+            words = f"{count(span['number'], 'test')} without a model, {seconds(span['seconds'])}"
+            bar = Bar("others", span["start"], span["seconds"], words, span["number"])
+            by_worker[worker["worker"]].append(bar)
+    for worker, bars in by_worker.items():
+        yield Lane("tests" if worker == "main" else clean(worker, NAME_LIMIT), "worker", bars)
+
+
+def _merged(bars: Iterable[Bar], begin: float, least_s: float) -> list[Bar]:
+    """Return *bars* from *begin* on; of one kind, small ones that follow each other become one."""
+    by_kind: dict[str, list[Bar]] = {}
+    for bar in sorted(bars, key=lambda bar: bar.start):
+        same = by_kind.setdefault(bar.kind, [])
+        bar = bar._replace(start=bar.start - begin)
+        last = same[-1] if same else None
+        if (
+            last is not None
+            and bar.start - last.end < least_s
+            and bar.seconds < least_s
+            and last.seconds < 4 * least_s
+        ):
+            same[-1] = _both(last, bar)
+        else:
+            same.append(bar)
+    return sorted((bar for same in by_kind.values() for bar in same), key=lambda bar: bar.start)
+
+
+def _both(one: Bar, other: Bar) -> Bar:
+    number, took_s = one.number + other.number, max(one.end, other.end) - one.start
+    what = {
+        "tests": f"{count(number, 'test')} with a model",
+        "failed": f"{count(number, 'test')} failed",
+        "others": f"{count(number, 'test')} without a model",
+        "wait": f"{number} waits",
+    }.get(one.kind, f"{_DONE.get(one.kind, one.kind)} {count(number, 'time')}")
+    return Bar(one.kind, one.start, took_s, f"{what} within {seconds(took_s)}", number)
+
+
+def ticks(total_s: float, at_most: int = 8) -> list[float]:
+    """Return round times, in seconds, for the axis of a chart that is *total_s* long."""
+    if total_s <= 0:
+        return [0.0]
+    step = next((one for one in TICKS if total_s / one <= at_most), TICKS[-1])
+    while total_s / step > at_most:
+        step *= 2
+    return [index * step for index in range(int(total_s / step) + 1)]
+
+
+def loads_of(document: Document) -> list[dict[str, Any]]:
+    """Return the loads before tests; a request for a model that is loaded is none."""
+    return [
+        step
+        for model in document["models"]
+        for step in model["steps"]
+        if step["kind"] == "load" and not (model["found_loaded"] and step["seconds"] < LOADED_S)
+    ]
+
+
+def _in(steps: Sequence[Mapping[str, Any]]) -> str:
+    return f"in {seconds(_sum(steps))}"
+
+
+def _steps(document: Document, kind: str) -> list[dict[str, Any]]:
+    return [step for model in document["models"] for step in model["steps"] if step["kind"] == kind]
+
+
+def _sum(steps: Sequence[Mapping[str, Any]]) -> float:
+    return float(sum(one["seconds"] for one in steps))
