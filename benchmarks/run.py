@@ -171,7 +171,7 @@ def workers(rounds: int) -> Iterator[Row]:
 
     Both controllers block in the same hook, so the difference is the plugin's, and what xdist
     does to hand out the tests is in both. Ready is when, after the last load, the plugin asks for
-    the leases.
+    the keep-alives.
     """
     models = [ScriptedModel(name, load_s=HOLD_S / 2) for name in ("one:1b", "two:1b")]
     spread = ["-p", "xdist", "-n", str(WORKERS), "spread.py"]

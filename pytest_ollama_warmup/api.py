@@ -60,7 +60,7 @@ def preload(
     settings = _read(**locals())
     if text := readable_on_the_way([settings.host], settings.headers.value):
         warnings.warn(text, stacklevel=2)
-    return bring_listed(settings, Screen(lambda line, **colours: None))
+    return preload_listed(settings, Screen(lambda line, **colours: None))
 
 
 def _read(specs: object, **given: object) -> Settings:
@@ -86,7 +86,7 @@ def _listed(texts: Iterable[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def bring_listed(settings: Settings, screen: Screen) -> Record:
+def preload_listed(settings: Settings, screen: Screen) -> Record:
     """Bring the listed models and return what happened, also where some could not be had.
 
     Ctrl-C says what it interrupts, makes the server end that, and goes on as KeyboardInterrupt.

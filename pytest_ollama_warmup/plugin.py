@@ -132,7 +132,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 # suites look for their models in it, and when their modules are imported.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, object]:
-    """Step 1: bring the models listed on the command line or in the environment."""
+    """Step 1: prepare the models listed on the command line or in the environment."""
     if not _is_off(session.config):
         if session.config.hook.pytest_ollama_host.get_hookimpls():
             from pytest_ollama_warmup.session.user_hooks import note_host_hooks
@@ -171,9 +171,9 @@ def pytest_collection_modifyitems(
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Step 2 in a single process: bring what the selected tests need."""
+    """Step 2 in a single process: prepare what the selected tests need."""
     config = session.config
-    # After collection errors pytest runs no test, unless told to.
+    # After collection errors pytest runs no test, unless asked to.
     runs = not session.testsfailed or config.option.continue_on_collection_errors
     if _prepares(config) and not is_distributing(config) and runs:
         wants = _wants_of(session)

@@ -135,10 +135,10 @@ class Api:
         listed: list[Body] = self.get("/api/ps")["models"]
         return listed
 
-    def resident(self) -> list[str]:
+    def loaded_models(self) -> list[str]:
         return [model["name"] for model in self.models()]
 
-    def lease_s(self, name: str) -> float:
+    def keep_alive_s(self, name: str) -> float:
         """Return the rest of a loaded model's lease."""
         (until,) = (one["expires_at"] for one in self.models() if one["name"] == f"{name}:latest")
         return datetime.fromisoformat(until).timestamp() - time.time()
@@ -248,7 +248,7 @@ def test_a_model_has_many_names(api: Api, name: str) -> None:
     assert 200 == api.post("/api/show", model=name).status_code
     assert 200 == api.post("/api/show", name=name).status_code
     assert name == api.ask("generate", model=name)["model"]
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
 
 
 @pytest.mark.parametrize("name", ["a b", "x/y/z/w", "a@sha256:00", "localhost:5000/a", "../a"])
@@ -279,7 +279,7 @@ def test_show_calls_a_model_sound_that_does_not_load(api: Api) -> None:
     for _ in range(2):
         answer = api.post("/api/generate", model="broken")
         assert (500, ["error"]) == (answer.status_code, list(answer.json()))
-    assert [] == api.resident()
+    assert [] == api.loaded_models()
 
 
 def test_tags_and_ps_tell_of_the_same_model(api: Api) -> None:
@@ -350,10 +350,10 @@ def test_a_variant_has_the_weights_of_its_base_and_its_place_in_memory(api: Api)
     assert re.fullmatch(r"num_ctx +1024", shown["parameters"])
     assert "parameters" not in api.ask("show", model="a")
     assert [1, 1, 1] == [loads("a"), loads("a-small"), loads("a")]
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
     # The same options in the requests to both of them, and they share it in peace.
     assert [1, 0, 0] == [loads("a", num_ctx=2048), loads("a-small", num_ctx=2048), loads("b") - 1]
-    assert {"a:latest", "b:latest"} == {*api.resident()}
+    assert {"a:latest", "b:latest"} == {*api.loaded_models()}
     api.delete("a-small").raise_for_status()
 
 
@@ -487,11 +487,11 @@ def test_deleting_one_name_leaves_the_others_and_what_is_loaded(api: Api) -> Non
     assert b"" == api.post("/api/copy", source="a", destination="z").raise_for_status().content
     api.load("z", keep_alive=-1)
     assert 200 == api.delete("Z:latest").status_code
-    assert ["z:latest"] == api.resident()
+    assert ["z:latest"] == api.loaded_models()
     assert 404 == api.post("/api/generate", model="z", keep_alive=0).status_code
     api.load("a")
-    assert ["z:latest"] == api.resident()
-    assert pytest.approx(FOREVER_S, rel=1e-3) == api.lease_s("z")
+    assert ["z:latest"] == api.loaded_models()
+    assert pytest.approx(FOREVER_S, rel=1e-3) == api.keep_alive_s("z")
 
 
 # --- loading and generating
@@ -504,7 +504,7 @@ def test_a_load_is_one_json_object_without_times(api: Api, stream: bool) -> None
     body = answer.json()
     assert body.pop("created_at").endswith("Z")
     assert {"model": "a", "response": "", "done": True, "done_reason": "load"} == body
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
 
 
 def test_a_chat_without_messages_loads(api: Api) -> None:
@@ -512,17 +512,17 @@ def test_a_chat_without_messages_loads(api: Api) -> None:
     body.pop("created_at")
     message = {"role": "assistant", "content": ""}
     assert {"model": "a", "message": message, "done": True, "done_reason": "load"} == body
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
 
 
 def test_a_model_that_loads_is_not_listed_before_it_answers(api: Api) -> None:
     for _ in range(10):
         answer = api.later("/api/generate", model="slow")
         time.sleep(0.05)
-        before = api.resident()
+        before = api.loaded_models()
         under_way = not answer.done()
         assert 200 == answer.result().status_code
-        assert ["slow:latest"] == api.resident()
+        assert ["slow:latest"] == api.loaded_models()
         if under_way:
             assert [] == before
             return
@@ -539,7 +539,7 @@ def test_nothing_is_sent_during_a_load_and_a_client_that_leaves_ends_it(
             connection.recv(1)
     # Longer than what was left of the load.
     time.sleep(0.5)
-    assert [] == api.resident()
+    assert [] == api.loaded_models()
 
 
 def test_requests_for_one_model_share_its_load(api: Api, world: World) -> None:
@@ -594,7 +594,7 @@ def test_a_model_is_not_asked_for_what_it_cannot_do(
 ) -> None:
     answer = api.post(f"/api/{verb}", **body)
     assert (400, {"error": error}) == (answer.status_code, answer.json())
-    assert [] == api.resident()
+    assert [] == api.loaded_models()
 
 
 def test_a_thinking_model_may_think(api: Api) -> None:
@@ -624,7 +624,7 @@ def test_one_model_answers_one_prompt_at_a_time(api: Api, world: World) -> None:
 @pytest.mark.parametrize("name", ["a", "embed"])
 def test_embed_without_input_loads_any_model(api: Api, name: str, asked: Body) -> None:
     assert {"model": name, "embeddings": []} == api.ask("embed", model=name, **asked)
-    assert [f"{name}:latest"] == api.resident()
+    assert [f"{name}:latest"] == api.loaded_models()
 
 
 def test_embed_gives_equal_texts_equal_vectors(api: Api) -> None:
@@ -643,10 +643,10 @@ def test_a_completion_model_does_not_embed(api: Api) -> None:
     answer = api.post("/api/embed", model="a", input="x")
     error = "This server does not support embeddings. Start it with `--embeddings`"
     assert (501, {"error": error}) == (answer.status_code, answer.json())
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
 
 
-# --- leases
+# --- keep-alives
 
 
 @pytest.mark.parametrize(
@@ -694,12 +694,12 @@ def test_a_keep_alive_that_go_cannot_read_is_refused_before_anything_else(
 )
 def test_the_lease_is_what_was_asked(api: Api, seconds: float, keep_alive: object) -> None:
     api.load("a", keep_alive=keep_alive)
-    assert pytest.approx(seconds, abs=100, rel=1e-3) == api.lease_s("a")
+    assert pytest.approx(seconds, abs=100, rel=1e-3) == api.keep_alive_s("a")
 
 
 def test_a_model_leaves_when_its_lease_ends(api: Api) -> None:
     api.load("a", keep_alive=0.3)
-    until(lambda: [] == api.resident())
+    until(lambda: [] == api.loaded_models())
 
 
 @pytest.mark.parametrize("keep_alive", [0, "0", "0s", 0.0], ids=repr)
@@ -709,19 +709,19 @@ def test_a_lease_of_zero_unloads(api: Api, world: World, verb: str, keep_alive: 
     before = world.loads()
     for name in ("a", "b"):
         assert "unload" == api.ask(verb, model=name, keep_alive=keep_alive)["done_reason"]
-    until(lambda: [] == api.resident())
+    until(lambda: [] == api.loaded_models())
     assert before == world.loads()
 
 
 def test_even_an_embedding_model_is_unloaded_by_generate(api: Api) -> None:
     api.ask("embed", model="embed")
     assert "unload" == api.ask("generate", model="embed", keep_alive=0)["done_reason"]
-    until(lambda: [] == api.resident())
+    until(lambda: [] == api.loaded_models())
 
 
 def test_a_load_whose_lease_overflows_leaves_nothing_loaded(api: Api) -> None:
     api.load("a", keep_alive=10_000_000_000)
-    until(lambda: [] == api.resident())
+    until(lambda: [] == api.loaded_models())
 
 
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
@@ -731,7 +731,7 @@ def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
     before = world.loads()
     body = api.ask("generate", model="a", prompt="Hi", keep_alive=keep_alive, stream=False)
     assert "stop" == body["done_reason"]
-    until(lambda: [] == api.resident())
+    until(lambda: [] == api.loaded_models())
     assert 1 == world.loads() - before
 
 
@@ -744,24 +744,24 @@ def test_only_a_request_that_names_a_lease_changes_it(api: Api) -> None:
     api.ask("chat", messages=HELLO, stream=False, **asked)
     api.ask("embed", model="a")
     api.post(CHAT, model="a", messages=HELLO, max_tokens=1).raise_for_status()
-    assert pytest.approx(FOREVER_S, rel=1e-3) == api.lease_s("a")
+    assert pytest.approx(FOREVER_S, rel=1e-3) == api.keep_alive_s("a")
     api.load("a", keep_alive="10m")
     api.load("a")
-    assert pytest.approx(600, abs=100) == api.lease_s("a")
+    assert pytest.approx(600, abs=100) == api.keep_alive_s("a")
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(300, {}), (600, {"keep_alive": "10m"})], ids=str)
 def test_a_reload_loses_the_lease(api: Api, seconds: float, asked: Body) -> None:
     api.load("a", keep_alive=-1)
     api.load("a", options={"num_ctx": 2048}, **asked)
-    assert pytest.approx(seconds, abs=100) == api.lease_s("a")
+    assert pytest.approx(seconds, abs=100) == api.keep_alive_s("a")
 
 
 def test_a_lease_does_not_end_while_the_model_answers(api: Api) -> None:
     with api.busy(keep_alive=0.1):
         time.sleep(0.5)
-        assert ["endless:latest"] == api.resident()
-    until(lambda: [] == api.resident())
+        assert ["endless:latest"] == api.loaded_models()
+    until(lambda: [] == api.loaded_models())
 
 
 # --- options that make the server load again
@@ -771,7 +771,7 @@ def loads_of(api: Api, *bodies: Body) -> int:
     before = api.world.loads()
     for body in bodies:
         api.load("a", **body)
-        assert ["a:latest"] == api.resident()
+        assert ["a:latest"] == api.loaded_models()
     return api.world.loads() - before
 
 
@@ -868,7 +868,7 @@ def test_an_option_of_another_type_is_a_server_error(
 ) -> None:
     answer = api.post(f"/api/{verb}", model="a", options=options)
     assert (500, {"error": error}) == (answer.status_code, answer.json())
-    assert [] == api.resident()
+    assert [] == api.loaded_models()
 
 
 def test_a_reload_waits_for_the_answer_under_way(api: Api, world: World) -> None:
@@ -893,23 +893,23 @@ def test_of_equal_leases_the_first_weights_go_whatever_was_used_last(
         api.load(names[number])
     api.load(names[0])
     api.load(names[3])
-    assert {f"{name}:latest" for name in names[1:]} == set(api.resident())
+    assert {f"{name}:latest" for name in names[1:]} == set(api.loaded_models())
 
 
 def test_the_shortest_lease_goes_first_and_ps_lists_the_longest_first(api: Api) -> None:
     api.load("a", keep_alive=-1)
     api.load("b", keep_alive="1m")
     api.load("c", keep_alive="10m")
-    assert ["a:latest", "c:latest", "b:latest"] == api.resident()
+    assert ["a:latest", "c:latest", "b:latest"] == api.loaded_models()
     api.load("d")
-    assert ["a:latest", "c:latest", "d:latest"] == api.resident()
+    assert ["a:latest", "c:latest", "d:latest"] == api.loaded_models()
 
 
 def test_a_lease_without_end_is_no_protection(api: Api) -> None:
     names = api.by_weights("a", "b", "c", "d")
     for name in names:
         api.load(name, keep_alive=-1)
-    assert {f"{name}:latest" for name in names[1:]} == set(api.resident())
+    assert {f"{name}:latest" for name in names[1:]} == set(api.loaded_models())
 
 
 def test_an_idle_model_goes_before_a_busy_one_with_a_shorter_lease(api: Api) -> None:
@@ -917,8 +917,8 @@ def test_an_idle_model_goes_before_a_busy_one_with_a_shorter_lease(api: Api) -> 
         for name in ("a", "b"):
             api.load(name, keep_alive=-1)
         api.load("c")
-        assert 3 == len(api.resident())
-        assert {"endless:latest", "c:latest"} < set(api.resident())
+        assert 3 == len(api.loaded_models())
+        assert {"endless:latest", "c:latest"} < set(api.loaded_models())
 
 
 def test_a_copy_is_another_name_for_the_same_runner(api: Api, world: World) -> None:
@@ -926,7 +926,7 @@ def test_a_copy_is_another_name_for_the_same_runner(api: Api, world: World) -> N
     before = world.loads()
     api.load("n/z:1")
     api.load("a")
-    assert (["n/z:1"], 1) == (api.resident(), world.loads() - before)
+    assert (["n/z:1"], 1) == (api.loaded_models(), world.loads() - before)
     assert 200 == api.delete("n/z:1").status_code
 
 
@@ -951,7 +951,7 @@ def test_v1_chats(api: Api) -> None:
         usage["completion_tokens"],
         usage["prompt_tokens"] + 3,
     )
-    assert ["a:latest"] == api.resident()
+    assert ["a:latest"] == api.loaded_models()
 
 
 @pytest.mark.parametrize("asked", [{}, {"stream_options": {"include_usage": True}}], ids=str)
@@ -1030,7 +1030,7 @@ def test_v1_has_the_servers_options_and_ignores_others(api: Api, world: World) -
     assert 200 == answer.status_code
     assert [4096] == [model["context_length"] for model in api.models()]
     assert 2 == world.loads() - before
-    assert pytest.approx(300, abs=100) == api.lease_s("a")
+    assert pytest.approx(300, abs=100) == api.keep_alive_s("a")
 
 
 # --- what dies
@@ -1044,7 +1044,7 @@ def test_a_runner_that_dies_ends_the_answer_and_stays_listed(api: Api, world: Wo
     world.kill_runner("endless")
     ended = answer.result()
     assert (500, {"error": RUNNER_DIED}) == (ended.status_code, ended.json())
-    assert (["endless:latest"], before) == (api.resident(), world.loads())
+    assert (["endless:latest"], before) == (api.loaded_models(), world.loads())
     api.load("endless")
     assert 1 == world.loads() - before
 
@@ -1057,7 +1057,7 @@ def test_a_runner_that_dies_ends_the_stream_and_stays_listed(api: Api, world: Wo
         world.kill_runner("endless")
         *_, last = parts
     assert {"error": RUNNER_DIED} == last
-    assert (["endless:latest"], before) == (api.resident(), world.loads())
+    assert (["endless:latest"], before) == (api.loaded_models(), world.loads())
     api.load("endless")
     assert 1 == world.loads() - before
 
@@ -1090,16 +1090,16 @@ def test_the_request_after_a_runner_died_loads_anew(api: Api, world: World) -> N
     before = world.loads()
     world.kill_runner("embed")
     time.sleep(0.1)
-    assert ["embed:latest"] == api.resident()
+    assert ["embed:latest"] == api.loaded_models()
     assert 1 == len(api.ask("embed", model="embed", input="x")["embeddings"])
-    assert (1, ["embed:latest"]) == (world.loads() - before, api.resident())
+    assert (1, ["embed:latest"]) == (world.loads() - before, api.loaded_models())
 
 
 def test_a_server_that_was_killed_comes_back_cold_with_its_models(api: Api, world: World) -> None:
     api.load("a", keep_alive=-1)
     world.kill()
     world.restart()
-    assert [] == api.resident()
+    assert [] == api.loaded_models()
     api.load("a")
 
 
@@ -1108,7 +1108,7 @@ def test_a_server_that_was_killed_comes_back_cold_with_its_models(api: Api, worl
 
 def unload(api: Api, name: str) -> None:
     api.ask("generate", model=name, keep_alive=0)
-    until(lambda: f"{name}:latest" not in api.resident())
+    until(lambda: f"{name}:latest" not in api.loaded_models())
 
 
 @contextmanager

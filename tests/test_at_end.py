@@ -17,8 +17,8 @@ THERE = replace(LLAMA, present=True)
 UNLOAD = "--ollama-unload"
 
 
-def resident(suite: Suite) -> list[str]:
-    return [one.model.name for one in suite.ollama.scheduler.resident()]
+def loaded_models(suite: Suite) -> list[str]:
+    return [one.model.name for one in suite.ollama.scheduler.runners_in_memory()]
 
 
 @WORKERS
@@ -29,7 +29,7 @@ def test_what_the_run_has_loaded_is_unloaded_where_that_is_asked_for(
     suite.ollama.add(THERE)
     suite.write(ONE_TEST)
     assert {"passed": 1} == suite.run(UNLOAD, *args, *workers).counts
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)
     assert 1 == len(suite.ollama.loads)
 
 
@@ -37,7 +37,7 @@ def test_otherwise_it_stays_for_the_next_run(suite: Suite) -> None:
     suite.ollama.add(THERE)
     suite.write(ONE_TEST)
     suite.run()
-    assert ["llama3.2:1b"] == resident(suite)
+    assert ["llama3.2:1b"] == loaded_models(suite)
 
 
 @WORKERS
@@ -46,7 +46,7 @@ def test_what_was_found_loaded_stays(suite: Suite, workers: list[str]) -> None:
     suite.write(ONE_TEST)
     suite.run()
     suite.run(UNLOAD, *workers)
-    assert ["llama3.2:1b"] == resident(suite)
+    assert ["llama3.2:1b"] == loaded_models(suite)
 
 
 @WORKERS
@@ -56,7 +56,7 @@ def test_a_model_that_a_test_has_brought_at_run_time_is_unloaded_too(
     suite.ollama.add(THERE)
     suite.write({"test_it.py": "def test_it(ollama_models): ollama_models['llama3.2:1b']\n"})
     assert {"passed": 1} == suite.run(UNLOAD, *workers).counts
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)
 
 
 @WORKERS
@@ -66,7 +66,7 @@ def test_it_is_unloaded_after_a_failure_that_stops_the_run(
     suite.ollama.add(THERE)
     suite.write({"test_it.py": "def test_it(ollama_model): assert False\n"})
     suite.run(UNLOAD, "-x", "--ollama-preload=llama3.2:1b", *workers)
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)
 
 
 @WORKERS
@@ -90,7 +90,7 @@ def test_it_is_unloaded_after_ctrl_c(suite: Suite, workers: list[str]) -> None:
     process.send_signal(signal.SIGINT)
     code, _ = end(process)
     assert 2 == code
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)
 
 
 def test_a_server_that_is_gone_by_then_is_no_error(suite: Suite) -> None:
@@ -158,9 +158,9 @@ def test_what_another_run_uses_stays_and_the_last_one_unloads_it(
     first = Beside(suite, UNLOAD, f"--ollama-host={host}", *workers)
     second = suite.run(UNLOAD, *workers, "test_chat.py")
     # It was found loaded.
-    assert ({"passed": 1}, ["llama3.2:1b"]) == (second.counts, resident(suite))
+    assert ({"passed": 1}, ["llama3.2:1b"]) == (second.counts, loaded_models(suite))
     assert "1 passed" in first.end()
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)
 
 
 @WORKERS
@@ -172,9 +172,9 @@ def test_the_run_that_has_loaded_it_leaves_it_to_the_one_that_goes_on(
     run = suite.run(UNLOAD, *workers, "test_chat.py")
     assert {"passed": 1} == run.counts
     assert "llama3.2:1b stays loaded: another run uses it, and unloads it" in run.out
-    assert ["llama3.2:1b"] == resident(suite)
+    assert ["llama3.2:1b"] == loaded_models(suite)
     (suite.pytester.path / "beside" / "go").touch()
-    until(lambda: not resident(suite))
+    until(lambda: not loaded_models(suite))
 
 
 # Begins when the model is loaded, and goes on when this run is over.
@@ -211,4 +211,4 @@ def test_a_run_that_was_killed_keeps_nothing(suite: Suite) -> None:
     beside.process.communicate(timeout=60)
     run = suite.run(UNLOAD, "test_chat.py")
     assert "stays loaded" not in run.out
-    assert [] == resident(suite)
+    assert [] == loaded_models(suite)

@@ -212,7 +212,7 @@ def test_another_model_can_be_named(runs: list[list[str]]) -> None:
 def test_it_is_cold_before_what_is_called_cold(ollama: Emulator, client: Client) -> None:
     client.load("qwen3:0.6b", "generate", prompt="", options={}, limit_s=9)
     assert 0 == main(["demo"])
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
     assert 3 == sum(call.body.get("keep_alive") == 0 for call in ollama.calls("generate"))
 
 
@@ -241,7 +241,7 @@ def test_on_another_machine_a_model_in_use_is_left_alone(
     client.load("qwen3:0.6b", "generate", prompt="", options={}, limit_s=9)
     assert 0 == main(["demo"])
     assert "llama3.1:70b" in runs[1]
-    assert ["qwen3:0.6b"] == [one.name for one in client.resident()]
+    assert ["qwen3:0.6b"] == [one.name for one in client.loaded_models()]
 
 
 def test_one_that_stays_in_use_ends_it(

@@ -125,8 +125,8 @@ def test_another_version_than_the_pinned_one_is_missing(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(client, "mistral")
-    (resident,) = client.resident()
-    assert 0 == main(["status", f"mistral@sha256:{resident.digest[:12]}"])
+    (loaded_models,) = client.loaded_models()
+    assert 0 == main(["status", f"mistral@sha256:{loaded_models.digest[:12]}"])
     assert 1 == main(["status", "mistral@sha256:0a109f42"])
     out = capsys.readouterr().out
     assert "✗ mistral:latest   4.1 GB   4096      another version is loaded\n" in out
@@ -136,8 +136,8 @@ def test_another_name_of_a_loaded_model_is_loaded(
     ollama: Emulator, client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load(client, "mistral")
-    (resident,) = client.resident()
-    ollama.add(ScriptedModel("chat:a", present=True, digest=resident.digest))
+    (loaded_models,) = client.loaded_models()
+    ollama.add(ScriptedModel("chat:a", present=True, digest=loaded_models.digest))
     assert 0 == main(["status", "chat:a"])
     *_, row = capsys.readouterr().out.splitlines()
     assert row.startswith("✓ chat:a   4.1 GB   4096      9 minutes")
@@ -169,7 +169,7 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
         "wanted_context": 8192,
         "context_length": 512,
         "size": 4_100_000_000,
-        "digest": client.stored()[1].digest,
+        "digest": client.local_models()[1].digest,
         "missing": False,
     } == mistral
     assert ("not pulled", True, None) == (gone["state"], gone["missing"], gone["keep_alive_s"])
@@ -287,11 +287,11 @@ def test_no_server_is_a_document_too(ollama: Emulator, capsys: pytest.CaptureFix
 def test_an_answer_that_is_an_error_says_whose_it_is(
     ollama: Emulator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def resident(client: Client) -> None:
+    def loaded_models(client: Client) -> None:
         ollama.answer_all_with(500, "application/json", '{"error": "no such runner"}')
-        client.stored()
+        client.local_models()
 
-    monkeypatch.setattr(Client, "resident", resident)
+    monkeypatch.setattr(Client, "loaded_models", loaded_models)
     assert 1 == main(["status"])
     assert (
         f"ollama: {ollama.url} (from OLLAMA_HOST) answers with an error: "
@@ -337,7 +337,7 @@ def test_what_is_named_is_unloaded_and_nothing_else(
         "✓ idle:a           was not loaded",
         "✓ far:a            runs in the cloud",
     ] == run.lines
-    assert [NAME] == [one.name for one in client.resident()]
+    assert [NAME] == [one.name for one in client.loaded_models()]
 
 
 def test_a_model_that_nobody_knows_is_an_error_and_the_others_are_unloaded(
@@ -351,7 +351,7 @@ def test_a_model_that_nobody_knows_is_an_error_and_the_others_are_unloaded(
         "✗ lama3.2:1b       neither loaded nor local; did you mean llama3.2:1b?",
         "✗ nope:latest      neither loaded nor local",
     ] == rows
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
     assert 1 == main(["unload", "--json", "lama3.2:1b"])
     assert [
         {
@@ -367,9 +367,9 @@ def test_a_loaded_model_that_is_no_longer_local_is_unloaded(
     ollama: Emulator, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(client, "mistral")
-    monkeypatch.setattr(Client, "stored", lambda self: [])
+    monkeypatch.setattr(Client, "local_models", lambda self: [])
     assert 0 == main(["unload", "mistral"])
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
 
 
 def test_all_is_all(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +377,7 @@ def test_all_is_all(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     load(client, "mistral")
     assert 0 == main(["unload", "--all"])
     assert 2 == capsys.readouterr().out.count("unloaded")
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
     assert 0 == main(["unload", "--all"])
     assert "ollama: no model is loaded" in capsys.readouterr().out
 
@@ -388,20 +388,20 @@ def test_all_is_not_what_the_environment_lists(
     load(client, "mistral")
     monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", NAME)
     assert 0 == main(["unload"])
-    assert ["mistral:latest"] == [one.name for one in client.resident()]
+    assert ["mistral:latest"] == [one.name for one in client.loaded_models()]
     capsys.readouterr()
     assert 0 == main(["unload", "--all"])
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
     said = f"ollama: {client.host.url} (from OLLAMA_HOST)\n✓ mistral:latest   unloaded"
     assert capsys.readouterr().out.startswith(said)
 
 
 def test_another_name_unloads_too(ollama: Emulator, client: Client) -> None:
     load(client, "mistral")
-    (resident,) = client.resident()
-    ollama.add(ScriptedModel("chat:a", present=True, digest=resident.digest))
+    (loaded_models,) = client.loaded_models()
+    ollama.add(ScriptedModel("chat:a", present=True, digest=loaded_models.digest))
     assert 0 == main(["unload", "chat:a"])
-    assert [] == client.resident()
+    assert [] == client.loaded_models()
 
 
 def test_unloads_as_json(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,7 +429,7 @@ def at_work(ollama: Emulator, client: Client) -> Iterator[None]:
     until(lambda: 2 == len(ollama.calls("generate")))
     yield
     asking.join()
-    until(lambda: not client.resident())
+    until(lambda: not client.loaded_models())
 
 
 @pytest.mark.usefixtures("at_work")

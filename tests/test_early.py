@@ -61,9 +61,9 @@ def sent_early(ollama: Emulator) -> list[str]:
     return found
 
 
-def resident(ollama: Emulator) -> list[str]:
+def loaded_models(ollama: Emulator) -> list[str]:
     with closing(Client(parse_host(ollama.url, "test"))) as client:
-        return [one.name for one in client.resident()]
+        return [one.name for one in client.loaded_models()]
 
 
 ASKED = ["GET /api/ps", "POST /api/generate"]
@@ -162,7 +162,7 @@ def test_an_embedding_model_is_loaded_as_the_last_run_did_it(there: Suite) -> No
 def test_what_it_has_loaded_is_unloaded_at_the_end(there: Suite) -> None:
     there.write({"conftest.py": WAITS_FOR_THE_LOAD})
     there.run(LIST, "--ollama-unload")
-    assert (ASKED, []) == (sent_early(there.ollama), resident(there.ollama))
+    assert (ASKED, []) == (sent_early(there.ollama), loaded_models(there.ollama))
 
 
 QUIET: dict[str, tuple[list[str], dict[str, str]]] = {

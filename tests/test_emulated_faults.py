@@ -285,7 +285,7 @@ def test_a_restart_loses_what_is_loaded_and_keeps_what_is_pulled() -> None:
     with serving(A) as api:
         api.load("a")
         api.emulator.restart()
-        assert [] == api.resident()
+        assert [] == api.loaded_models()
         assert 200 == api.post("show", model="a").status_code
 
 

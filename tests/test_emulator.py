@@ -76,11 +76,11 @@ class Api:
         with self.http.stream("POST", f"/api/{verb}", json=body) as response:
             yield (json.loads(line) for line in response.iter_lines())
 
-    def resident(self) -> list[str]:
+    def loaded_models(self) -> list[str]:
         return [model["name"] for model in self.get("/api/ps")["models"]]
 
-    def lease_s(self, name: str = "a:latest") -> float:
-        """The rest of a resident model's lease."""
+    def keep_alive_s(self, name: str = "a:latest") -> float:
+        """The rest of a loaded_models model's lease."""
         (model,) = (one for one in self.get("/api/ps")["models"] if one["name"] == name)
         return datetime.fromisoformat(model["expires_at"]).timestamp() - time.time()
 
@@ -286,7 +286,7 @@ def test_a_model_that_cannot_be_used_is_not_loaded(
     with serving(replace(A, **model)) as api:
         response = api.post(verb, model="a")
         assert (status, {"error": error}) == (response.status_code, response.json())
-        assert ([], []) == (api.resident(), api.loaded())
+        assert ([], []) == (api.loaded_models(), api.loaded())
 
 
 def test_show_calls_a_damaged_model_sound() -> None:
@@ -305,7 +305,7 @@ def test_a_busy_server_turns_loads_away_but_not_those_whose_model_is_hot() -> No
         assert 503 == api.post("generate", model="a", options={"num_ctx": 8192}).status_code
 
 
-# --- leases
+# --- keep-alives
 
 
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
@@ -317,30 +317,30 @@ def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
         body = {"model": "a", "prompt": "Hi", "keep_alive": keep_alive, "stream": stream}
         assert 200 == api.post("generate", **body).status_code
         assert ["a:latest"] == api.loaded()
-        assert [] == api.resident()
+        assert [] == api.loaded_models()
 
 
 def test_a_lease_that_overflows_does_not_stop_a_load_only_request() -> None:
     with serving(A) as api:
         api.load("a", keep_alive=10_000_000_000)
-        assert [] == api.resident()
+        assert [] == api.loaded_models()
 
 
 def test_a_request_that_names_no_lease_keeps_the_one_before() -> None:
     with serving(A, keep_alive_s=1000) as api:
         api.load("a")
-        assert pytest.approx(1000, abs=100) == api.lease_s()
+        assert pytest.approx(1000, abs=100) == api.keep_alive_s()
         api.load("a", keep_alive="1h")
         api.load("a")
         api.load("a", keep_alive=None)
-        assert pytest.approx(3600, abs=100) == api.lease_s()
+        assert pytest.approx(3600, abs=100) == api.keep_alive_s()
 
 
 def test_the_lease_of_a_busy_model_begins_anew_all_the_time() -> None:
     body = {"model": "a", "prompt": "Hi", "keep_alive": 1000}
     with serving(replace(A, eval_s=LONG_S)) as api, hanging(api, "generate", body) as busy:
         assert b"200 OK" in busy.recv(100)
-        assert pytest.approx(1000, abs=100) == api.lease_s()
+        assert pytest.approx(1000, abs=100) == api.keep_alive_s()
 
 
 # --- options
@@ -377,10 +377,10 @@ def test_a_model_that_loads_is_not_resident_before_it_answers() -> None:
     with serving(replace(A, load_s=LONG_S)) as api:
         answer = api.later("generate", model="a")
         wait_for(lambda: "a:latest" == api.emulator.loading)
-        assert ([], []) == (api.resident(), api.loaded())
+        assert ([], []) == (api.loaded_models(), api.loaded())
         api.emulator.add(A)
         assert 200 == answer.result().status_code
-        assert (["a:latest"], None) == (api.resident(), api.emulator.loading)
+        assert (["a:latest"], None) == (api.loaded_models(), api.emulator.loading)
 
 
 def test_a_load_takes_its_time() -> None:
@@ -405,7 +405,7 @@ def test_a_client_that_leaves_ends_the_load(verb: str, capsys: pytest.CaptureFix
         with hanging(api, verb, {"model": "a"}):
             wait_for(lambda: "a:latest" == api.emulator.loading)
         wait_for(lambda: api.emulator.loading is None)
-        assert ([], []) == (api.resident(), api.loaded())
+        assert ([], []) == (api.loaded_models(), api.loaded())
         api.emulator.add(A)
         api.load("a")
     assert "" == capsys.readouterr().err
@@ -430,7 +430,7 @@ def test_unloading_does_not_touch_a_load_under_way() -> None:
         assert "unload" == api.ask("generate", model="a", keep_alive=0)["done_reason"]
         api.emulator.add(A)
         assert 200 == answer.result().status_code
-        assert ["a:latest"] == api.resident()
+        assert ["a:latest"] == api.loaded_models()
 
 
 # --- eviction
@@ -442,10 +442,10 @@ def test_a_load_waits_for_a_busy_model_when_there_is_no_idle_one() -> None:
             assert b"200 OK" in busy.recv(100)
             answer = api.later("generate", model="b")
             wait_for(lambda: 2 == len(api.emulator.calls("generate")))
-            assert ["a:latest"] == api.resident()
+            assert ["a:latest"] == api.loaded_models()
             assert not answer.done()
         assert 200 == answer.result().status_code
-        assert ["b:latest"] == api.resident()
+        assert ["b:latest"] == api.loaded_models()
 
 
 def test_two_models_of_the_same_weights_share_a_runner_under_the_first_digest() -> None:
@@ -498,7 +498,7 @@ def test_a_model_can_be_evicted_from_outside() -> None:
         api.load("a")
         api.load("b")
         api.emulator.unload("A")
-        assert ["b:latest"] == api.resident()
+        assert ["b:latest"] == api.loaded_models()
 
 
 def test_another_service_can_answer_in_its_place_and_leave_again() -> None:
@@ -526,7 +526,7 @@ def test_a_server_that_goes_away_comes_back_cold_on_the_same_port() -> None:
                 httpx.get(url, trust_env=False)
         api.emulator.start()
         assert url == api.emulator.url
-        assert [] == api.resident()
+        assert [] == api.loaded_models()
         assert 200 == api.post("show", model="far").status_code
         api.load("a")
 

@@ -28,7 +28,7 @@ def needs(name):
 @pytest.mark.parametrize("name", [needs(name) for name in "abcd"])
 @pytest.mark.parametrize("n", range(6))
 def test_it(n, name):
-    assert name in resident()
+    assert name in loaded_models()
     ask(name)
 """
 
@@ -71,7 +71,7 @@ def test_each_model_is_loaded_once(suite: Suite, workers: list[str], listed: lis
 
 @WORKERS
 def test_without_it_they_are_loaded_again_and_again(suite: Suite, workers: list[str]) -> None:
-    suite.write({"test_it.py": IN_TURN.replace("assert name in resident()", "pass")})
+    suite.write({"test_it.py": IN_TURN.replace("assert name in loaded_models()", "pass")})
     suite.run(*workers)
     assert len(loads(suite)) > 4
 
@@ -224,7 +224,7 @@ def test_it(n, name):
     if (n, name) in [(2, "b:1"), (4, "")]:
         os._exit(7)
     if name:
-        assert name in resident()
+        assert name in loaded_models()
         ask(name)
 """
 
@@ -304,7 +304,7 @@ def test_tests_that_name_no_model_need_what_is_listed(suite: Suite, workers: lis
 
             @pytest.mark.parametrize("n", range(4))
             @pytest.mark.requires_model("a:1")
-            def test_one(n): assert "a:1" in resident()
+            def test_one(n): assert "a:1" in loaded_models()
             """
         }
     )
@@ -321,7 +321,7 @@ def needs(*names):
     return pytest.mark.requires_model(*(f"{name}:1" for name in names))
 
 def warm(*names):
-    assert {f"{name}:1" for name in names} <= set(resident())
+    assert {f"{name}:1" for name in names} <= set(loaded_models())
     for name in names: ask(f"{name}:1")
 
 @needs("a")

@@ -35,7 +35,7 @@ TOOLS = """
     def unload(model):
         post("/api/generate", model=model, keep_alive=0)
 
-    def resident():
+    def loaded_models():
         with urllib.request.urlopen(os.environ["OLLAMA_HOST"] + "/api/ps", timeout=60) as answer:
             return {one["name"]: one["context_length"] for one in json.load(answer)["models"]}
 """
@@ -75,10 +75,10 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
 
         def test_others():
             for name in "bcd": ask(f"{name}:1")
-            assert "a:1" not in resident()
+            assert "a:1" not in loaded_models()
 
         @A
-        def test_second(): assert "a:1" in resident()
+        def test_second(): assert "a:1" in loaded_models()
         """,
     )
     # No longer than the server's own, so that all have the same.
@@ -112,7 +112,7 @@ def test_somebody_elses_model_that_comes_while_a_test_unloads_ours_has_not_evict
             ask("d:1")
 
         @A
-        def test_after_it(): assert "a:1" in resident()
+        def test_after_it(): assert "a:1" in loaded_models()
         """,
     )
     # So that they are not seen together.
@@ -173,10 +173,10 @@ def test_a_lease_that_ran_out_is_told_as_such(suite: Suite) -> None:
         def test_slow(): time.sleep(3.6)
 
         @A
-        def test_second(): assert "a:1" in resident()
+        def test_second(): assert "a:1" in loaded_models()
         """,
     )
-    suite.ollama.scheduler._lease_s = 3.0
+    suite.ollama.scheduler._keep_alive_s = 3.0
     run = suite.run("--ollama-keep-alive=3")
     assert {"passed": 3} == run.counts
     assert (
@@ -197,7 +197,7 @@ def test_a_runner_that_is_shared_under_another_name_is_not_cold(suite: Suite) ->
 
         @A
         @pytest.mark.parametrize("n", range(10))
-        def test_it(n): assert ["twin:1"] == list(resident()) or ["a:1"] == list(resident())
+        def test_it(n): assert ["twin:1"] == list(loaded_models()) or ["a:1"] == list(loaded_models())
         """,
     )
     run = suite.run()
@@ -245,7 +245,7 @@ def test_what_is_gone_comes_back_with_the_context_of_the_tests(
         def test_unloads(): unload("a:1")
 
         @A
-        def test_same_context(): assert 8192 == resident()["a:1"]
+        def test_same_context(): assert 8192 == loaded_models()["a:1"]
         """,
     )
     suite.ollama.add(replace(LLAMA, present=True))
@@ -393,7 +393,7 @@ def numbers_of_loads(suite: Suite, *args: str) -> tuple[int, int]:
     for more in (("--ollama-off",), args):
         for path in suite.pytester.path.glob("step-*"):
             path.unlink()
-        for runner in suite.ollama.scheduler.resident():
+        for runner in suite.ollama.scheduler.runners_in_memory():
             suite.ollama.unload(runner.model.name)
         suite.ollama.forget()
         run = suite.run("-p", "no:randomly", *more, *(["-n2"] if "-n2" in args else []))
@@ -535,7 +535,7 @@ def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
 
         @A
         def test_after_an_eviction():
-            assert "a:1" in resident()
+            assert "a:1" in loaded_models()
             ask("a:1")
 
         @A
@@ -544,13 +544,13 @@ def test_a_run_in_which_much_happens_reads_well(suite: Suite) -> None:
             while not pathlib.Path("went").exists(): time.sleep(0.01)
 
         @A
-        def test_after_a_restart(): assert "a:1" in resident()
+        def test_after_a_restart(): assert "a:1" in loaded_models()
 
         @A
         def test_with_another_context(): ask("a:1", num_ctx=8192)
 
         @A
-        def test_last(): assert 8192 == resident()["a:1"]
+        def test_last(): assert 8192 == loaded_models()["a:1"]
         """,
     )
     process = suite.start("-s", "-v", "--ollama-keep-alive=60")
@@ -589,7 +589,7 @@ def test_doctests_that_need_no_model_are_left_alone_between_those_that_do(suite:
             return 2 * x
 
         @A
-        def test_it(): assert "a:1" in resident()
+        def test_it(): assert "a:1" in loaded_models()
         """,
     )
     assert {"passed": 2} == suite.run("--doctest-modules", "test_it.py").counts
@@ -607,8 +607,8 @@ def test_doctests_of_a_file_that_is_marked_are_guarded(suite: Suite) -> None:
                     if "doc" in item.name:
                         item.add_marker(pytest.mark.requires_model("a:1"))
             """,
-            "doc1.txt": '>>> from tools import *\n>>> "a:1" in resident()\nTrue\n>>> unload("a:1")\n',
-            "doc2.txt": '>>> from tools import *\n>>> "a:1" in resident()\nTrue\n',
+            "doc1.txt": '>>> from tools import *\n>>> "a:1" in loaded_models()\nTrue\n>>> unload("a:1")\n',
+            "doc2.txt": '>>> from tools import *\n>>> "a:1" in loaded_models()\nTrue\n',
         }
     )
     run = suite.run("--doctest-glob=doc*.txt")
@@ -682,7 +682,7 @@ def test_a_model_that_is_missing_while_another_test_uses_it_is_left_to_that(
                 time.sleep(3)
                 looked.touch()
             while not looked.exists(): time.sleep(0.05)
-            assert "a:1" not in resident()
+            assert "a:1" not in loaded_models()
         """.replace("FIRST", first)
     write(suite, tests)
     run = suite.run("-n2", "-p", "timeout", "--timeout=30")
@@ -722,7 +722,7 @@ def test_bringing_back_is_no_part_of_a_tests_time(suite: Suite, method: str) -> 
         def test_first(): unload("a:1")
 
         @A
-        def test_second(): assert "a:1" in resident()
+        def test_second(): assert "a:1" in loaded_models()
         """,
     )
     timeout = ["-p", "timeout", "--timeout=1", f"--timeout-method={method}"]
@@ -739,7 +739,7 @@ def test_a_second_attempt_is_guarded_too(suite: Suite) -> None:
 
         @A
         def test_flaky():
-            tries.append("a:1" in resident())
+            tries.append("a:1" in loaded_models())
             if len(tries) == 1:
                 unload("a:1")
                 raise AssertionError("once")
@@ -769,12 +769,12 @@ def test_beside_other_plugins(suite: Suite, plugin: list[str]) -> None:
         @A
         class TestOld(unittest.TestCase):
             def test_it(self):
-                self.assertIn("a:1", resident())
+                self.assertIn("a:1", loaded_models())
                 unload("a:1")
 
         @A
         @pytest.mark.parametrize("n", range(2))
-        def test_it(n): assert "a:1" in resident()
+        def test_it(n): assert "a:1" in loaded_models()
         """,
     )
     run = suite.run(*plugin)
@@ -871,7 +871,7 @@ WAITS = """
                 print("GO", flush=True)
                 while not pathlib.Path("went").exists(): time.sleep(0.01)
             elif n > 1:
-                assert "a:1" in resident()
+                assert "a:1" in loaded_models()
         """
 
 

@@ -12,7 +12,7 @@ from pytest_ollama_warmup.errors import ServerError
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.logs import tolerating
-from pytest_ollama_warmup.ollama.plain import resident
+from pytest_ollama_warmup.ollama.plain import loaded_models
 from tests.conftest import LLAMA, ONE_TEST
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def test_a_pull_that_is_left_is_dropped(client: Client, log: pytest.LogCaptureFi
 def test_a_request_without_an_answer_says_why(nobody: str, log: pytest.LogCaptureFixture) -> None:
     client = Client(parse_host(nobody, "test"))
     with pytest.raises(ServerError):
-        client.resident()
+        client.loaded_models()
     client.close()
     assert "GET http://127.0.0.1/api/ps: no Ollama: connection refused after T" == lines(log)[-1]
 
@@ -134,7 +134,7 @@ def test_a_request_without_an_answer_says_why(nobody: str, log: pytest.LogCaptur
 def test_a_look_without_httpx_is_logged_too(
     ollama: Emulator, log: pytest.LogCaptureFixture
 ) -> None:
-    assert [] == resident(parse_host(ollama.url, "test"), "")
+    assert [] == loaded_models(parse_host(ollama.url, "test"), "")
     assert [
         "GET http://127.0.0.1/api/ps",
         "GET http://127.0.0.1/api/ps: HTTP 200 after T",

@@ -31,7 +31,7 @@ def note(what):
 
 @pytest.mark.requires_model("llama3.2:1b")
 def test_chat():
-    assert "llama3.2:1b" in resident()
+    assert "llama3.2:1b" in loaded_models()
     note("chat")
 
 @pytest.mark.parametrize("n", range(4))
@@ -242,7 +242,7 @@ def test_in_a_suite_that_says_nothing_any_test_may_need_the_model(
     suite: Suite, workers: list[str]
 ) -> None:
     unmarked = MIXED.replace('@pytest.mark.requires_model("llama3.2:1b")', "")
-    warm = 'assert "llama3.2:1b" in resident()\n    note("other")'
+    warm = 'assert "llama3.2:1b" in loaded_models()\n    note("other")'
     suite.write({"test_it.py": unmarked.replace('note("other")', warm)})
     run = suite.run(OVERLAP, "--ollama-preload=llama3.2:1b", *workers)
     assert {"passed": 5} == run.counts
@@ -272,7 +272,7 @@ def test_with_groups_each_is_loaded_in_its_turn(suite: Suite, workers: list[str]
                 pytest.param(f"{one}:1", marks=pytest.mark.requires_model(f"{one}:1")) for one in "ab"
             )])
             def test_it(name, n):
-                if name: assert name in resident()
+                if name: assert name in loaded_models()
             """
         }
     )

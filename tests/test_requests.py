@@ -63,7 +63,7 @@ def test_what_the_request_says_itself_is_left_as_it_is(suite: Suite) -> None:
     assert {"passed": 1} == suite.run().counts
     path, body = loading(suite)[0]
     assert ("/api/generate", True, options) == (path, body["raw"], body["options"])
-    # Nor does what follows, for the lease, make the server load it again.
+    # Nor does what follows, for the keep-alive, make the server load it again.
     assert [512] == [load.options["num_ctx"] for load in suite.ollama.loads]
 
 

@@ -153,15 +153,15 @@ def test_loading_goes_on_beside_collection(suite: Suite, args: list[str]) -> Non
             "test_beside.py": """
                 import json, os, time, urllib.request
 
-                def resident():
+                def loaded_models():
                     url = os.environ["OLLAMA_HOST"] + "/api/ps"
                     return json.load(urllib.request.urlopen(url))["models"]
 
-                AT_IMPORT = resident()
+                AT_IMPORT = loaded_models()
 
                 def test_model_was_not_ready_at_import_and_is_now():
                     assert [] == AT_IMPORT
-                    assert 1 == len(resident())
+                    assert 1 == len(loaded_models())
             """
         }
     )

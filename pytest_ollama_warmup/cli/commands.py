@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.api import bring_listed
+from pytest_ollama_warmup.api import preload_listed
 from pytest_ollama_warmup.cli.status import Row, keep_alive, status_lines, unload_lines
 from pytest_ollama_warmup.errors import ApiError, WarmupError
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.names import ModelName, is_cloud, meant_by
 from pytest_ollama_warmup.ollama.requests import readable_on_the_way
-from pytest_ollama_warmup.ollama.responses import find, resident_as
+from pytest_ollama_warmup.ollama.responses import find, loaded_as
 from pytest_ollama_warmup.report.progress import PROGRESS_LINE_EVERY_S, Screen
 from pytest_ollama_warmup.report.summary import can_write_signs, summary_lines
 from pytest_ollama_warmup.text import count
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.cli.status import State
     from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.config.spec import ModelSpec
-    from pytest_ollama_warmup.ollama.responses import Resident, Stored
+    from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel
 
 # A model that answers unloads when its requests are over, and they may take minutes.
 UNLOAD_LIMIT_S = 5.0
@@ -45,7 +45,7 @@ def make_ready(command: str, settings: Settings, *, quiet: int, as_json: bool) -
     for line in _head(settings, command):
         screen.say(line)
     _warn_unencrypted(settings)
-    record = bring_listed(settings, screen)
+    record = preload_listed(settings, screen)
     for error in dict.fromkeys(outcome.error for outcome in record.failed):
         screen.say(error, least=-2, red=True)
     if as_json:
@@ -82,18 +82,22 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
     A model that the server does not know fails.
     """
     with _asking(settings) as client:
-        resident, stored = client.resident(), client.stored()
+        loaded_models, local_models = client.loaded_models(), client.local_models()
         specs = () if everything else settings.listed.specs
-        found: dict[str, Resident | None] = {one.name: one for one in resident if everything}
-        found |= {_full(spec): _find(spec, resident, stored) for spec in specs}
+        found: dict[str, LoadedModel | None] = {
+            one.name: one for one in loaded_models if everything
+        }
+        found |= {_full(spec): _find(spec, loaded_models, local_models) for spec in specs}
         absent = {
-            _full(spec): _absent(client, spec, stored) for spec in specs if not found[_full(spec)]
+            _full(spec): _absent(client, spec, local_models)
+            for spec in specs
+            if not found[_full(spec)]
         }
         names = {one.name for one in found.values() if one is not None}
         for name in names:
             client.unload(name)
         left = in_memory_after(client, names, UNLOAD_LIMIT_S)
-    known = {one.name for one in resident} | {one.name for one in stored}
+    known = {one.name for one in loaded_models} | {one.name for one in local_models}
     models: list[dict[str, Any]] = []
     for name, one in found.items():
         unknown = absent.get(name) == "not pulled"
@@ -134,8 +138,8 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
     key = f"ollama-models-{_hash(specs)}"
     if digests:
         with _asking(settings) as client:
-            stored = client.stored()
-        found = [(spec, find(stored, spec.model_key)) for spec in specs.values()]
+            local_models = client.local_models()
+        found = [(spec, find(local_models, spec.model_key)) for spec in specs.values()]
         if missing := [str(spec) for spec, one in found if one is None]:
             raise WarmupError(
                 f"no digest of {', '.join(missing)}: not on {settings.host.url} "
@@ -188,12 +192,12 @@ def _asking(settings: Settings) -> Iterator[Client]:
 
 
 def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
-    resident, stored = client.resident(), client.stored()
+    loaded_models, local_models = client.loaded_models(), client.local_models()
     rows, seen = [], set()
     for spec in specs:
-        one = _find(spec, resident, stored)
+        one = _find(spec, loaded_models, local_models)
         if one is None:
-            row = Row(model="", state=_absent(client, spec, stored))
+            row = Row(model="", state=_absent(client, spec, local_models))
         else:
             seen.add(one.name)
             same_version = one.digest.startswith(spec.digest)
@@ -206,33 +210,35 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
                 wanted_context=dict(spec.options).get("num_ctx"),
             )
         )
-    return rows + [_loaded(one) for one in resident if one.name not in seen]
+    return rows + [_loaded(one) for one in loaded_models if one.name not in seen]
 
 
-def _loaded(one: Resident, state: State = "loaded") -> Row:
+def _loaded(one: LoadedModel, state: State = "loaded") -> Row:
     return Row(
         model=one.name,
         state=state,
         context_length=one.context_length,
-        keep_alive_s=None if one.lease_s is None else keep_alive(one.lease_s),
+        keep_alive_s=None if one.keep_alive_s is None else keep_alive(one.keep_alive_s),
         size=one.size,
         digest=one.digest,
     )
 
 
-def _absent(client: Client, spec: ModelSpec, stored: list[Stored]) -> State:
+def _absent(client: Client, spec: ModelSpec, local_models: list[LocalModel]) -> State:
     if is_cloud(spec.name):
         return "in the cloud"
-    if find(stored, spec.model_key) is None:
+    if find(local_models, spec.model_key) is None:
         return "not pulled"
     info = client.show(spec.name)
     return "in the cloud" if info is not None and info.remote_host else "not loaded"
 
 
-def _find(spec: ModelSpec, resident: list[Resident], stored: list[Stored]) -> Resident | None:
+def _find(
+    spec: ModelSpec, loaded_models: list[LoadedModel], local_models: list[LocalModel]
+) -> LoadedModel | None:
     """Return the loaded model that *spec* means, which the server may list under another name."""
-    one = find(stored, spec.model_key)
-    return resident_as(resident, spec.model_key, one.digest if one else "")
+    one = find(local_models, spec.model_key)
+    return loaded_as(loaded_models, spec.model_key, one.digest if one else "")
 
 
 def _full(spec: ModelSpec) -> str:
@@ -242,7 +248,7 @@ def _full(spec: ModelSpec) -> str:
 def in_memory_after(client: Client, names: set[str], limit_s: float) -> set[str]:
     """Wait until none of *names* is loaded; return those that still are after *limit_s*."""
     end = clock.monotonic() + limit_s
-    while left := names & {one.name for one in client.resident()}:
+    while left := names & {one.name for one in client.loaded_models()}:
         if clock.monotonic() > end:
             break
         clock.sleep(0.05)

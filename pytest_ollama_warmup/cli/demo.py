@@ -215,11 +215,11 @@ def _real(stack: ExitStack, settings: Settings, model: str | None) -> _Choice:
         where = f"at {host.url} (from {host.source})"
         after = "It stays loaded after the demo until its keep-alive ends. "
     name, bytes_there = _model_on(client, model)
-    loaded = find(client.resident(), ModelName.parse(name).key)
+    loaded = find(client.loaded_models(), ModelName.parse(name).key)
     keep_alive_s = KEEP_ALIVE_S
-    if loaded is not None and loaded.lease_s is not None:
+    if loaded is not None and loaded.keep_alive_s is not None:
         # The demo unloads the model, and must not leave it with a shorter keep-alive than before.
-        left_s = keep_alive(loaded.lease_s)
+        left_s = keep_alive(loaded.keep_alive_s)
         keep_alive_s = left_s if left_s == FOREVER else max(keep_alive_s, left_s)
     toy = bytes_there < TOY_BYTES
     _say(
@@ -253,9 +253,9 @@ def _private(stack: ExitStack, command: list[str]) -> tuple[Client, str]:
 
 def _model_on(client: Client, model: str | None) -> tuple[str, int]:
     """Return the name and size of the model that was named, else of the smallest there is."""
-    host, stored = client.host, sorted(client.stored(), key=lambda one: one.size)
+    host, local_models = client.host, sorted(client.local_models(), key=lambda one: one.size)
     if model is not None:
-        one = find(stored, _key(model))
+        one = find(local_models, _key(model))
         if one is None:
             raise WarmupError(
                 f"{model} (from --model) is not on {host.url} (from {host.source}), and the demo "
@@ -267,8 +267,8 @@ def _model_on(client: Client, model: str | None) -> tuple[str, int]:
             )
         return one.name, one.size
     # The demo unloads the model; on another machine somebody else may be using it.
-    taken = set() if host.loopback else {one.name for one in client.resident()}
-    for one in stored:
+    taken = set() if host.loopback else {one.name for one in client.loaded_models()}
+    for one in local_models:
         if one.name not in taken and _completes(client, one.name):
             return one.name, one.size
     idle = "" if host.loopback else " and is not in use"

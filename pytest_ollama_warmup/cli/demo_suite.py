@@ -73,7 +73,7 @@ FILES = {
 
         def test_that_evicts(client, ollama_model):
             client.unload(ollama_model)
-            while ollama_model in [one.name for one in client.resident()]:
+            while ollama_model in [one.name for one in client.loaded_models()]:
                 time.sleep(0.05)
 
 

@@ -160,7 +160,7 @@ class Settings(NamedTuple):
 
     @property
     def terms(self) -> Terms:
-        """On what terms models are brought."""
+        """On what terms models are prepared."""
         from pytest_ollama_warmup.config.terms import Terms
 
         return Terms(
@@ -247,11 +247,11 @@ class Settings(NamedTuple):
 
     @property
     def up_front(self) -> bool:
-        """Whether the listed models are brought in every run, before collection."""
+        """Whether the listed models are prepared in every run, before collection."""
         if self.given_list is None:
             return False
         given_by = self.given_list.given_by
-        # An outer run has brought what the environment lists already.
-        brings = given_by == "option" or (given_by == "environment" and not self.inner)
+        # An outer run has prepared what the environment lists already.
+        prepares = given_by == "option" or (given_by == "environment" and not self.inner)
         bad_list = given_by == "environment" and self.problem is not None
-        return brings and (bool(self.given_list.specs) or bad_list)
+        return prepares and (bool(self.given_list.specs) or bad_list)

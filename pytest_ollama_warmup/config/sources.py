@@ -41,7 +41,7 @@ class Sources(NamedTuple):
 
     *options* is a namespace with the ``dest`` of each option, *flag* says what the user typed.
     *ini* returns what a configuration file holds for an option, None for nothing, and its name.
-    *patient* is whether bringing models is all that the process is there for; then there is one
+    *patient* is whether preparing models is all that the process is there for; then there is one
     server. *place* is what ``Place`` wrote for a worker that uses one of several.
     """
 

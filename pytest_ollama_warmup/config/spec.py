@@ -20,7 +20,7 @@ FOREVER = -1.0
 _YEAR_S = 365 * 86400.0
 
 # The runner options of Ollama v0.33 (api/types.go, Runner): a request with another value than the
-# resident model has makes the server load it again. Least value, or bool.
+# loaded model has makes the server load it again. Least value, or bool.
 _LEAST: dict[str, int | None] = {
     # The server silently takes a context below 4 as 4; nothing below 16 is meant.
     "num_ctx": 16,

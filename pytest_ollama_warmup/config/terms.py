@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Terms(NamedTuple):
-    """On what terms models are brought; durations in seconds, *keep_alive_s* -1 is for ever."""
+    """On what terms models are prepared; durations in seconds, *keep_alive_s* -1 is no limit."""
 
     pull: str = "auto"
     warm: str = "load"

@@ -1,4 +1,4 @@
-"""pytest-xdist: what the controller and its workers tell each other.
+"""pytest-xdist: what the controller and its workers let each other know.
 
 Down, in ``workerinput``: the run's directory. Up, as a file in it: what the worker's tests want.
 """
@@ -182,7 +182,7 @@ class WorkerSide:
 
 
 def _prepare_alone(config: pytest.Config, worker: str) -> None:
-    """Bring what is listed, which the controller has brought elsewhere; the rest, tests bring."""
+    """Prepare what is listed, which the controller has prepared elsewhere; the rest, tests do."""
     from pytest_ollama_warmup.warmup.plan import make_plan
 
     warmer = warmers_of(config).own

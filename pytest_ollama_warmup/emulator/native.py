@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.emulator.http import Connection, Route, name_in
-from pytest_ollama_warmup.emulator.scheduler import lease_of, runner_options
+from pytest_ollama_warmup.emulator.scheduler import keep_alive_of, runner_options
 from pytest_ollama_warmup.emulator.script import Refusal, ScriptedModel, parse_name
 from pytest_ollama_warmup.ollama.names import ModelName
 
@@ -45,12 +45,12 @@ def _ps(connection: Connection, body: Body) -> None:
         {
             **_entry(runner.model),
             "expires_at": timestamp(
-                runner.expires_ns or time.time_ns() + int(runner.lease_s * 1e9)
+                runner.expires_ns or time.time_ns() + int(runner.keep_alive_s * 1e9)
             ),
             "size_vram": 0,
             "context_length": runner.options["num_ctx"],
         }
-        for runner in connection.state.scheduler.resident()
+        for runner in connection.state.scheduler.runners_in_memory()
     ]
     if (edited := connection.state.edit_ps(models)) is None:
         raise Refusal(404, "404 page not found")
@@ -88,7 +88,7 @@ def _delete(connection: Connection, body: Body) -> None:
     if not name:
         raise Refusal(400, "model is required")
     model = connection.found(_named(name, "name"), f"model '{name}' not found")
-    # What is loaded of it stays until its lease ends.
+    # What is loaded of it stays until its keep-alive ends.
     connection.state.store.delete(model)
     connection.send(200, "", b"")
 
@@ -120,9 +120,9 @@ def _chat(connection: Connection, body: Body) -> None:
 
 
 def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str]) -> None:
-    """Generate; with nothing *asked*, only load, or unload where the lease is 0."""
+    """Generate; with nothing *asked*, only load, or unload where the keep-alive is 0."""
     clock, name, sent = _Clock(), name_in(body), body.get("options") or {}
-    lease_s = lease_of(body.get("keep_alive"))
+    keep_alive_s = keep_alive_of(body.get("keep_alive"))
     model = connection.found(name, f"model '{name}' not found")
     scheduler = connection.state.scheduler
 
@@ -132,7 +132,7 @@ def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str
         made = {"model": name, "created_at": timestamp(time.time_ns()), key: content}
         return {**made, "done": bool(last), **last}
 
-    if not asked and lease_s == 0:
+    if not asked and keep_alive_s == 0:
         scheduler.unload(model)
         connection.send_json(part("", done_reason="unload"))
         return
@@ -149,7 +149,7 @@ def _complete(connection: Connection, body: Body, verb: str, asked: Sequence[str
             connection.send_line(part(word))
         said.append(word)
 
-    with scheduler.runner(model, options, lease_s, connection.gone) as runner:
+    with scheduler.runner(model, options, keep_alive_s, connection.gone) as runner:
         clock.loaded()
         reason = speak(connection, runner, sent.get("num_predict"), hear) if asked else "load"
     # Sent when the runner is free: whoever reads the end may look at /api/ps at once.
@@ -184,9 +184,9 @@ def speak(
 
 
 def _embed(connection: Connection, body: Body) -> None:
-    lease_s = lease_of(body.get("keep_alive"))
+    keep_alive_s = keep_alive_of(body.get("keep_alive"))
     vectors, metrics = embed(
-        connection, name_in(body), body.get("input") or [], body.get("options") or {}, lease_s
+        connection, name_in(body), body.get("input") or [], body.get("options") or {}, keep_alive_s
     )
     connection.send_json({"model": name_in(body), "embeddings": vectors, **metrics})
 
@@ -196,7 +196,7 @@ def embed(
     name: str,
     asked: object,
     options: Mapping[str, object],
-    lease_s: float | None,
+    keep_alive_s: float | None,
 ) -> tuple[list[list[float]], dict[str, int]]:
     """Return vectors and times; with nothing *asked*, only load, whatever the model can do.
 
@@ -210,7 +210,7 @@ def embed(
     model = connection.found(name, advice if name else "model '' not found")
     _refuse_remote(model)
     wanted = runner_options(options, model, connection.state.default_num_ctx)
-    with connection.state.scheduler.runner(model, wanted, lease_s, connection.gone) as runner:
+    with connection.state.scheduler.runner(model, wanted, keep_alive_s, connection.gone) as runner:
         clock.loaded()
         if not texts:
             return [], {}

@@ -1,6 +1,6 @@
 """OpenAI's API under ``/v1``, as an emulator answers it.
 
-It knows neither runner options nor leases: a model runs with the server's own.
+It knows neither runner options nor keep-alives: a model runs with the server's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an emulated Ollama has in memory: runners with their options and leases.
+"""What an emulated Ollama has in memory: runners with their options and keep-alives.
 
 All behaviour is that of Ollama v0.33.0; where its source was not clear, a real server was asked.
 """
@@ -53,19 +53,19 @@ class Runner:
 
     model: ScriptedModel
     options: RunnerOptions
-    lease_s: float
+    keep_alive_s: float
     users: int = 0
     deadline: float = 0.0
     expires_ns: int = 0
-    """When its lease ends, in nanoseconds since the epoch; 0 during the request that loaded it."""
+    """When its keep-alive ends, in ns since the epoch; 0 during the request that loaded it."""
     dead: bool = False
     """Whether its process has ended: it stays listed until the next request notices."""
     slot: threading.Lock = field(default_factory=threading.Lock)
     """Held while generating: one at a time, as OLLAMA_NUM_PARALLEL=1 has it."""
 
     def left_s(self) -> float:
-        """Return the rest of its lease; that of a runner at work has not begun."""
-        return self.lease_s if self.users else self.deadline - time.monotonic()
+        """Return the rest of its keep-alive; that of a runner at work has not begun."""
+        return self.keep_alive_s if self.users else self.deadline - time.monotonic()
 
     def is_idle(self) -> bool:
         """Whether no request uses it."""
@@ -96,15 +96,15 @@ class Runner:
 class Scheduler:
     """Which models are in memory; loads one at a time, in the order of the requests."""
 
-    def __init__(self, max_loaded: int, lease_s: float) -> None:
+    def __init__(self, max_loaded: int, keep_alive_s: float) -> None:
         self.loads: list[Load] = []
         self.loading: str | None = None
         self.queue: list[object] = []
-        self._max_loaded, self._lease_s = max_loaded, lease_s
+        self._max_loaded, self._keep_alive_s = max_loaded, keep_alive_s
         self._changed = threading.Condition()
         self._runners: dict[str, Runner] = {}
 
-    def resident(self) -> list[Runner]:
+    def runners_in_memory(self) -> list[Runner]:
         """Return the loaded models, the latest to expire first; one that still loads is none."""
         with self._changed:
             self._expire()
@@ -115,10 +115,10 @@ class Scheduler:
         self,
         model: ScriptedModel,
         options: RunnerOptions,
-        lease_s: float | None,
+        keep_alive_s: float | None,
         gone: Callable[[], bool],
     ) -> Iterator[Runner]:
-        """Lend the runner of *model*, after loading it where none fits; None keeps its lease.
+        """Lend the runner of *model*, after loading it where none fits; None keeps its keep-alive.
 
         Raises:
             Refusal: the load fails, or is turned away.
@@ -127,23 +127,23 @@ class Scheduler:
         with self._changed:
             runner = self._fitting(model, options) or self._load(model, options, gone)
             runner.users += 1
-            if lease_s is not None:
-                runner.lease_s = lease_s
+            if keep_alive_s is not None:
+                runner.keep_alive_s = keep_alive_s
         try:
             yield runner
         finally:
             with self._changed:
                 runner.users -= 1
-                runner.deadline = time.monotonic() + runner.lease_s
+                runner.deadline = time.monotonic() + runner.keep_alive_s
                 # Only when a request is over: it stands still while one is under way.
-                runner.expires_ns = time.time_ns() + int(runner.lease_s * 1e9)
+                runner.expires_ns = time.time_ns() + int(runner.keep_alive_s * 1e9)
                 self._changed.notify_all()
 
     def unload(self, model: ScriptedModel) -> None:
-        """End the lease of *model*; a load under way is not touched."""
+        """End the keep-alive of *model*; a load under way is not touched."""
         with self._changed:
             if runner := self._runners.get(model.weights):
-                self._end_lease(runner)
+                self._end_keep_alive(runner)
 
     def kill(self, model: ScriptedModel) -> None:
         """End the process of *model*'s runner, as the system does when memory is short."""
@@ -182,7 +182,7 @@ class Scheduler:
             self._wait(lambda: time.monotonic() - began >= model.load_s, gone)
             if model.load_error is not None:
                 raise Refusal(500, model.load_error)
-            runner = self._runners[model.weights] = Runner(model, options, self._lease_s)
+            runner = self._runners[model.weights] = Runner(model, options, self._keep_alive_s)
             self.loads.append(Load(model.name, dict(options)))
             return runner
         finally:
@@ -193,7 +193,7 @@ class Scheduler:
 
     def _make_room(self, model: ScriptedModel, gone: Callable[[], bool]) -> None:
         while (victim := self._in_the_way(model)) is not None:
-            self._end_lease(victim)
+            self._end_keep_alive(victim)
             self._wait(victim.is_idle, gone)
 
     def _in_the_way(self, model: ScriptedModel) -> Runner | None:
@@ -201,11 +201,11 @@ class Scheduler:
         misfit = self._runners.get(model.weights)
         if misfit is not None or len(self._runners) < self._max_loaded:
             return misfit
-        # Idle before busy, then the shortest lease, then the path of the weights: how long ago a
-        # model was used does not count.
+        # Idle before busy, then the shortest keep-alive, then the path of the weights: how long ago
+        # a model was used does not count.
         return min(
             self._runners.values(),
-            key=lambda runner: (runner.users > 0, runner.lease_s, runner.model.weights),
+            key=lambda runner: (runner.users > 0, runner.keep_alive_s, runner.model.weights),
         )
 
     def _wait(self, ready: Callable[[], bool], gone: Callable[[], bool]) -> None:
@@ -216,8 +216,8 @@ class Scheduler:
             self._changed.wait(_POLL_S)
         raise ClientGone
 
-    def _end_lease(self, runner: Runner) -> None:
-        runner.lease_s = runner.deadline = 0.0
+    def _end_keep_alive(self, runner: Runner) -> None:
+        runner.keep_alive_s = runner.deadline = 0.0
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -255,7 +255,7 @@ def runner_options(
     return options
 
 
-def lease_of(keep_alive: object) -> float | None:
+def keep_alive_of(keep_alive: object) -> float | None:
     """Return the seconds that a request's ``keep_alive`` asks for; None where it says nothing.
 
     Raises:
@@ -268,7 +268,7 @@ def lease_of(keep_alive: object) -> float | None:
     elif isinstance(keep_alive, int | float) and not isinstance(keep_alive, bool):
         seconds = float(keep_alive)
         if seconds > FOREVER_S:
-            # Overflows in the server: the lease has ended before it begins.
+            # Overflows in the server: the keep-alive has ended before it begins.
             return -1.0
     else:
         raise Refusal(400, f"Unsupported type: '{_OTHER_TYPES[type(keep_alive)]}'")

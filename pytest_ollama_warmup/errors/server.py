@@ -203,7 +203,7 @@ _OTHER_SERVER = "use a server that runs with --ollama-host URL."
 class ServerStartFailed(ServerError):
     """The server that was started for this run does not come up, as *words* say.
 
-    *log* is the path of its log, *lines* are the last of it, and those before that tell of errors.
+    *log* is the path of its log, *lines* are the last of it, and the errors before those.
     The port may be taken since it was chosen: a new run takes a new one.
     """
 

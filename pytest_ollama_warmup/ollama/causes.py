@@ -25,7 +25,7 @@ _OF_A_PULL: tuple[tuple[str, Cause], ...] = (
         r"(?:^|: |status code )(?:429|5\d\d)(?::|$| )|connection reset|broken pipe"
         r"|server misbehaving|stream error|goaway"
         # A server that waits before it tries a part again notices only then that its last client
-        # has left; who comes meanwhile is told so (v0.33: for up to 32 s).
+        # has left; who comes meanwhile hears that (v0.33: for up to 32 s).
         r"|context canceled",
         "registry busy",
     ),

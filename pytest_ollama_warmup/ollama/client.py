@@ -28,14 +28,14 @@ from pytest_ollama_warmup.ollama.requests import (
 )
 from pytest_ollama_warmup.ollama.responses import (
     UNKNOWN,
+    LoadedModel,
+    LocalModel,
     ModelInfo,
     PullProgress,
-    Resident,
-    Stored,
     find,
+    loaded_in,
     models_in,
     parse,
-    residents_in,
 )
 from pytest_ollama_warmup.ollama.transport import Answer, Question, Transport
 from pytest_ollama_warmup.text import Secret, clean, seconds
@@ -173,7 +173,7 @@ class Client:
                 return None
             if exc.status not in (404, 405, 501):
                 raise
-            found = find(self.stored(limit_s=limit_s), ModelName.parse(name).key)
+            found = find(self.local_models(limit_s=limit_s), ModelName.parse(name).key)
             return None if found is None else UNKNOWN
         return ModelInfo.read(data)
 
@@ -217,7 +217,7 @@ class Client:
         keep_alive: float | None = None,
         limit_s: float,
     ) -> None:
-        """Make a model resident; with a *prompt*, also have it answer in five tokens.
+        """Load a model; with a *prompt*, also have it answer in five tokens.
 
         Nothing is read for up to *limit_s* seconds: a client that gives up aborts the load
         (v0.33, ``llm/llama_server.go``).
@@ -233,7 +233,7 @@ class Client:
         options: Mapping[str, object],
         limit_s: float,
     ) -> None:
-        """Make a model resident by a request of somebody else's making; read *limit_s* as in load.
+        """Load a model by a request of somebody else's making; read *limit_s* as in load.
 
         It goes to the endpoint that its fields are for. Options that it lacks are *options*, and
         five tokens: without a limit some models generate for minutes.
@@ -255,15 +255,15 @@ class Client:
         body = {"model": name, "keep_alive": 0, "stream": False}
         self._post("/api/generate", body, limit_s)
 
-    def resident(self) -> list[Resident]:
-        """Return the models in memory, leases measured by the server's own clock."""
+    def loaded_models(self) -> list[LoadedModel]:
+        """Return the models in memory, keep-alives measured by the server's own clock."""
         models, headers = self._models(self._ps, 5.0)
-        return residents_in(models, headers.get("date"))
+        return loaded_in(models, headers.get("date"))
 
-    def stored(self, *, limit_s: float = 5.0) -> list[Stored]:
+    def local_models(self, *, limit_s: float = 5.0) -> list[LocalModel]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
         question = self._transport.question("GET", "/api/tags", limit_s)
-        return [Stored.read(one) for one in self._models(question, limit_s, LARGE_BYTES)[0]]
+        return [LocalModel.read(one) for one in self._models(question, limit_s, LARGE_BYTES)[0]]
 
     def _models(
         self, question: Question, limit_s: float, most: int = ANSWER_BYTES

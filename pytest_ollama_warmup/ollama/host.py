@@ -83,8 +83,8 @@ def parse_host(text: str, source: str) -> Host:
         BadHost: another scheme than http(s), an impossible login, host or port.
     """
     value = text.strip().strip("\"'").strip()
-    scheme, parted, rest = value.partition("://")
-    if not parted:
+    scheme, separator, rest = value.partition("://")
+    if not separator:
         scheme, rest = ("https", "ollama.com:443") if value == "ollama.com" else ("http", value)
     scheme = scheme.lower()
     shown = shown_without_login(value)
@@ -98,7 +98,7 @@ def parse_host(text: str, source: str) -> Host:
     netloc, _, path = rest.partition("/")
     if "," in netloc:
         raise BadHost(shown, source, "more than one host; pytest's --ollama-host takes several")
-    default_port = _DEFAULT_PORTS[scheme] if parted else 11434
+    default_port = _DEFAULT_PORTS[scheme] if separator else 11434
     name, port = _split_port(netloc, shown, source)
     if not _PATH.fullmatch(path):
         raise BadHost(shown, source, "a query, or a character that no path has, after the host")
@@ -108,7 +108,7 @@ def parse_host(text: str, source: str) -> Host:
     dropped = found[0] if (found := _API_PATH.search(path)) else ""
     path = path.removesuffix(dropped)
     note = ""
-    if parted and scheme == "http" and port is None:
+    if separator and scheme == "http" and port is None:
         note = "http:// without a port means port 80; Ollama listens on 11434"
     url = f"{scheme}://{bracketed}:{port or default_port}{path}"
     return Host(url, source, note, dropped, login)

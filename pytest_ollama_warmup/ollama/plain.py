@@ -13,7 +13,7 @@ from pytest_ollama_warmup.ollama.limits import ANSWER_BYTES, Limit
 from pytest_ollama_warmup.ollama.logs import log_request
 from pytest_ollama_warmup.ollama.proxy import proxy_for
 from pytest_ollama_warmup.ollama.requests import headers
-from pytest_ollama_warmup.ollama.responses import models_in, parse, residents_in
+from pytest_ollama_warmup.ollama.responses import loaded_in, models_in, parse
 from pytest_ollama_warmup.ollama.sockets import bounded
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
-    from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel
 
 LIMIT_S = 5.0
 
@@ -34,13 +34,13 @@ def can_look(host: Host) -> bool:
 
 def loaded(
     host: Host, api_key: str, extra: Sequence[Header], client: Callable[[], Client]
-) -> list[Resident]:
+) -> list[LoadedModel]:
     """Return the models in memory, asked for by *client* only where this module cannot ask."""
-    return resident(host, api_key, extra) if can_look(host) else client().resident()
+    return loaded_models(host, api_key, extra) if can_look(host) else client().loaded_models()
 
 
-def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Resident]:
-    """Return the models in memory, like ``Client.resident``.
+def loaded_models(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[LoadedModel]:
+    """Return the models in memory, like ``Client.loaded_models``.
 
     Raises:
         OSError: the server does not answer, or its answer has no end.
@@ -59,6 +59,6 @@ def resident(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[Res
         data = parse(response.read(ANSWER_BYTES))
         if response.status != 200 or not isinstance(data, dict):
             raise ValueError(f"HTTP {response.status}")
-        return residents_in(models_in(data), response.getheader("date"))
+        return loaded_in(models_in(data), response.getheader("date"))
     finally:
         connection.close()

@@ -263,7 +263,7 @@ class ManagedServer:
         return self._lines()[-number:]
 
     def error_lines(self, number: int) -> list[str]:
-        """Return the last *number* lines that tell of errors, out of the last megabyte."""
+        """Return the last *number* lines that are about errors, out of the last megabyte."""
         return [line for line in self._lines() if _ERROR_LINE.search(line)][-number:]
 
     def _lines(self) -> list[str]:
@@ -299,12 +299,12 @@ class ManagedServer:
         )
 
     def _end_orphans(self) -> None:
-        """End what a supervisor that was killed has left; it told the id of its server."""
+        """End what a supervisor that was killed has left; it wrote the id of its server."""
         supervisor = self._supervisor
         if supervisor is None or supervisor.stdout is None or supervisor.stdout.closed:
             return
-        with supervisor.stdout as told:
-            server = told.read().strip()
+        with supervisor.stdout as output:
+            server = output.read().strip()
         if supervisor.returncode < 0 and server and sys.platform != "win32":
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(int(server), signal.SIGKILL)

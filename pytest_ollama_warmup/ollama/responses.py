@@ -1,4 +1,4 @@
-"""What a server's answers hold; a field that is missing or odd counts as not told."""
+"""What a server's answers hold; a field that is missing or odd counts as unknown."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     Json = Mapping[str, Any]
 
-T = TypeVar("T", "Resident", "Stored")
+T = TypeVar("T", "LoadedModel", "LocalModel")
 _BLOB = re.compile(r"^FROM .*sha256[-:](\w+)\s*$", re.MULTILINE)
-# What the server makes of a lease for ever (-1) is a time in centuries.
+# What the server makes of a keep-alive without limit (-1) is a time in centuries.
 ENDLESS_S = 10 * 365 * 86400
 
 
@@ -38,8 +38,8 @@ class ModelInfo(NamedTuple):
     @classmethod
     def read(cls, data: Json) -> ModelInfo:
         """Read the answer."""
-        told = data.get("capabilities")
-        capabilities = tuple(clean(one, 40) for one in told) if isinstance(told, list) else None
+        listed = data.get("capabilities")
+        capabilities = tuple(clean(one, 40) for one in listed) if isinstance(listed, list) else None
         # The path of a blob; only the first FROM is of weights, a second one is of an adapter.
         blob = _BLOB.search(str(data.get("modelfile")))
         return cls(
@@ -51,7 +51,7 @@ class ModelInfo(NamedTuple):
 
 
 UNKNOWN = ModelInfo(None, "")
-"""Of a model that is there, on a server that tells no more."""
+"""Of a model that is there, on a server that says no more."""
 
 
 class PullProgress(NamedTuple):
@@ -73,7 +73,7 @@ class PullProgress(NamedTuple):
         )
 
 
-class Stored(NamedTuple):
+class LocalModel(NamedTuple):
     """A model on the server's disk, from ``GET /api/tags``: *digest* in bare hex, *size* in bytes.
 
     The digest is that of the manifest: a copy under another name has the same.
@@ -84,14 +84,14 @@ class Stored(NamedTuple):
     size: int
 
     @classmethod
-    def read(cls, data: Json) -> Stored:
+    def read(cls, data: Json) -> LocalModel:
         """Read one of the models."""
         digest = clean(data.get("digest") or "", 100).removeprefix("sha256:")
         return cls(_name(data), digest, _whole(data.get("size")))
 
 
-class Resident(NamedTuple):
-    """A model in memory, from ``GET /api/ps``; *lease_s* is the rest of its keep-alive.
+class LoadedModel(NamedTuple):
+    """A model in memory, from ``GET /api/ps``; *keep_alive_s* is the rest of its keep-alive.
 
     *size_vram* is the part of its size that is on a GPU.
 
@@ -103,12 +103,12 @@ class Resident(NamedTuple):
     digest: str
     size: int
     context_length: int
-    lease_s: float | None
+    keep_alive_s: float | None
     expires: str = ""
     size_vram: int = 0
 
     @classmethod
-    def read(cls, data: Json, now: datetime) -> Resident:
+    def read(cls, data: Json, now: datetime) -> LoadedModel:
         """Read one of the models; *now* is the server's time."""
         return cls(
             _name(data),
@@ -136,19 +136,19 @@ def models_in(data: Json) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def residents_in(models: list[dict[str, Any]], date: str | None) -> list[Resident]:
+def loaded_in(models: list[dict[str, Any]], date: str | None) -> list[LoadedModel]:
     """Return *models* as they are in memory; *date* is the answer's header.
 
     Leases are measured by the server's own clock.
     """
     now = server_time(date)
-    return [Resident.read(one, now) for one in models]
+    return [LoadedModel.read(one, now) for one in models]
 
 
 def server_time(date: str | None) -> datetime:
     """Return the time in an answer's ``Date``, ours where it has none.
 
-    With another machine's clock a lease would be off by the difference.
+    With another machine's clock a keep-alive would be off by the difference.
     """
     try:
         found = parsedate_to_datetime(date or "")
@@ -170,9 +170,9 @@ def find(models: list[T], model_key: str) -> T | None:
     return None
 
 
-def resident_as(resident: list[Resident], model_key: str, digest: str) -> Resident | None:
+def loaded_as(loaded_models: list[LoadedModel], model_key: str, digest: str) -> LoadedModel | None:
     """Return what is in memory of a model, also where the server lists it under another name."""
-    return find(resident, model_key) or same(resident, digest)
+    return find(loaded_models, model_key) or same(loaded_models, digest)
 
 
 def same(models: list[T], digest: str) -> T | None:

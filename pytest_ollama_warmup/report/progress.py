@@ -91,7 +91,7 @@ class Screen:
         self._ready: list[tuple[str, str]] = []
         self._said: set[str] = set()
         self.several_hosts = False
-        """Whether models are told apart by their hosts."""
+        """Whether models are shown with their hosts."""
         self.where = ""
         """The address of the server, for the heading of live lines."""
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     Document = Mapping[str, Any]
 
-# A bar that is narrower than such a part of the run cannot be told from its neighbour.
+# A bar that is narrower than such a part of the run cannot be seen beside its neighbour.
 FINEST, COARSEST = 600, 60
 # How many bars a page may have, so that it stays small and is drawn at once.
 BARS = 6000

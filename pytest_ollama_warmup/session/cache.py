@@ -165,7 +165,7 @@ def cache_of(config: pytest.Config) -> pytest.Cache | None:
 
 
 def _call(config: pytest.Config) -> list[str]:
-    """Return what tells whether two runs select the same tests."""
+    """Return what two runs have in common that select the same tests."""
     call = config.invocation_params
     return [str(call.dir), os.environ.get("PYTEST_ADDOPTS", ""), *map(str, call.args)]
 

@@ -90,7 +90,7 @@ def _first(
         return None
     target = targets[first]._replace(host=settings.host.url)
     (target,) = with_learned(config, [target])
-    # Only the client can tell whether what is there is what is pinned.
+    # Only the client can find out whether what is there is what is pinned.
     return None if is_cloud(target.spec.name) or target.spec.digest else target
 
 

@@ -174,9 +174,9 @@ def _not_with_emulator(others: list[str]) -> str:
 @pytest.fixture
 def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> Iterator[None]:
     """Bring a test's models to the server that the suite's own ollama_host gives it."""
-    from pytest_ollama_warmup.session.models import bring_elsewhere
+    from pytest_ollama_warmup.session.models import ensure_elsewhere
 
-    with bring_elsewhere(request.node, ollama_host):
+    with ensure_elsewhere(request.node, ollama_host):
         yield
 
 

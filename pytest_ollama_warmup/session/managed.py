@@ -69,8 +69,8 @@ def slots_of(config: pytest.Config, workers: int) -> int:
 def log_lines(server: ManagedServer) -> list[str]:
     """Say where the log of *server* is, and what it last says of errors."""
     errors = server.error_lines(LINES_SHOWN)
-    told = ", which says of errors:" if errors else ""
-    return [f"log of the server: {server.log}{told}", *(f"  {line}" for line in errors)]
+    about = ", which says of errors:" if errors else ""
+    return [f"log of the server: {server.log}{about}", *(f"  {line}" for line in errors)]
 
 
 def _log(config: pytest.Config) -> Path:

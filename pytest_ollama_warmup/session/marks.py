@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def prepare_items(items: Iterable[pytest.Item]) -> None:
     """Add the mark to items that get one of our fixtures, before ``-m`` looks at marks.
 
-    Those whose suite gives them another server also get the fixture that brings models to it.
+    Those whose suite gives them another server also get the fixture that makes models ready there.
     """
     names: tuple[str, ...] = ()
     may_use = MayUseFixtures()
@@ -106,7 +106,7 @@ def _want_of(
 ) -> Want | None:
     names = _names_in(item.config)
     if NAME not in names and our_fixtures(item):
-        # The test needs a model of ours: whose name its mark tells is no question.
+        # The test needs a model of ours: whose mark it is, is no question.
         names = (NAME, LONG_NAME)
     marks = [mark for mark in all_marks if mark.name in names]
     if not marks or is_emulated(item) or any(_prevents(mark, item) for mark in all_marks):

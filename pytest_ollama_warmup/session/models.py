@@ -56,7 +56,7 @@ class OllamaModels:
         # --setup-only runs fixtures, and must not touch the network.
         self._look_up = not (self._warmer.settings.off or is_looking(session.config))
         if self._look_up:
-            # Also asked for at run time, by a test that nothing told us of.
+            # Also asked for at run time, by a test that does not say so before.
             watch(session.config)
 
     def __getitem__(self, key: str) -> OllamaModel:
@@ -150,7 +150,7 @@ def spec_of(request: pytest.FixtureRequest, url: str) -> ModelSpec:
 
 
 @contextmanager
-def bring_elsewhere(item: pytest.Item, url: str) -> Iterator[None]:
+def ensure_elsewhere(item: pytest.Item, url: str) -> Iterator[None]:
     """Make the models of *item* ready on the server *url*; skip or fail it where that cannot be."""
     config = item.config
     # --setup-only runs fixtures, and must not touch the network.

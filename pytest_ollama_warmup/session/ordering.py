@@ -114,7 +114,7 @@ def _groups_of(wants: Iterable[Want | None], settings: Settings) -> list[Group]:
 
 
 def _stories(items: list[pytest.Item], groups: list[Group], keep: str) -> list[object]:
-    """Return for each item what tells its story; an item that has none is one by itself."""
+    """Return for each item the story that it belongs to; an item that has none is one by itself."""
     # On a test the mark means the class or the module that it is in.
     whole: set[object] = {item.parent for item in items if _has_mark(item.own_markers)}
     if keep == "auto":

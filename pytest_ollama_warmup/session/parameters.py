@@ -23,7 +23,7 @@ def parameter_of(item: pytest.Item) -> ModelSpec | None:
     """Return the model that *item* gets because its fixture ``ollama_model`` is parametrized.
 
     However it came to that: by a mark, by ``pytest_generate_tests``, by ``params`` of a fixture of
-    the suite that overrides ours. What is collected tells all of it.
+    the suite that overrides ours. What is collected says all of it.
 
     Raises:
         BadMark: the parameter is no model's name.

@@ -188,7 +188,7 @@ def _are_of(plugin: _Plugin, fixtures: Iterable[str], item: pytest.Item) -> bool
 def _settings(
     item: pytest.Item, plugin: _Plugin, of_vcr: Sequence[pytest.Mark]
 ) -> dict[str, object] | None:
-    """Return what is set for VCR.py, the closest mark first; None if only the run can tell."""
+    """Return what is set for VCR.py, the closest mark first; None if only the run can say."""
     definitions = definitions_of(_CONFIG_FIXTURE, item)
     settings: dict[str, object] | None = {}
     if definitions and (function := definitions[-1].func).__module__ != plugin.module:

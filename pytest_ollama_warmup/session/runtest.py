@@ -148,7 +148,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
 
 
 def _look(item: pytest.Item, want: Want) -> Verdict | None:
-    """Return why *item* cannot run, after bringing what it needs and is not there."""
+    """Return why *item* cannot run, after making ready what it needs."""
     from pytest_ollama_warmup.warmup.guard import CannotLook
     from pytest_ollama_warmup.warmup.policy import Verdict
 

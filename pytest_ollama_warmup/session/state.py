@@ -98,7 +98,7 @@ def warn_unencrypted(config: pytest.Config, hosts: Iterable[Host]) -> str:
 
 
 def worker_input(config: pytest.Config) -> dict[str, Any]:
-    """Return what the controller of pytest-xdist tells this worker; empty in other processes."""
+    """Return what the controller of pytest-xdist gives this worker; empty in other processes."""
     found: dict[str, Any] = getattr(config, "workerinput", {})
     return found
 
@@ -129,7 +129,7 @@ def count_workers(specs: list[str]) -> int:
 def wants_report(config: pytest.Config) -> bool:
     """Whether somebody reads when each test of the run took place."""
     settings = settings_of(config)
-    # A worker inherits what tells a run inside a test that it is one.
+    # A worker inherits what a run inside a test knows itself by.
     for_github = bool(os.environ.get(GITHUB_SUMMARY)) and (is_worker(config) or not settings.inner)
     return bool(settings.report.value) or for_github
 

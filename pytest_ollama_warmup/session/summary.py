@@ -126,7 +126,7 @@ class Summary:
                 self._terminal.write_line(line)
 
     def _outcomes(self) -> dict[str, Outcome]:
-        """Return what all processes of the run have recorded, by what tells it apart."""
+        """Return what all processes of the run have recorded, by model and host."""
         in_use = self._hosts.in_use
         only = None if self._hosts.several else in_use[0].host.url
         outcomes = {}
@@ -174,7 +174,7 @@ def _unfinished(target: Target) -> Outcome:
 
 
 def _at_host(outcome: Outcome) -> Outcome:
-    """Return *outcome* so that a table tells it from those of the run's other hosts."""
+    """Return *outcome* so that a table distinguishes it from those of the run's other hosts."""
     where = f"at {outcome.host}"
     notes_with_host = (where, *outcome.notes)
     return outcome._replace(notes=notes_with_host, brief=f"{where}: {outcome.brief}")

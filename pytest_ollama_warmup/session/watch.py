@@ -22,7 +22,7 @@ from pytest_ollama_warmup.session.state import (
 from pytest_ollama_warmup.warmup.looks import LookLog
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel
 
 LOOK_EVERY_S = 0.25
 
@@ -77,7 +77,7 @@ class _Glances:
             return
         sent, loaded = clock.monotonic(), None
         with suppressing():
-            loaded = self._resident()
+            loaded = self._loaded_models()
         # Of two or more tests nobody knows which it was: the others need not be named.
         self._log.write("between", sent, tests=self._tests[:2], loaded=loaded)
         self._tests.clear()
@@ -90,7 +90,7 @@ class _Glances:
         self._log = None
         self._config.pluginmanager.unregister(self)
 
-    def _resident(self) -> list[Resident]:
+    def _loaded_models(self) -> list[LoadedModel]:
         from pytest_ollama_warmup.ollama import plain
 
         settings = settings_of(self._config)

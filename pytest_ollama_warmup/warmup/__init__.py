@@ -1,1 +1,1 @@
-"""The work: which models, brought how, once per run. Knows nothing of pytest."""
+"""The work: which models, pulled and loaded how, once per run. Knows nothing of pytest."""

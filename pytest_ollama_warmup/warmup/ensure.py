@@ -22,7 +22,7 @@ from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.warmup.job import Event, Work, failed
 from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
-from pytest_ollama_warmup.warmup.locks import Beat, held
+from pytest_ollama_warmup.warmup.locks import Heartbeat, held
 from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S, Outcome, Step
 from pytest_ollama_warmup.warmup.pull import RUN_AGAIN, Progress, pull
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
@@ -30,7 +30,7 @@ from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.ollama.responses import Stored
+    from pytest_ollama_warmup.ollama.responses import LocalModel
 
 
 _AT_ANY_TIME: AbstractContextManager[object] = nullcontext()
@@ -46,13 +46,13 @@ def ensure_pulled(work: Work, by: str) -> Outcome:
         info = _ensure_present(work)
         if info is UNKNOWN:
             work.notes.append("details unknown")
-        stored = _check_pin(work, info)
+        local = _check_pin(work, info)
     except WarmupError as exc:
         return failed(target, exc, by, tuple(work.steps))._replace(aside=tuple(work.aside))
-    if stored is not None:
+    if local is not None:
         # A part that is there within 60 ms is not counted in a pull, nor is its size.
         work.steps = [
-            one._replace(size=stored.size) if one.kind == "pull" else one for one in work.steps
+            one._replace(size=local.size) if one.kind == "pull" else one for one in work.steps
         ]
     work.enter("present", why=work.kept)
     return Outcome(
@@ -62,8 +62,8 @@ def ensure_pulled(work: Work, by: str) -> Outcome:
         by=by,
         notes=tuple(work.notes),
         steps=tuple(work.steps),
-        digest=stored.digest if stored else "",
-        size=stored.size if stored else 0,
+        digest=local.digest if local else "",
+        size=local.size if local else 0,
         capabilities=info.capabilities,
         options=target.spec.options,
         learned=target.learned,
@@ -93,7 +93,7 @@ def ensure_warm(
             with work.noting("wait", least_s=NOTICEABLE_S):
                 turn.enter_context(loading)
             left_out = reason_to_leave_out(work, info)
-            resident = None if left_out else ensure_loaded(work, info)
+            loaded_model = None if left_out else ensure_loaded(work, info)
     except WarmupError as exc:
         found = failed(work.target, exc, by, (*pulled.steps, *work.steps))
         return found._replace(aside=(*pulled.aside, *work.aside))
@@ -101,15 +101,15 @@ def ensure_warm(
         by=by,
         notes=(*pulled.notes, *work.notes),
         steps=(*pulled.steps, *work.steps),
-        context_length=resident.context_length if resident else 0,
-        listed=resident is not None,
+        context_length=loaded_model.context_length if loaded_model else 0,
+        listed=loaded_model is not None,
         found_loaded=work.found_loaded,
         learned=work.target.learned,
-        leased=work.leased,
+        sets_keep_alive=work.sets_keep_alive,
         left_out=left_out,
         already_loaded=work.already_loaded,
-        memory=resident.size if resident else 0,
-        vram=resident.size_vram if resident else 0,
+        memory=loaded_model.size if loaded_model else 0,
+        vram=loaded_model.size_vram if loaded_model else 0,
         aside=(*pulled.aside, *work.aside),
     )
 
@@ -128,11 +128,11 @@ def _ensure_present(work: Work) -> ModelInfo:
         return info
     if not work.terms.may_pull(target.given_by):
         raise NotPulled(name, target.origin, meant=_meant(work))
-    with _turn_to_pull(work) as beat:
+    with _turn_to_pull(work) as heartbeat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
         try:
-            _pull(work, beat, info)
+            _pull(work, heartbeat, info)
         except (UnknownModel, PullFailed) as exc:
             if info is None and isinstance(exc, UnknownModel):
                 raise UnknownModel(exc.model, exc.origin, exc.words, _meant(work)) from exc
@@ -149,7 +149,7 @@ def _ensure_present(work: Work) -> ModelInfo:
     return info
 
 
-def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
+def _pull(work: Work, heartbeat: Heartbeat, info: ModelInfo | None) -> None:
     """Pull the model, and note what came of it; *info* is what is there of it already.
 
     Raises:
@@ -161,8 +161,8 @@ def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
     def on_line(progress: Progress, *, moved: bool) -> None:
         if moved:
             # For those who wait for this download, and for those who wait for this model.
-            beat()
-            work.beat()
+            heartbeat()
+            work.heartbeat()
         if info is not None and not progress.fresh:
             # A refresh that finds all parts there is no download to announce.
             return
@@ -193,13 +193,15 @@ def _pull(work: Work, beat: Beat, info: ModelInfo | None) -> None:
 def _meant(work: Work) -> str:
     """Return the model on the server's disk that was meant, if the name looks like a slip."""
     try:
-        return meant_by(work.name, [one.name for one in work.client.stored(limit_s=_limit_s(work))])
+        return meant_by(
+            work.name, [one.name for one in work.client.local_models(limit_s=_limit_s(work))]
+        )
     except (ApiError, ServerError):
         return ""
 
 
 @contextmanager
-def _turn_to_pull(work: Work) -> Iterator[Beat]:
+def _turn_to_pull(work: Work) -> Iterator[Heartbeat]:
     """Wait until fewer than four pulls of this run are under way, and none of this model by others.
 
     Waiting is progress too: whoever waits for this model in turn must not give up.
@@ -215,23 +217,23 @@ def _turn_to_pull(work: Work) -> Iterator[Beat]:
         with work.noting("wait", least_s=NOTICEABLE_S):
             while not work.pulls.acquire(timeout=1.0):
                 work.waited = True
-                work.beat()
+                work.heartbeat()
             turn.callback(work.pulls.release)
-            beat = turn.enter_context(lock)
-        yield beat
+            heartbeat = turn.enter_context(lock)
+        yield heartbeat
 
 
 _CLOUD_ACCESS = "Sign the server in with 'ollama signin', without OLLAMA_NO_CLOUD."
 
 
-def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
+def _check_pin(work: Work, info: ModelInfo) -> LocalModel | None:
     """Return what the server says of the model on its disk; None where it does not."""
     spec = work.target.spec
     if work.in_cloud(info):
         return None
     try:
         # On a disk that is busy with what was just pulled the server may take a while to list it.
-        stored = find(work.client.stored(limit_s=_limit_s(work)), spec.model_key)
+        local = find(work.client.local_models(limit_s=_limit_s(work)), spec.model_key)
     except (ApiError, ServerUnreachable) as exc:
         if not spec.digest:
             # A model can be loaded by a server that is too slow, or not able, to list all it has.
@@ -241,12 +243,12 @@ def _check_pin(work: Work, info: ModelInfo) -> Stored | None:
             words, cause = exc.why, "server lost"
         advice = "Its digest is not known, and the pin cannot be checked."
         raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
-    digest = stored.digest if stored else ""
+    digest = local.digest if local else ""
     if not digest.startswith(spec.digest):
         raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
     if spec.digest:
         work.notes.append("digest as pinned")
-    return stored
+    return local
 
 
 def _show(work: Work) -> ModelInfo | None:

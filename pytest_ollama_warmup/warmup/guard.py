@@ -16,10 +16,10 @@ from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import is_for_us
-from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, resident_as
+from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, loaded_as
 from pytest_ollama_warmup.warmup.job import Work
 from pytest_ollama_warmup.warmup.load import ensure_loaded
-from pytest_ollama_warmup.warmup.locks import Beat, Door, Users, held
+from pytest_ollama_warmup.warmup.locks import Door, Heartbeat, Users, held
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.outcome import Known, Reload
 from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
@@ -73,7 +73,7 @@ class Ledger:
         """Replace what is known; the caller holds the lock."""
         self._file.write(known.to_dict())
 
-    def held(self) -> AbstractContextManager[Beat]:
+    def held(self) -> AbstractContextManager[Heartbeat]:
         """Hold the lock; see :func:`pytest_ollama_warmup.warmup.locks.held`."""
         return held(self._lock, self._what, self._limit_s)
 
@@ -147,7 +147,7 @@ class Guard:
                     # from the tests of that one, for nothing should this one use that one too.
                     if not self._is_taken(target, outcome, loaded):
                         self._note_displaced(loaded, target)
-                        self._bring_back(target, outcome, loaded, test, may_load)
+                        self._load_again(target, outcome, loaded, test, may_load)
                     sent, loaded = clock.monotonic(), self._loaded()
         finally:
             # Also where that failed: the test begins now.
@@ -164,10 +164,10 @@ class Guard:
             if (found := _find(loaded or [], target, outcome)) is not None:
                 self._note(target, outcome, found, beside)
 
-    def _loaded(self) -> list[Resident]:
+    def _loaded(self) -> list[LoadedModel]:
         try:
             try:
-                return self._client.resident()
+                return self._client.loaded_models()
             except ServerUnreachable:
                 self._names = set()
                 self.log.write("own", clock.monotonic(), lost=True)
@@ -176,7 +176,7 @@ class Guard:
                     # One test has waited for it; the next ones must not, each.
                     raise
                 self._wait()
-                return self._client.resident()
+                return self._client.loaded_models()
         except ServerUnreachable:
             raise
         # Also what a mocking library raises that a session fixture has started: it patches httpx
@@ -186,9 +186,9 @@ class Guard:
                 raise
             raise CannotLook(str(exc)) from exc
 
-    def _try_to_look(self) -> tuple[list[Resident] | None, bool]:
+    def _try_to_look(self) -> tuple[list[LoadedModel] | None, bool]:
         try:
-            return self._client.resident(), False
+            return self._client.loaded_models(), False
         except ServerUnreachable:
             return None, True
         except BaseException as exc:
@@ -196,7 +196,7 @@ class Guard:
                 raise
             return None, False
 
-    def _note(self, target: Target, outcome: Outcome, found: Resident, beside: Contexts) -> None:
+    def _note(self, target: Target, outcome: Outcome, found: LoadedModel, beside: Contexts) -> None:
         """Keep with which context a model would have to be loaded again, and that it was used."""
         self._lost = False
         ledger = self._ledger(target, outcome)
@@ -205,7 +205,7 @@ class Guard:
             with ledger.held():
                 ledger.write(self._noted(ledger.known(), target, found, beside))
 
-    def _noted(self, known: Known, target: Target, found: Resident, beside: Contexts) -> Known:
+    def _noted(self, known: Known, target: Target, found: LoadedModel, beside: Contexts) -> Known:
         context = found.context_length
         if known.unproven not in ("", found.expires):
             known = known._replace(unproven="")
@@ -219,11 +219,11 @@ class Guard:
             return known
         return known._replace(context=context, switches=known.switches + 1)
 
-    def _bring_back(
+    def _load_again(
         self,
         target: Target,
         outcome: Outcome,
-        loaded: list[Resident],
+        loaded: list[LoadedModel],
         test: str,
         may_load: Callable[[], bool],
     ) -> None:
@@ -231,8 +231,8 @@ class Guard:
         known = ledger.known()
         if known.rests or any(one.name in known.beside for one in loaded):
             return
-        with ledger.held() as beat:
-            gone = self._is_gone(target, outcome, beat)
+        with ledger.held() as heartbeat:
+            gone = self._is_gone(target, outcome, heartbeat)
             if gone is None:
                 return
             known = ledger.known()
@@ -246,18 +246,18 @@ class Guard:
                 known = known._replace(waits=waits, rests="busy" if waits >= WAITS else "")
             # Where tests do not agree on one context, a load may be made with the wrong one.
             if gone and may_load() and not known.rests and known.switches < 2:
-                self._reload(target, outcome, ledger, beat, test)
+                self._reload(target, outcome, ledger, heartbeat, test)
             elif known != ledger.known():
                 ledger.write(known)
 
-    def _note_displaced(self, loaded: list[Resident], target: Target) -> None:
+    def _note_displaced(self, loaded: list[LoadedModel], target: Target) -> None:
         """Keep that a model had to make room, where another one has come in its place."""
         names = {one.name for one in loaded}
         came, gone = names - self._names, self._names - names
         if came and target.spec.model_key in {ModelName.parse(one).key for one in gone}:
             self._room.note_displaced(min(came), [target.spec.title])
 
-    def _is_taken(self, target: Target, outcome: Outcome, loaded: list[Resident]) -> bool:
+    def _is_taken(self, target: Target, outcome: Outcome, loaded: list[LoadedModel]) -> bool:
         """Whether a model is loaded that has its weights, and runs with other options."""
         if not outcome.weights:
             return False
@@ -280,7 +280,7 @@ class Guard:
                 self._infos[name] = self._client.show(name, limit_s=SHOW_S) or UNKNOWN
         return self._infos.setdefault(name, UNKNOWN)
 
-    def _is_gone(self, target: Target, outcome: Outcome, beat: Beat) -> bool | None:
+    def _is_gone(self, target: Target, outcome: Outcome, heartbeat: Heartbeat) -> bool | None:
         """Return whether a model is not there and nobody loads it; None where its place is taken.
 
         The server's list lacks a model that is being loaded. To load it here too, with the options
@@ -298,15 +298,15 @@ class Guard:
                 return True
             if clock.monotonic() >= until:
                 return False
-            beat()
+            heartbeat()
             clock.sleep(RELOAD_EVERY_S)
 
     def _reload(
-        self, target: Target, outcome: Outcome, ledger: Ledger, beat: Beat, test: str
+        self, target: Target, outcome: Outcome, ledger: Ledger, heartbeat: Heartbeat, test: str
     ) -> None:
         known, begin, start = ledger.known(), clock.monotonic(), clock.time()
-        work = self._work(target._replace(learned=outcome.learned), known, beat)
-        work.leased = outcome.leased
+        work = self._work(target._replace(learned=outcome.learned), known, heartbeat)
+        work.sets_keep_alive = outcome.sets_keep_alive
         back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
         took = clock.monotonic() - begin
         self._lost = False
@@ -336,14 +336,14 @@ class Guard:
                 using.enter_context(self.users.using(places))
             yield
 
-    def _work(self, target: Target, known: Known, beat: Beat) -> Work:
+    def _work(self, target: Target, known: Known, heartbeat: Heartbeat) -> Work:
         if known.switches:
             options = {**dict(target.spec.options), "num_ctx": known.context}
             spec = target.spec._replace(options=tuple(sorted(options.items())))
             target = target._replace(spec=spec)
         target = target._replace(request=None)
         pulls = threading.Semaphore(1)
-        return Work(self._client, target, self._terms, lambda event: None, beat, pulls)
+        return Work(self._client, target, self._terms, lambda event: None, heartbeat, pulls)
 
     def _ledger(self, target: Target, outcome: Outcome) -> Ledger:
         if target.key not in self._ledgers:
@@ -364,5 +364,5 @@ def _place(target: Target, outcome: Outcome) -> str:
     return outcome.weights or target.spec.model_key
 
 
-def _find(loaded: list[Resident], target: Target, outcome: Outcome) -> Resident | None:
-    return resident_as(loaded, target.spec.model_key, outcome.digest)
+def _find(loaded: list[LoadedModel], target: Target, outcome: Outcome) -> LoadedModel | None:
+    return loaded_as(loaded, target.spec.model_key, outcome.digest)

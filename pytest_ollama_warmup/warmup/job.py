@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.responses import ModelInfo
-    from pytest_ollama_warmup.warmup.locks import Beat
+    from pytest_ollama_warmup.warmup.locks import Heartbeat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
 
@@ -41,7 +41,7 @@ Phase = Literal[
 
 
 class Event(NamedTuple):
-    """A model enters *phase*, or has *completed* of *total* bytes; the end brings its outcome.
+    """A model enters *phase*, or has *completed* of *total* bytes; the end comes with its outcome.
 
     The phase ``server`` is none of the model: it is the server that is waited for. One that is
     ``dropped`` is no longer worked on, and has no outcome.
@@ -75,12 +75,12 @@ class Work:
         target: Target,
         terms: Terms,
         say: Say,
-        beat: Beat,
+        heartbeat: Heartbeat,
         pulls: threading.Semaphore,
         room: Room | None = None,
     ) -> None:
         self.client, self.target, self.terms = client, target, terms
-        self.say, self.beat, self.pulls, self.room = say, beat, pulls, room
+        self.say, self.heartbeat, self.pulls, self.room = say, heartbeat, pulls, room
         self.steps: list[Step] = []
         self.aside: list[Step] = []
         """Steps that no table shows."""
@@ -91,7 +91,7 @@ class Work:
         """Whether the model was in memory before this work."""
         self.already_loaded = False
         """Whether it was in memory as it is needed, so that nothing was sent for it."""
-        self.leased = False
+        self.sets_keep_alive = False
         """Whether the keep-alive has to be asked for: with the load, if that is known before."""
         self.kept = ""
         """What a refresh found to be so already."""
@@ -104,10 +104,10 @@ class Work:
         return self.target.spec.name
 
     def enter(self, phase: Phase, **more: Any) -> None:
-        """Begin a phase of the work, and tell."""
+        """Begin a phase of the work, and say so."""
         self.waited = self.waited or phase == "waiting"
         LOG.debug("%s: %s %s", self.name, phase, more.get("why", ""))
-        self.beat()
+        self.heartbeat()
         self.say(Event(self.target, phase, **more))
 
     def add_step(

@@ -1,4 +1,4 @@
-"""Load one model, and see to its lease."""
+"""Load one model, and see to its keep-alive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.errors import Cause
     from pytest_ollama_warmup.ollama.requests import LoadKind
-    from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
     from pytest_ollama_warmup.warmup.job import Work
     from pytest_ollama_warmup.warmup.plan import Target
 
@@ -59,8 +59,8 @@ def reason_to_leave_out(work: Work, info: ModelInfo) -> str:
     return reason
 
 
-def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
-    """Load a model that is on the server's disk, and return what is resident of it then.
+def ensure_loaded(work: Work, info: ModelInfo) -> LoadedModel | None:
+    """Load a model that is on the server's disk, and return it as the server lists it then.
 
     Raises:
         LoadFailed: the server cannot, or has gone away.
@@ -73,17 +73,17 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
         return None
     now = Asked(clock.time(), clock.monotonic())
     loaded = _loaded(work)
-    resident = find(loaded or [], spec.model_key)
-    asked = _asked_early(work, resident)
-    # Who cannot tell must not unload it.
-    work.found_loaded = asked is None and (resident is not None or loaded is None)
-    is_there = resident is not None and _is_as_needed(work, resident)
+    loaded_model = find(loaded or [], spec.model_key)
+    asked = _asked_early(work, loaded_model)
+    # Where that is not known it must not be unloaded.
+    work.found_loaded = asked is None and (loaded_model is not None or loaded is None)
+    is_there = loaded_model is not None and _is_as_needed(work, loaded_model)
     if not is_there:
         work.enter("loading")
-    elif asked is None and resident is not None:
+    elif asked is None and loaded_model is not None:
         _note_already_loaded(work, info, loaded or [], now)
-        if _lasts(work, resident):
-            return resident
+        if _lasts(work, loaded_model):
+            return loaded_model
     kind = _kind(info)
     with (
         _load_failures(work, info, now.begin),
@@ -93,25 +93,27 @@ def ensure_loaded(work: Work, info: ModelInfo) -> Resident | None:
             terms.load_timeout_s,
         ),
     ):
-        if work.already_loaded and resident is not None:
-            _ask_for_lease(work, kind, resident)
-            return resident
+        if work.already_loaded and loaded_model is not None:
+            _ask_for_keep_alive(work, kind, loaded_model)
+            return loaded_model
         if not is_there:
             kind = _load(work, kind, info)
         since = asked or now
         work.add_step("load", since.start, since.begin, end=since.end if is_there else None)
         if work.target.learned:
             work.notes.append(f"num_ctx {work.target.learned}, learned")
-        return _ensure_lease(work, kind, info)
+        return _ensure_keep_alive(work, kind, info)
 
 
 def _kind(info: ModelInfo) -> LoadKind:
-    """Return the endpoint that loads a model; servers before v0.6.4 do not tell capabilities."""
+    """Return the endpoint that loads a model; servers before v0.6.4 do not list capabilities."""
     able = info.capabilities
     return "generate" if able is None or "completion" in able else "embed"
 
 
-def _note_already_loaded(work: Work, info: ModelInfo, loaded: list[Resident], now: Asked) -> None:
+def _note_already_loaded(
+    work: Work, info: ModelInfo, loaded: list[LoadedModel], now: Asked
+) -> None:
     work.already_loaded = True
     work.notes.append("already loaded")
     work.add_step("load", now.start, now.begin)
@@ -139,44 +141,44 @@ def _load_failures(work: Work, info: ModelInfo, begin: float) -> Iterator[None]:
         raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
 
 
-def _asked_early(work: Work, resident: Resident | None) -> Asked | None:
+def _asked_early(work: Work, loaded_model: LoadedModel | None) -> Asked | None:
     """Return when the load was asked for before this work, if it is that load that is met here."""
     asked = work.early.asked if work.early is not None else None
     # One that is over, and whose model is gone again, was for nothing.
-    return None if asked is not None and asked.end is not None and resident is None else asked
+    return None if asked is not None and asked.end is not None and loaded_model is None else asked
 
 
-def _loaded(work: Work) -> list[Resident] | None:
+def _loaded(work: Work) -> list[LoadedModel] | None:
     try:
-        return work.client.resident()
+        return work.client.loaded_models()
     except (ApiError, ServerError):
         # Servers before v0.32.4 fail here now and then; what can be loaded is loaded all the same.
         return None
 
 
-def _is_as_needed(work: Work, resident: Resident) -> bool:
+def _is_as_needed(work: Work, loaded_model: LoadedModel) -> bool:
     """Whether a model that is loaded is left as it is.
 
     A request for it could do harm only: with other options than those that it runs with, some of
     which the server does not show, the model would be reloaded, and again for the tests.
     """
     target, options = work.target, _runner_options(work.target)
-    wanted, seen = options.pop("num_ctx", 0), resident.context_length
+    wanted, seen = options.pop("num_ctx", 0), loaded_model.context_length
     asked = work.terms.warm == "prompt" or target.request is not None
     return not (asked or options) and wanted in (0, seen)
 
 
-def _lasts(work: Work, resident: Resident) -> bool:
+def _lasts(work: Work, loaded_model: LoadedModel) -> bool:
     """Whether a model that was found in memory stays there by itself until the tests use it.
 
     As long as was asked for, where the user has asked.
     """
-    wanted = _lease(work)
+    wanted = _keep_alive(work)
     asked = work.terms.keep_alive_asked or work.target.spec.keep_alive is not None
-    if resident.lease_s is None:
+    if loaded_model.keep_alive_s is None:
         return True
     enough = ENDLESS_S if wanted == FOREVER else wanted - 2
-    return resident.lease_s >= (enough if asked else min(enough, LASTS_S))
+    return loaded_model.keep_alive_s >= (enough if asked else min(enough, LASTS_S))
 
 
 def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
@@ -195,7 +197,7 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
                     prompt=prompt,
                     options=options,
                     # A request of its own would load the model again that a test unloads meanwhile.
-                    keep_alive=_lease(work) if work.leased else None,
+                    keep_alive=_keep_alive(work) if work.sets_keep_alive else None,
                     limit_s=max(left, 1.0),
                 )
             else:
@@ -215,53 +217,53 @@ def _load(work: Work, kind: LoadKind, info: ModelInfo) -> LoadKind:
                 work.enter("busy")
                 clock.sleep(pause)
                 pause = min(5.0, pause * 2)
-            # Servers before v0.6.4 do not tell capabilities.
+            # Servers before v0.6.4 do not list capabilities.
             elif kind == "generate" and info.capabilities is None and exc.cause == "no text model":
                 kind = "embed"
             else:
                 raise
 
 
-def _ensure_lease(work: Work, kind: LoadKind, info: ModelInfo) -> Resident | None:
-    """Ask for the lease where the server gives a shorter one by itself."""
-    spec, wanted, room = work.target.spec, _lease(work), work.room
+def _ensure_keep_alive(work: Work, kind: LoadKind, info: ModelInfo) -> LoadedModel | None:
+    """Ask for the keep-alive where the server gives a shorter one by itself."""
+    spec, wanted, room = work.target.spec, _keep_alive(work), work.room
     loaded = _loaded(work)
     if loaded is None:
         return None
-    resident = find(loaded, spec.model_key)
+    loaded_model = find(loaded, spec.model_key)
     if room is not None:
         room.add(work.target, info, loaded)
-        # A model with a longer lease is the last to make room. Where room is short the tests' own
-        # models, which have none, would displace each other more often than without.
+        # A model with a longer keep-alive is the last to make room. Where room is short the tests'
+        # own models, which have none, would displace each other more often than without.
         if room.is_short:
-            return resident
-    # Two tags that share weights share a runner, listed under the other name: its lease is not
-    # known, and a lease must never be sent over a longer one.
-    if resident is None or resident.lease_s is None:
-        return resident
+            return loaded_model
+    # Two tags that share weights share a runner, listed under the other name: its keep-alive is not
+    # known, and a keep-alive must never be sent over a longer one.
+    if loaded_model is None or loaded_model.keep_alive_s is None:
+        return loaded_model
     # The server's answer may be a little less than what was asked for.
-    if resident.lease_s < (ENDLESS_S if wanted == FOREVER else wanted - 2):
-        _ask_for_lease(work, kind, resident)
-    return resident
+    if loaded_model.keep_alive_s < (ENDLESS_S if wanted == FOREVER else wanted - 2):
+        _ask_for_keep_alive(work, kind, loaded_model)
+    return loaded_model
 
 
-def _ask_for_lease(work: Work, kind: LoadKind, resident: Resident) -> None:
-    work.leased = True
+def _ask_for_keep_alive(work: Work, kind: LoadKind, loaded_model: LoadedModel) -> None:
+    work.sets_keep_alive = True
     options = _runner_options(work.target)
-    if work.already_loaded and resident.context_length:
+    if work.already_loaded and loaded_model.context_length:
         # Whatever it runs with: without it the server would reload the model.
-        options["num_ctx"] = resident.context_length
+        options["num_ctx"] = loaded_model.context_length
     work.client.load(
         work.name,
         kind,
         prompt="",
         options=options,
-        keep_alive=_lease(work),
+        keep_alive=_keep_alive(work),
         limit_s=work.terms.load_timeout_s,
     )
 
 
-def _lease(work: Work) -> float:
+def _keep_alive(work: Work) -> float:
     own = work.target.spec.keep_alive
     return work.terms.keep_alive_s if own is None else own
 
@@ -315,7 +317,7 @@ def _advice_on_gateway(exc: ApiError) -> str:
 
 def _others(work: Work) -> str:
     try:
-        names = [one.name for one in work.client.resident()]
+        names = [one.name for one in work.client.loaded_models()]
     except (ServerError, ApiError):
         return "unknown"
     return ", ".join(names) or "none"

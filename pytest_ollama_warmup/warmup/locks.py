@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from filelock import FileLock
 
-Beat = Callable[[], None]
+Heartbeat = Callable[[], None]
 _POLL_S = 0.02
 # What a test uses that does not say which models it needs.
 ANY = "any"
@@ -29,7 +29,7 @@ def file_name(key: str) -> str:
 @contextmanager
 def held(
     path: Path, what: str, limit_s: float, on_wait: Callable[[], None] = lambda: None
-) -> Iterator[Beat]:
+) -> Iterator[Heartbeat]:
     """Hold the lock file *path*; yields a function to call at each sign of progress.
 
     *on_wait* is called about twice a second while another process holds it.
@@ -41,7 +41,7 @@ def held(
     from filelock import FileLock, Timeout
 
     # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
-    pulse = path.with_suffix(".beat")
+    pulse = path.with_suffix(".heartbeat")
     lock, since, patience_s = FileLock(path), clock.time(), 0.0
     while True:
         try:

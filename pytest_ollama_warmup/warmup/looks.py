@@ -16,7 +16,7 @@ from pytest_ollama_warmup.ollama import clock
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ollama_warmup.ollama.responses import Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 When = Literal["before", "after", "between", "own"]
@@ -25,7 +25,7 @@ When = Literal["before", "after", "between", "own"]
 class Seen(NamedTuple):
     """A model in memory: *expires* as the server wrote it, *ends* by this machine's clock.
 
-    *ends* is in seconds of the monotonic clock, None where the server does not tell.
+    *ends* is in seconds of the monotonic clock, None where the server does not say.
     """
 
     digest: str
@@ -67,7 +67,7 @@ class LookLog:
         *,
         tests: Iterable[str] = (),
         keys: Iterable[str] = (),
-        loaded: Iterable[Resident] | None = None,
+        loaded: Iterable[LoadedModel] | None = None,
         lost: bool = False,
     ) -> None:
         """Write down a look that is over now."""
@@ -101,8 +101,8 @@ def read_looks(directory: HostDirectory) -> list[Look]:
     return sorted(found, key=lambda look: look.got)
 
 
-def _seen(one: Resident, now: float) -> Seen:
-    ends = None if one.lease_s is None else now + one.lease_s
+def _seen(one: LoadedModel, now: float) -> Seen:
+    ends = None if one.keep_alive_s is None else now + one.keep_alive_s
     return Seen(one.digest, one.context_length, one.expires, ends)
 
 

@@ -64,8 +64,8 @@ class Outcome(NamedTuple):
     """Whether the server lists it as loaded; one that shares the runner of another is not."""
     already_loaded: bool = False
     """Whether it was in memory as it is needed, so that nothing was sent for it."""
-    leased: bool = False
-    """Whether the server's own lease was shorter than that of the run, which was asked for."""
+    sets_keep_alive: bool = False
+    """Whether the server's own keep-alive was shorter than that of the run, which was asked for."""
     memory: int = 0
     """Bytes that it takes when it is loaded, of which *vram* are on a GPU."""
     vram: int = 0
@@ -98,7 +98,7 @@ class Outcome(NamedTuple):
     def for_tests_that_need(self, capabilities: Iterable[str], origin: str) -> Outcome:
         """Return this outcome, as a failure where the model cannot do one of *capabilities*.
 
-        A server before v0.6.4 does not tell what its models can do: nothing is refused then.
+        A server before v0.6.4 does not say what its models can do: nothing is refused then.
         """
         if not self.ready or self.capabilities is None:
             return self
@@ -156,10 +156,10 @@ class Reload(NamedTuple):
 class Known(NamedTuple):
     """What a run knows of one model since it was warmed; all its processes share it.
 
-    *context* is the one that it was last seen with (0 where nobody tells), at first that of its
-    load, *switches* how often that changed. *beside* are the models that are
+    *context* is the one that it was last seen with (0 where unknown), at first that of its load,
+    *switches* how often that changed. *beside* are the models that are
     listed in its place: they share its runner. *unproven* is ``expires_at`` after it was loaded
-    again, until a test has used it since. *waits* counts the waits for another test that brought
+    again, until a test has used it since. *waits* counts the waits for another test that gave
     nothing. *rests* says why it is no longer loaded again: it was gone too *often*, a load was
     *unused*, other tests keep it *busy*, or it is *unseen* although it is loaded. *host* is the URL
     of its server.

@@ -34,7 +34,7 @@ PARTS = 50_000
 
 
 class Pulled(NamedTuple):
-    """What a pull brought: the model's bytes as far as told, and whether any was seen to come.
+    """What came of a pull: the model's bytes as far as known, and whether any was seen to come.
 
     *verified* is when, by the monotonic clock, the server checked the digests of all parts.
     """
@@ -77,7 +77,7 @@ class Progress:
 
 
 class OnLine(Protocol):
-    """Hears each line of a pull, whether it is *moved* (progress), and of which part it tells."""
+    """Hears each line of a pull, whether it is *moved* (progress), and how far it has come."""
 
     def __call__(self, progress: Progress, *, moved: bool) -> None:
         """Hear a line."""
@@ -170,7 +170,7 @@ def _read(
             elif line.total and now - moved_at > terms.stall_s:
                 raise _Stalled(f"no new byte for {seconds(terms.stall_s)} (--ollama-stall)")
             # Nor are lines without a size: another pull, of a model with the same part, asks for
-            # it. Who leaves before it is told crashes the server (v0.33, seen).
+            # it. Who leaves before it hears that crashes the server (v0.33, seen).
             elif now - moved_at > terms.load_timeout_s:
                 raise ServerUnreachable(client.host.url, client.host.source, "no answer", 0.0)
             on_line(progress, moved=moved)

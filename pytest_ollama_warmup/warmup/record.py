@@ -87,7 +87,7 @@ class Record:
     def add(self, outcome: Outcome, key: str = "") -> None:
         """Keep *outcome*; a model may come twice: it is pulled, and later loaded.
 
-        *key* tells it apart from those on other servers of the run.
+        *key* is what makes it distinct from those on other hosts of the run.
         """
         self.models[key or outcome.key] = outcome
 

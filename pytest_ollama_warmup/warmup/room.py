@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.config.spec import RUNNER_KEYS
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.ollama.responses import resident_as
+from pytest_ollama_warmup.ollama.responses import loaded_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_ollama_warmup.ollama.client import Client
-    from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
@@ -113,15 +113,15 @@ class Room:
                 return f"it did not fit together with {beside} in the last run"
         return ""
 
-    def add(self, target: Target, info: ModelInfo, resident: list[Resident]) -> None:
-        """Note that *target* is loaded, and what had to make room: what is no longer *resident*."""
+    def add(self, target: Target, info: ModelInfo, loaded_models: list[LoadedModel]) -> None:
+        """Note that *target* is loaded, and what had to make room for it."""
         spec = target.spec
-        gone = [one for one in self._loaded() if not _is_among(resident, one)]
+        gone = [one for one in self._loaded() if not _is_among(loaded_models, one)]
         # One with equal weights had to go for want of a second place, not for want of memory.
         others = [one.title for one in gone if not (one.weights and one.weights == info.weights)]
         if others:
             self.note_displaced(spec.title, others)
-        found = resident_as(resident, spec.model_key, "")
+        found = loaded_as(loaded_models, spec.model_key, "")
         # Where it is not listed it shares the runner of another one.
         if found is not None:
             self._here[target.key] = Loaded(
@@ -153,10 +153,10 @@ def make_room(
     Those go that are needed last, if at all, in *later* sets.
 
     Raises:
-        ApiError, ServerError: the server does not tell, or does not do it.
+        ApiError, ServerError: the server does not say, or does not do it.
     """
-    resident = client.resident()
-    there = {one.key: one for one in loaded if _is_among(resident, one)}
+    loaded_models = client.loaded_models()
+    there = {one.key: one for one in loaded if _is_among(loaded_models, one)}
     lacking = len(wanted - there.keys())
     # All that was loaded is still there: so far it had room for each.
     if not lacking or {*map(_place, there.values())} == {*map(_place, loaded)}:
@@ -185,8 +185,8 @@ def _place(one: Outcome) -> str:
     return one.weights or ModelName.parse(one.model).key
 
 
-def _is_among(resident: list[Resident], outcome: Outcome | Loaded) -> bool:
-    return resident_as(resident, ModelName.parse(outcome.model).key, outcome.digest) is not None
+def _is_among(loaded_models: list[LoadedModel], outcome: Outcome | Loaded) -> bool:
+    return loaded_as(loaded_models, ModelName.parse(outcome.model).key, outcome.digest) is not None
 
 
 def _names(loaded: Iterable[Loaded]) -> str:

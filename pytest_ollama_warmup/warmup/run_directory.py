@@ -22,7 +22,7 @@ from pytest_ollama_warmup.warmup.user_directory import is_private
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_ollama_warmup.warmup.locks import Beat
+    from pytest_ollama_warmup.warmup.locks import Heartbeat
 
 # What is gone through once in a run: for each host, and there for each model.
 Stage = Literal["server", "pull", "load"]
@@ -83,7 +83,7 @@ class HostDirectory:
         self,
         stage: Stage,
         key: str,
-        do: Callable[[Beat], Outcome],
+        do: Callable[[Heartbeat], Outcome],
         on_wait: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Return the recorded outcome of *stage* for *key*, going through it if there is none.
@@ -97,10 +97,10 @@ class HostDirectory:
         """
         if (recorded := self.outcome_of(stage, key)) is not None:
             return recorded
-        with held(self._path(stage, key, ".lock"), key, self.limit_s, on_wait) as beat:
+        with held(self._path(stage, key, ".lock"), key, self.limit_s, on_wait) as heartbeat:
             if (recorded := self.outcome_of(stage, key)) is not None:
                 return recorded
-            outcome = do(beat)
+            outcome = do(heartbeat)
             SharedFile(self._path(stage, key, ".json")).write(outcome.to_dict())
         return outcome
 
@@ -252,7 +252,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 
 def _processes() -> str:
-    """Return what tells apart the sets of processes that are counted by themselves."""
+    """Return the name of the set of processes whose numbers are unique."""
     try:
         return re.sub(r"\W", "", str(Path("/proc/self/ns/pid").readlink()))
     except OSError:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
-    from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+    from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
     from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.job import Event, Say
-    from pytest_ollama_warmup.warmup.locks import Beat
+    from pytest_ollama_warmup.warmup.locks import Heartbeat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory, Stage
 
@@ -109,12 +109,12 @@ class Warmer:
             if self.directory.server is None:
                 self.unreported.add(SERVER)
             ask = self.ask_server
-            self._outcomes[SERVER] = self.directory.once("server", SERVER, lambda beat: ask())
+            self._outcomes[SERVER] = self.directory.once("server", SERVER, lambda heartbeat: ask())
         return self._outcomes[SERVER]
 
     def record_server(self, outcome: Outcome) -> None:
         """Record for all processes of the run whether the server answers, if none has."""
-        self.directory.once("server", SERVER, lambda beat: outcome)
+        self.directory.once("server", SERVER, lambda heartbeat: outcome)
 
     def ask_server(self) -> Outcome:
         """Return whether the server answers, waiting as long as it may take."""
@@ -203,11 +203,13 @@ class Warmer:
             WaitedTooLong: another process works on it, and shows no progress.
         """
 
-        def load(beat: Beat) -> Outcome:
+        def load(heartbeat: Heartbeat) -> Outcome:
             begun()
             # In here: who comes first to a model stays the first while it is pulled.
-            pulled = self._pull(target, heard, beat, pulls, lambda: None)
-            return self._load(target, pulled, heard, beat, with_room) if pulled.ready else pulled
+            pulled = self._pull(target, heard, heartbeat, pulls, lambda: None)
+            return (
+                self._load(target, pulled, heard, heartbeat, with_room) if pulled.ready else pulled
+            )
 
         def heard(event: Event) -> None:
             if event.phase == "queued":
@@ -225,14 +227,14 @@ class Warmer:
         self,
         target: Target,
         say: Say,
-        beat: Beat,
+        heartbeat: Heartbeat,
         pulls: threading.Semaphore | None,
         begun: Callable[[], None],
     ) -> Outcome:
-        def pull(own_beat: Beat) -> Outcome:
+        def pull(own_heartbeat: Heartbeat) -> Outcome:
             def both() -> None:
-                own_beat()
-                beat()
+                own_heartbeat()
+                heartbeat()
 
             begun()
             # Who comes first to a model stays the first while the server is waited for.
@@ -244,15 +246,15 @@ class Warmer:
             return self._at_host(ensure_pulled(self._work(target, say, both, pulls), self.by))
 
         # Another process may pull it: whoever waits for the load here must not give up meanwhile.
-        return self.directory.once("pull", target.key, pull, on_wait=beat)
+        return self.directory.once("pull", target.key, pull, on_wait=heartbeat)
 
     def _load(
-        self, target: Target, pulled: Outcome, say: Say, beat: Beat, with_room: bool
+        self, target: Target, pulled: Outcome, say: Say, heartbeat: Heartbeat, with_room: bool
     ) -> Outcome:
         from pytest_ollama_warmup.warmup.ensure import ensure_warm
 
         log, sent = LookLog(self.directory, self.by), clock.monotonic()
-        work = self._work(target, say, beat, None)
+        work = self._work(target, say, heartbeat, None)
         work.room = self.room if with_room else None
         work.early = self._process.early.get(target.key)
         # One at a time: else a model could have to make room, or its own variant unload it, before
@@ -263,7 +265,7 @@ class Warmer:
         return self._at_host(outcome)
 
     def _work(
-        self, target: Target, say: Say, beat: Beat, pulls: threading.Semaphore | None
+        self, target: Target, say: Say, heartbeat: Heartbeat, pulls: threading.Semaphore | None
     ) -> Work:
         import threading
 
@@ -272,14 +274,16 @@ class Warmer:
         server, terms = self.server(), self.settings.terms
         version = server.notes[0] if server.notes else ""
         terms = terms._replace(warm=resolve_warm(terms.warm, version))
-        return Work(self.client(), target, terms, say, beat, pulls or threading.Semaphore(1))
+        return Work(self.client(), target, terms, say, heartbeat, pulls or threading.Semaphore(1))
 
     def _at_host(self, outcome: Outcome) -> Outcome:
         return outcome._replace(host=self.host.url)
 
     def failed_like(self, server: Outcome, target: Target) -> Outcome:
         """Record that *target* failed because the server did."""
-        return self.directory.once("load", target.key, lambda beat: _failed_like(server, target))
+        return self.directory.once(
+            "load", target.key, lambda heartbeat: _failed_like(server, target)
+        )
 
     def slot(self) -> AbstractContextManager[None]:
         """Return what a test that needs a model holds while it runs: its share of the server."""
@@ -319,9 +323,9 @@ class Warmer:
             loaded = self._in_memory()
             LookLog(self.directory, self.by).write("between", sent, tests=tests, loaded=loaded)
 
-    def _in_memory(self) -> list[Resident]:
+    def _in_memory(self) -> list[LoadedModel]:
         if self._client is not None:
-            return self._client.resident()
+            return self._client.loaded_models()
         # A worker that has run no test with a mark has not imported httpx, which takes 40 ms.
         from pytest_ollama_warmup.ollama import plain
 

@@ -76,7 +76,7 @@ def test_with_several_workers_loads_are_left_to_the_tests(
 ) -> None:
     # How many loads two workers make is left to chance: whose request comes while the model is
     # there. That none of them is ours is not: beside the tests' own 24 requests each model's
-    # warm-up, and the one that asks for its lease.
+    # warm-up, and the one that asks for its keep-alive.
     assert loads_of(IN_TURN, "-n2") > 4
     assert server.calls("/api/generate") <= 24 + 2 * 4
 

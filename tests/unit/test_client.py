@@ -26,7 +26,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.ollama.responses import ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel, ModelInfo, PullProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -501,7 +501,7 @@ def test_every_request_may_be_denied(client: Client, server: respx.MockRouter) -
         lambda: client.show("m"),
         lambda: list(client.pull("m", silence_s=1)),
         lambda: client.load("m", "generate", prompt="", options={}, limit_s=1),
-        client.resident,
+        client.loaded_models,
         client.version,
     ):
         with pytest.raises(AccessDenied, match="unauthorized"):
@@ -818,17 +818,17 @@ def test_stored_models_have_digest_and_size(client: Client, server: respx.MockRo
         }
     )
     assert [
-        Stored("m:latest", "ab12", 5),
-        Stored("old:1b", "cd34", 0),
-        Stored("odd", "x", 0),
-    ] == client.stored()
+        LocalModel("m:latest", "ab12", 5),
+        LocalModel("old:1b", "cd34", 0),
+        LocalModel("odd", "x", 0),
+    ] == client.local_models()
 
 
 def test_a_list_is_waited_for_as_long_as_asked(client: Client, server: respx.MockRouter) -> None:
     route = server.get("/api/tags").respond(json={"models": []})
-    client.stored()
+    client.local_models()
     assert 5.0 == timeouts_of(route)["read"]
-    client.stored(limit_s=60.0)
+    client.local_models(limit_s=60.0)
     assert (60.0, 5.0) == (timeouts_of(route)["read"], timeouts_of(route)["connect"])
 
 
@@ -860,12 +860,12 @@ def test_resident_models_have_their_lease_by_the_servers_clock(
         },
         headers={"date": DATE},
     )
-    found = client.resident()
+    found = client.loaded_models()
     assert [
-        Resident("m:latest", "ab12", 5, 4096, 300.123456, "2025-07-01T12:05:00.123456789+02:00"),
-        Resident("old:1b", "", 0, 0, -60.0, "2025-07-01T09:59:00Z"),
-        Resident("odd", "x", 0, 0, None, "soon"),
-        Resident("none", "", 0, 0, None),
+        LoadedModel("m:latest", "ab12", 5, 4096, 300.123456, "2025-07-01T12:05:00.123456789+02:00"),
+        LoadedModel("old:1b", "", 0, 0, -60.0, "2025-07-01T09:59:00Z"),
+        LoadedModel("odd", "x", 0, 0, None, "soon"),
+        LoadedModel("none", "", 0, 0, None),
     ] == found
 
 
@@ -876,9 +876,9 @@ def test_a_model_that_stays_for_ever_has_a_lease_of_centuries(
         json={"models": [{"name": "m", "expires_at": "2319-03-05T10:11:12.987654321+01:00"}]},
         headers={"date": DATE},
     )
-    (one,) = client.resident()
-    assert one.lease_s is not None
-    assert one.lease_s > 290 * 365 * 86400
+    (one,) = client.loaded_models()
+    assert one.keep_alive_s is not None
+    assert one.keep_alive_s > 290 * 365 * 86400
 
 
 @pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}])
@@ -889,13 +889,13 @@ def test_without_a_clock_of_the_server_ours_is_taken(
     server.get("/api/ps").respond(
         json={"models": [{"name": "m", "expires_at": expires}]}, headers=headers
     )
-    (one,) = client.resident()
-    assert one.lease_s is not None
-    assert 3000 < one.lease_s <= 3600
+    (one,) = client.loaded_models()
+    assert one.keep_alive_s is not None
+    assert 3000 < one.keep_alive_s <= 3600
 
 
-LISTS = pytest.mark.parametrize("verb", ["resident", "stored"])
-PATHS = {"resident": "/api/ps", "stored": "/api/tags"}
+LISTS = pytest.mark.parametrize("verb", ["loaded_models", "local_models"])
+PATHS = {"loaded_models": "/api/ps", "local_models": "/api/tags"}
 
 
 @LISTS

@@ -23,7 +23,7 @@ from pytest_ollama_warmup.errors import (
 )
 from pytest_ollama_warmup.ollama.causes import api_error
 from pytest_ollama_warmup.ollama.host import Host
-from pytest_ollama_warmup.ollama.responses import ModelInfo, PullProgress, Resident, Stored
+from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel, ModelInfo, PullProgress
 from pytest_ollama_warmup.warmup import ensure as bring_module
 from pytest_ollama_warmup.warmup import job as work_module
 from pytest_ollama_warmup.warmup import load as load_module
@@ -64,21 +64,21 @@ def ensure(
     *,
     by: str,
     say: Say = lambda event: None,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
     pulls: threading.Semaphore | None = None,
 ) -> Outcome:
     """Pull and load one model in one process, as a warmer does."""
-    work = Work(client, target, terms, say, beat, pulls or threading.Semaphore(1))
+    work = Work(client, target, terms, say, heartbeat, pulls or threading.Semaphore(1))
     pulled = ensure_pulled(work, by)
     if not pulled.ready:
         return pulled
-    return ensure_warm(Work(client, target, terms, say, beat, work.pulls), pulled, by)
+    return ensure_warm(Work(client, target, terms, say, heartbeat, work.pulls), pulled, by)
 
 
 class Server:
     """A client of a scripted server: each list holds its next answers, the last one stays.
 
-    *before* is what is in memory before the first load, *resident* what is after it. An exception in a list is raised. All requests are kept in *asked*.
+    *before* is what is in memory before the first load, *loaded_models* what is after it. An exception in a list is raised. All requests are kept in *asked*.
     """
 
     host = HOST
@@ -89,12 +89,18 @@ class Server:
         show: Sequence[ModelInfo | Exception | None] = (CHAT,),
         pull: Sequence[Sequence[PullProgress | Exception]] = (),
         load: Sequence[Exception | None] = (None,),
-        resident: Sequence[list[Resident] | Exception] = ([],),
-        before: list[Resident] | None = None,
-        stored: Sequence[list[Stored] | Exception] = ([Stored("m:latest", "0a109f4200", 7)],),
+        loaded_models: Sequence[list[LoadedModel] | Exception] = ([],),
+        before: list[LoadedModel] | None = None,
+        stored: Sequence[list[LocalModel] | Exception] = (
+            [LocalModel("m:latest", "0a109f4200", 7)],
+        ),
     ) -> None:
         self._show, self._pull, self._stored = list(show), list(pull), list(stored)
-        self._load, self._resident, self._before = list(load), list(resident), before or []
+        self._load, self._loaded_models, self._before = (
+            list(load),
+            list(loaded_models),
+            before or [],
+        )
         self.asked: list[str] = []
         self.loads: list[dict[str, Any]] = []
         self.pulls: list[tuple[str, bool, float]] = []
@@ -120,15 +126,15 @@ class Server:
         self.asked.append("version")
         return "0.33.0"
 
-    def stored(self, *, limit_s: float) -> list[Stored]:
+    def local_models(self, *, limit_s: float) -> list[LocalModel]:
         self.asked.append("tags")
-        return cast("list[Stored]", self._next(self._stored))
+        return cast("list[LocalModel]", self._next(self._stored))
 
-    def resident(self) -> list[Resident]:
+    def loaded_models(self) -> list[LoadedModel]:
         self.asked.append("ps")
         if not self.loads:
             return self._before
-        return cast("list[Resident]", self._next(self._resident))
+        return cast("list[LoadedModel]", self._next(self._loaded_models))
 
     @staticmethod
     def _next(answers: list[Any]) -> Any:
@@ -153,8 +159,8 @@ def brought(
     return ensure(as_client(server), target(text, given_by), Terms(**terms), by="main")
 
 
-def lease(seconds: float | None, name: str = "m:latest") -> list[Resident]:
-    return [Resident("other:1b", "00", 1, 1, 5.0), Resident(name, "ab", 7, 4096, seconds)]
+def lease(seconds: float | None, name: str = "m:latest") -> list[LoadedModel]:
+    return [LoadedModel("other:1b", "00", 1, 1, 5.0), LoadedModel(name, "ab", 7, 4096, seconds)]
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +199,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
-    server = Server(resident=[lease(600)])
+    server = Server(loaded_models=[lease(600)])
     outcome = brought(server, "m,num_ctx=64")
     assert ["show", "tags", "ps", "generate", "ps"] == server.asked
     assert outcome.ready
@@ -368,7 +374,7 @@ def test_every_step_is_a_sign_of_progress() -> None:
         Terms(),
         by="x",
         say=lambda event: phases.append(event.phase),
-        beat=lambda: beats.append("beat"),
+        heartbeat=lambda: beats.append("heartbeat"),
     )
     assert ["checking", "queued", "pulling", "pulling", "present", "loading"] == phases
     assert len(phases) == len(beats)
@@ -468,7 +474,7 @@ def test_a_server_that_denies_access_is_told_as_such() -> None:
 
 
 def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
-    server = Server(resident=[lease(600)])
+    server = Server(loaded_models=[lease(600)])
     brought(server, "m,num_ctx=64", load_timeout_s=900, warm="prompt")
     (load,) = server.loads
     limit_s = load.pop("limit_s")
@@ -478,14 +484,14 @@ def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
 
 
 def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
-    server = Server(show=[EMBED], resident=[lease(60)])
+    server = Server(show=[EMBED], loaded_models=[lease(60)])
     assert brought(server, warm="prompt").ready
     assert ["embed", "embed"] == [one["kind"] for one in server.loads]
     assert ["Hi", ""] == [one["prompt"] for one in server.loads]
 
 
 def test_where_capabilities_are_unknown_generation_comes_first_and_then_embedding() -> None:
-    server = Server(show=[UNKNOWN], load=[NO_TEXT, None], resident=[lease(60)])
+    server = Server(show=[UNKNOWN], load=[NO_TEXT, None], loaded_models=[lease(60)])
     outcome = brought(server)
     assert outcome.ready
     assert ["generate", "embed", "embed"] == [one["kind"] for one in server.loads]
@@ -506,7 +512,7 @@ def test_an_embedding_that_fails_too_is_the_failure() -> None:
 
 
 def test_load_only_sends_no_prompt() -> None:
-    server = Server(resident=[lease(600)])
+    server = Server(loaded_models=[lease(600)])
     assert brought(server, warm="load").ready
     assert [""] == [one["prompt"] for one in server.loads]
 
@@ -532,8 +538,8 @@ def test_a_server_that_warms_itself_gets_no_prompt(warm: str, version: str, expe
     assert expected == load_module.resolve_warm(warm, version)
 
 
-def running(context: int, lease_s: float | None = 600.0) -> list[Resident]:
-    return [Resident("m:latest", "ab", 7, context, lease_s)]
+def running(context: int, keep_alive_s: float | None = 600.0) -> list[LoadedModel]:
+    return [LoadedModel("m:latest", "ab", 7, context, keep_alive_s)]
 
 
 @pytest.mark.parametrize(
@@ -547,7 +553,7 @@ def running(context: int, lease_s: float | None = 600.0) -> list[Resident]:
     ],
 )
 def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
-    spec: str, there: list[Resident]
+    spec: str, there: list[LoadedModel]
 ) -> None:
     server = Server(before=there)
     outcome = brought(server, spec)
@@ -568,16 +574,16 @@ def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
     ],
 )
 def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
-    spec: str, there: list[Resident], warm: str
+    spec: str, there: list[LoadedModel], warm: str
 ) -> None:
-    server = Server(before=there, resident=[lease(600)])
+    server = Server(before=there, loaded_models=[lease(600)])
     outcome = brought(server, spec, warm=warm)
     assert (1, True) == (len(server.loads), outcome.ready)
     assert "already loaded" not in outcome.notes
 
 
 @pytest.mark.parametrize(
-    ("lease_s", "terms", "asked"),
+    ("keep_alive_s", "terms", "asked"),
     [
         # It may be gone before the first test.
         (60.0, {}, 600.0),
@@ -589,9 +595,9 @@ def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
     ],
 )
 def test_a_model_that_is_there_is_asked_to_stay_as_it_is(
-    lease_s: float, terms: dict[str, Any], asked: float | None
+    keep_alive_s: float, terms: dict[str, Any], asked: float | None
 ) -> None:
-    server = Server(before=running(8192, lease_s))
+    server = Server(before=running(8192, keep_alive_s))
     assert brought(server, **terms).already_loaded
     found = [(one["prompt"], one["options"], one["keep_alive"]) for one in server.loads]
     assert found == ([] if asked is None else [("", {"num_ctx": 8192}, asked)])
@@ -607,7 +613,7 @@ def test_without_warming_presence_is_enough() -> None:
 
 def test_a_busy_server_is_asked_again_and_again(clock: Clock) -> None:
     told: list[Event] = []
-    server = Server(load=[*[BUSY] * 7, None], resident=[lease(600)])
+    server = Server(load=[*[BUSY] * 7, None], loaded_models=[lease(600)])
     outcome = ensure(as_client(server), target(), Terms(), by="x", say=told.append)
     assert outcome.ready
     assert [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0] == clock.slept
@@ -667,7 +673,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     ],
 )
 def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> None:
-    outcome = brought(Server(load=[failure], resident=[lease(600)]))
+    outcome = brought(Server(load=[failure], loaded_models=[lease(600)]))
     assert "failed" == outcome.status
     words = failure.words if isinstance(failure, ApiError) else str(failure).split(": ")[1][:9]
     what, _, said = outcome.error.partition("\n")
@@ -678,7 +684,7 @@ def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("resident", "named"),
+    ("loaded_models", "named"),
     [
         ([], "none"),
         (api_error("/api/ps", 500, "nil"), "unknown"),
@@ -686,10 +692,10 @@ def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> N
     ],
 )
 def test_what_is_resident_is_said_as_far_as_known(
-    resident: list[Resident] | Exception, named: str
+    loaded_models: list[LoadedModel] | Exception, named: str
 ) -> None:
     failure = api_error("/api/generate", 500, "out of memory")
-    outcome = brought(Server(load=[failure], resident=[resident]))
+    outcome = brought(Server(load=[failure], loaded_models=[loaded_models]))
     assert outcome.error.endswith(f"loaded now: {named}.")
 
 
@@ -748,7 +754,7 @@ def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
         ("m,keep_alive=1m", 600.0, 300.0, None),
         ("m,keep_alive=-1", 600.0, 300.0, -1.0),
         ("M", 600.0, 300.0, 600.0),
-        # Under another name: its lease is not known.
+        # Under another name: its keep-alive is not known.
         ("n", 600.0, 300.0, None),
         ("m", 600.0, None, None),
     ],
@@ -756,7 +762,7 @@ def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
 def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
     text: str, keep_alive_s: float, given_s: float | None, asked: float | None
 ) -> None:
-    server = Server(resident=[lease(given_s)])
+    server = Server(loaded_models=[lease(given_s)])
     assert brought(server, f"{text},num_ctx=64", keep_alive_s=keep_alive_s).ready
     first, *rest = server.loads
     assert None is first.get("keep_alive")
@@ -766,13 +772,13 @@ def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
 
 
 def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_resident() -> None:
-    outcome = brought(Server(resident=[api_error("/api/ps", 500, "nil")]))
+    outcome = brought(Server(loaded_models=[api_error("/api/ps", 500, "nil")]))
     assert outcome.ready
     assert ["load"] == [step.kind for step in outcome.steps]
 
 
 def test_a_resident_name_that_nobody_can_read_is_passed_over() -> None:
-    server = Server(resident=[[Resident("a/b/c/d", "", 0, 0, 1.0), *lease(300)]])
+    server = Server(loaded_models=[[LoadedModel("a/b/c/d", "", 0, 0, 1.0), *lease(300)]])
     assert 4096 == brought(server).context_length
 
 

@@ -32,7 +32,7 @@ BUFFERS = 16_000_000
 VERBS: dict[str, Callable[[Client, float], object]] = {
     "version": lambda client, limit_s: client.version(limit_s),
     "show": lambda client, limit_s: client.show("m", limit_s=limit_s),
-    "stored": lambda client, limit_s: client.stored(limit_s=limit_s),
+    "local_models": lambda client, limit_s: client.local_models(limit_s=limit_s),
     "unload": lambda client, limit_s: client.unload("m", limit_s=limit_s),
     "load": lambda client, limit_s: client.load(
         "m", "generate", prompt="Hi", options={}, limit_s=limit_s
@@ -41,7 +41,7 @@ VERBS: dict[str, Callable[[Client, float], object]] = {
 PATHS = {
     "version": "GET /api/version",
     "show": "POST /api/show",
-    "stored": "GET /api/tags",
+    "local_models": "GET /api/tags",
     "unload": "POST /api/generate",
     "load": "POST /api/generate",
 }
@@ -76,14 +76,14 @@ def test_an_answer_that_fills_memory_is_left_at_its_limit(
             VERBS[verb](client, BOUND_S)
         assert PATHS[verb] == caught.value.request
         assert talker.left.wait(BOUND_S)
-        most = LARGE_BYTES if verb in ("stored", "load") else ANSWER_BYTES
+        most = LARGE_BYTES if verb in ("local_models", "load") else ANSWER_BYTES
         assert most / 2 < talker.sent < most + BUFFERS
 
 
 def test_so_is_the_look_at_what_is_in_memory() -> None:
     with talking(FAST["body"]) as (talker, client):
         with pytest.raises(NotOllama):
-            client.resident()
+            client.loaded_models()
         assert talker.left.wait(BOUND_S)
         assert talker.sent < ANSWER_BYTES + BUFFERS
 
@@ -100,7 +100,7 @@ def test_so_is_it_without_httpx(
         monkeypatch.setattr(plain, "LIMIT_S", 0.2)
     with talking(answer, 0.0 if fast else 0.02) as (talker, client):
         with pytest.raises((OSError, ValueError, HTTPException)):
-            plain.resident(client.host, "")
+            plain.loaded_models(client.host, "")
         assert talker.left.wait(BOUND_S)
         assert talker.sent < ANSWER_BYTES + BUFFERS
 
@@ -157,7 +157,7 @@ def model(number: int) -> dict[str, Any]:
 def test_a_hundred_thousand_models_are_listed() -> None:
     body = json.dumps({"models": [model(number) for number in range(100_000)]}).encode()
     with talking(whole(body)) as (_, client):
-        found = client.stored(limit_s=BOUND_S)
+        found = client.local_models(limit_s=BOUND_S)
     assert 100_000 == len(found)
     assert f"{99_999:064x}" == found[-1].digest
 
@@ -193,7 +193,7 @@ def test_one_connection_serves_many_answers() -> None:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with closing(Client(parse_host(address, "OLLAMA_HOST"))) as client:
             # Together more than one answer may have.
-            assert [[]] * 4 == [client.resident() for _ in range(4)]
+            assert [[]] * 4 == [client.loaded_models() for _ in range(4)]
 
 
 # What is compressed
@@ -204,7 +204,7 @@ def test_nothing_compressed_is_asked_for() -> None:
         client.version()
         plain_host = client.host
         with suppress(OSError, ValueError, HTTPException):
-            plain.resident(plain_host, "")
+            plain.loaded_models(plain_host, "")
         assert 2 == len(talker.requests)
         for request in talker.requests:
             assert 1 == request.lower().count(b"accept-encoding: identity\r\n")

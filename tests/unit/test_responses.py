@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_ollama_warmup.ollama.responses import (
+    LoadedModel,
+    LocalModel,
     ModelInfo,
     PullProgress,
-    Resident,
-    Stored,
     find,
+    loaded_as,
     parse,
-    resident_as,
     server_time,
 )
 
@@ -44,18 +44,18 @@ KEYS = [
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, json_values)))
 def test_any_value_in_any_place_is_read(data: dict[str, object]) -> None:
     now = datetime.now(UTC)
-    resident, stored = Resident.read(data, now), Stored.read(data)
+    loaded_models, stored = LoadedModel.read(data, now), LocalModel.read(data)
     progress, info = PullProgress.read(data), ModelInfo.read(data)
-    numbers = (resident.size, resident.context_length, stored.size, progress.total)
+    numbers = (loaded_models.size, loaded_models.context_length, stored.size, progress.total)
     assert all(0 <= one < 1 << 63 for one in (*numbers, progress.completed))
     assert isinstance(info.capabilities, tuple | None)
-    find([resident], "x")
-    resident_as([resident], "x", "y")
+    find([loaded_models], "x")
+    loaded_as([loaded_models], "x", "y")
 
 
 @pytest.mark.parametrize("number", [10**400, -1, True, 1.5, float("nan"), "5", None, 1 << 63])
 def test_what_is_no_size_counts_as_not_told(number: object) -> None:
-    assert 0 == Stored.read({"name": "m", "size": number}).size
+    assert 0 == LocalModel.read({"name": "m", "size": number}).size
 
 
 @pytest.mark.parametrize("text", ['{"total": 1' + "0" * 5000 + "}", "[" * 100_000, "\udc80", "{"])
@@ -79,7 +79,7 @@ def test_what_is_no_json_is_none(text: str) -> None:
 def test_any_date_gives_a_time_to_reckon_with(date: str | None) -> None:
     found = server_time(date)
     assert found.tzinfo is not None
-    Resident.read({"expires_at": "2026-01-01T00:00:00Z"}, found)
+    LoadedModel.read({"expires_at": "2026-01-01T00:00:00Z"}, found)
 
 
 @given(st.text())

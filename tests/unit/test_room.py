@@ -8,7 +8,7 @@ import pytest
 
 from pytest_ollama_warmup.config.spec import parse_specs
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
-from pytest_ollama_warmup.ollama.responses import ModelInfo, Resident
+from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Target
 from pytest_ollama_warmup.warmup.room import Room, make_room
@@ -34,8 +34,8 @@ def info(weights: str, parameters: str = "") -> ModelInfo:
     return ModelInfo(("completion",), "", weights, parameters)
 
 
-def loaded(*names: str) -> list[Resident]:
-    return [Resident(f"{name}:latest", name * 8, 1, 4096, 300.0) for name in names]
+def loaded(*names: str) -> list[LoadedModel]:
+    return [LoadedModel(f"{name}:latest", name * 8, 1, 4096, 300.0) for name in names]
 
 
 def reason(room: Room, text: str, weights: str = "", parameters: str = "") -> str:
@@ -113,7 +113,7 @@ def test_making_room_counts_equal_weights_as_one(client: Client, ollama: Emulato
         known[name] = Outcome(key=name, model=name, status="ready", weights=info.weights)
     # All that can be in memory at once is there: nothing has lacked room so far.
     make_room(client, {"d"}, [{"b"}], list(known.values()))
-    assert {"a2:latest", "b:latest"} == {one.name for one in client.resident()}
+    assert {"a2:latest", "b:latest"} == {one.name for one in client.loaded_models()}
 
 
 def test_what_did_not_fit_in_the_last_run_is_left_out(room: Room) -> None:

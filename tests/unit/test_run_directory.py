@@ -21,7 +21,7 @@ import pytest
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.warmup import locks, user_directory
-from pytest_ollama_warmup.warmup.locks import Beat, held
+from pytest_ollama_warmup.warmup.locks import Heartbeat, held
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory, RunDirectory
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
@@ -36,7 +36,7 @@ def outcome(by: str, key: str = KEY) -> Outcome:
     return Outcome(key=key, model="llama3.2:1b", status="ready", by=by)
 
 
-def never(beat: Beat) -> Outcome:
+def never(heartbeat: Heartbeat) -> Outcome:
     raise AssertionError("the work was done again")
 
 
@@ -98,7 +98,7 @@ def test_one_thread_works_and_the_others_get_its_record(tmp_path: Path) -> None:
     worked: list[str] = []
 
     def worker(number: int) -> Outcome:
-        def work(beat: Beat) -> Outcome:
+        def work(heartbeat: Heartbeat) -> Outcome:
             worked.append(str(number))
             return outcome(str(number))
 
@@ -113,7 +113,7 @@ def test_one_thread_works_and_the_others_get_its_record(tmp_path: Path) -> None:
 
 def test_one_process_works_and_the_others_get_its_record(processes: Processes) -> None:
     program = """
-        def work(beat):
+        def work(heartbeat):
             with (folder / "worked").open("a") as log:
                 log.write(sys.argv[2])
             return outcome(sys.argv[2])
@@ -132,7 +132,7 @@ def test_one_process_works_and_the_others_get_its_record(processes: Processes) -
 def test_a_follower_waits_for_the_leader_and_then_does_not_work(processes: Processes) -> None:
     leader = processes.start(
         """
-        def work(beat):
+        def work(heartbeat):
             say("works")
             sys.stdin.readline()
             return outcome("leader")
@@ -153,7 +153,7 @@ def test_the_kernel_passes_the_work_of_a_killed_leader_to_the_next_waiter(
 ) -> None:
     leader = processes.start(
         """
-        def work(beat):
+        def work(heartbeat):
             say("works")
             time.sleep(60)
         HostDirectory(folder, 60).once("load", "k", work)
@@ -162,7 +162,10 @@ def test_the_kernel_passes_the_work_of_a_killed_leader_to_the_next_waiter(
     assert "works" == line_of(leader)
     with ThreadPoolExecutor(1) as pool:
         heir = pool.submit(
-            HostDirectory(processes.folder, 60).once, "load", "k", lambda beat: outcome("heir", "k")
+            HostDirectory(processes.folder, 60).once,
+            "load",
+            "k",
+            lambda heartbeat: outcome("heir", "k"),
         )
         leader.send_signal(signal.SIGKILL)
         assert "heir" == heir.result(30).by
@@ -171,27 +174,27 @@ def test_the_kernel_passes_the_work_of_a_killed_leader_to_the_next_waiter(
 
 def test_a_failure_is_recorded_and_not_tried_again(tmp_path: Path) -> None:
     failure = Outcome(key=KEY, model="m", status="failed", error="no such model")
-    assert failure == HostDirectory(tmp_path, 60).once("load", KEY, lambda beat: failure)
+    assert failure == HostDirectory(tmp_path, 60).once("load", KEY, lambda heartbeat: failure)
     assert failure == HostDirectory(tmp_path, 60).once("load", KEY, never)
 
 
 def test_work_that_raises_leaves_no_record_and_frees_the_gate(tmp_path: Path) -> None:
-    def work(beat: Beat) -> Outcome:
+    def work(heartbeat: Heartbeat) -> Outcome:
         raise RuntimeError("boom")
 
     directory = HostDirectory(tmp_path, 60)
     with pytest.raises(RuntimeError, match="boom"):
         directory.once("load", KEY, work)
     assert None is directory.outcome_of("load", KEY)
-    assert outcome("second") == directory.once("load", KEY, lambda beat: outcome("second"))
+    assert outcome("second") == directory.once("load", KEY, lambda heartbeat: outcome("second"))
 
 
 def test_different_keys_do_not_wait_for_each_other(tmp_path: Path) -> None:
     directory = HostDirectory(tmp_path, 60)
     both = threading.Barrier(2, timeout=30)
 
-    def work(key: str) -> Callable[[Beat], Outcome]:
-        def meet(beat: Beat) -> Outcome:
+    def work(key: str) -> Callable[[Heartbeat], Outcome]:
+        def meet(heartbeat: Heartbeat) -> Outcome:
             both.wait()
             return outcome("x", key)
 
@@ -206,7 +209,7 @@ def test_different_keys_do_not_wait_for_each_other(tmp_path: Path) -> None:
 def test_all_outcomes_are_found_by_any_process(tmp_path: Path) -> None:
     assert [] == HostDirectory(tmp_path, 60).outcomes()
     for key in ("a", "b"):
-        HostDirectory(tmp_path, 60).once("load", key, lambda beat, key=key: outcome("x", key))  # type: ignore[misc]
+        HostDirectory(tmp_path, 60).once("load", key, lambda heartbeat, key=key: outcome("x", key))  # type: ignore[misc]
     assert {"a", "b"} == {one.key for one in HostDirectory(tmp_path, 60).outcomes()}
 
 
@@ -225,7 +228,7 @@ def test_a_reader_never_sees_half_a_record(tmp_path: Path, monkeypatch: pytest.M
         return replace(partial, record)
 
     monkeypatch.setattr(Path, "replace", look_then_replace)
-    directory.once("load", KEY, lambda beat: outcome("leader"))
+    directory.once("load", KEY, lambda heartbeat: outcome("leader"))
     assert [("leader", None, [])] == seen
     assert outcome("leader") == directory.outcome_of("load", KEY)
     assert [outcome("leader")] == directory.outcomes()
@@ -289,7 +292,7 @@ def test_a_leader_that_shows_no_progress_is_given_up(
 def test_a_leader_that_shows_progress_is_waited_for(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulse = tmp_path / "x.beat"
+    pulse = tmp_path / "x.heartbeat"
 
     def progress() -> None:
         clock.now += 20.0
@@ -317,7 +320,7 @@ def test_who_has_to_wait_is_told_so_at_each_attempt(
 def test_an_old_sign_of_progress_does_not_shorten_the_wait(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulse = tmp_path / "x.beat"
+    pulse = tmp_path / "x.heartbeat"
     pulse.touch()
     os.utime(pulse, (clock.now - 5000, clock.now - 5000))
     attempts: list[Callable[[], None]] = [lambda: setattr(clock, "now", clock.now + 29)]
@@ -340,15 +343,15 @@ def test_a_real_leader_without_progress_is_given_up(processes: Processes) -> Non
 
 
 def test_a_waiters_attempts_are_no_progress_and_beats_are(tmp_path: Path) -> None:
-    path, pulse = tmp_path / "x.lock", tmp_path / "x.beat"
-    with held(path, "m", 60) as beat:
+    path, pulse = tmp_path / "x.lock", tmp_path / "x.heartbeat"
+    with held(path, "m", 60) as heartbeat:
         os.utime(pulse, (1000, 1000))
         with ThreadPoolExecutor(1) as pool:
             waiter = pool.submit(held(path, "m", 0.0).__enter__)
             with pytest.raises(WaitedTooLong):
                 waiter.result(30)
         assert 1000 == pulse.stat().st_mtime
-        beat()
+        heartbeat()
         assert pulse.stat().st_mtime > 1000
 
 
@@ -438,7 +441,7 @@ def test_a_folder_of_another_user_is_not_used(
 def test_any_key_makes_a_safe_file_name(tmp_path: Path, temporary: Path, key: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    HostDirectory(run, 60).once("load", key, lambda beat: outcome("x", key))
+    HostDirectory(run, 60).once("load", key, lambda heartbeat: outcome("x", key))
     names = {path.name for path in run.iterdir()} | {
         shared_lock_path("pull", "http://h/p", key).name
     }
@@ -449,7 +452,7 @@ def test_any_key_makes_a_safe_file_name(tmp_path: Path, temporary: Path, key: st
 
 
 def test_keys_that_differ_have_records_that_differ(tmp_path: Path) -> None:
-    HostDirectory(tmp_path, 60).once("load", "a", lambda beat: outcome("x", "a"))
+    HostDirectory(tmp_path, 60).once("load", "a", lambda heartbeat: outcome("x", "a"))
     assert None is HostDirectory(tmp_path, 60).outcome_of("load", "A")
 
 

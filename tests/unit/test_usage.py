@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.ollama.responses import Resident
+from pytest_ollama_warmup.ollama.responses import LoadedModel
 from pytest_ollama_warmup.warmup.looks import Look, LookLog, Seen, read_looks
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 from pytest_ollama_warmup.warmup.usage import Cause, usage_of, uses_by_key
@@ -298,7 +298,9 @@ def test_a_use_that_may_belong_to_two_variants_belongs_to_none() -> None:
 
 def test_what_is_written_is_read_again_also_beside_half_a_line(tmp_path: Path) -> None:
     log = LookLog(HostDirectory(tmp_path, 1.0), "gw0")
-    log.write("before", 0.0, tests=["t"], keys=["a"], loaded=[Resident("a", "d", 1, 512, 5.0, "e")])
+    log.write(
+        "before", 0.0, tests=["t"], keys=["a"], loaded=[LoadedModel("a", "d", 1, 512, 5.0, "e")]
+    )
     log.write("after", 1.0, tests=["t"], keys=["a"], lost=True)
     with (tmp_path / "looks-gw1.jsonl").open("w") as file:
         file.write('{"by": "gw1", "sent"')
