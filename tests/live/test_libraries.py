@@ -105,7 +105,7 @@ LIBRARIES = [
             from openai import OpenAI
             chat = OpenAI(api_key="ollama").chat.completions
             hi = [{"role": "user", "content": "Hi"}]
-            assert chat.create(model=name, messages=hi).choices[0].message.content
+            assert chat.create(model=name, messages=hi, temperature=0).choices[0].message.content
         """,
     ),
     Library(
@@ -133,7 +133,8 @@ LIBRARIES = [
         export="OLLAMA_BASE_URL={openai_base_url}",
         without_address="""
             from pydantic_ai import Agent
-            assert Agent(f"ollama:{name}").run_sync("Hi").output
+            agent = Agent(f"ollama:{name}", model_settings={"temperature": 0})
+            assert agent.run_sync("Hi").output
         """,
     ),
     Library(
