@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from contextlib import suppress
@@ -14,6 +13,7 @@ import pytest
 
 from pytest_ollama_warmup.config.settings import Setting
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.session.state import (
     GITHUB_SUMMARY,
     directory_of,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.session.session import WarmupSession
 
 _REPORTS = "ollama_warmup_reports"
-logger = logging.getLogger("pytest_ollama_warmup")
 
 
 def prepare_reports(config: pytest.Config) -> Reports:
@@ -110,7 +109,7 @@ class Reports:
         try:
             self._document = self._record().to_dict()
         except Exception:
-            logger.debug("the record of the run cannot be read", exc_info=True)
+            LOG.debug("the record of the run cannot be read", exc_info=True)
             self._say("cannot write the report: the record of the run cannot be read", red=True)
             return
         self._write_files()
@@ -124,7 +123,7 @@ class Reports:
             try:
                 write(self._document, path)
             except Exception as exc:
-                logger.debug("the report %s cannot be written", path, exc_info=True)
+                LOG.debug("the report %s cannot be written", path, exc_info=True)
                 why = getattr(exc, "strerror", None) or f"{type(exc).__name__}: {exc}"
                 self._say(f"cannot write {clean(path)}: {clean(why)}", red=True)
             else:
