@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_ollama_warmup.errors import WaitedTooLong
+from pytest_ollama_warmup.errors import CannotAsk, WaitedTooLong
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced, suppressing
@@ -118,32 +118,24 @@ class Warmer:
 
     def ask_server(self) -> Outcome:
         """Return whether the server answers, waiting as long as it may take."""
-        settings, error, brief, version = self.settings, "", "", ""
+        settings, reach = self.settings, self._process.reach
+        outcome = Outcome(key=SERVER, model="", status="ready", by=self.by, host=settings.host.url)
+        if settings.problem is not None:
+            return outcome.failing(settings.problem)._replace(brief="a bad setting")
         try:
-            if settings.problem is not None:
-                error, brief = str(settings.problem), "a bad setting"
-            else:
-                reach = self._process.reach
-                version = self.wait_until_ready() if reach is None else reach(self)
+            version = self.wait_until_ready() if reach is None else reach(self)
         # Also what a suite has put in the place of httpx raises, which would end the run.
         except BaseException as exc:
             if not is_for_us(exc):
                 raise
             problem = as_error(exc, settings.host)
-            error, brief = str(problem), problem.brief
-            if (part := replaced()) and part not in error:
+            failure = outcome.failing(problem)
+            if (part := replaced()) and not isinstance(problem, CannotAsk):
                 # A stand-in may also answer, as no Ollama does.
-                error += f" Note: the suite, or a plugin, has replaced {part}."
-        return Outcome(
-            key=SERVER,
-            model="",
-            status="failed" if error else "ready",
-            by=self.by,
-            error=error,
-            brief=brief,
-            notes=(version,) if version else (),
-            host=settings.host.url,
-        )
+                note = f" Note: the suite, or a plugin, has replaced {part}."
+                return failure._replace(error=failure.error + note)
+            return failure
+        return outcome._replace(notes=(version,) if version else ())
 
     def wait_until_ready(self) -> str:
         """Wait until the server answers, as long as it may take; return its version.
