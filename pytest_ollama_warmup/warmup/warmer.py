@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ollama_warmup.errors import CannotAsk, WaitedTooLong
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced, suppressing
 from pytest_ollama_warmup.text import seconds
@@ -325,6 +326,7 @@ class Warmer:
         try:
             return self.client().show(name, limit_s=SHOW_S)
         except Exception:
+            LOG.debug("what the server knows of %s cannot be read", name, exc_info=True)
             # Each further question might take as long.
             self._describes = False
             return None
