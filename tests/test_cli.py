@@ -363,7 +363,14 @@ def test_preload_returns_what_happened(ollama: Emulator) -> None:
     assert (True, NAME, 1_300_000) == (ready.ready, ready.model, ready.size)
     assert [failed] == record.failed
     assert failed.error.startswith("phi9 (from preload(specs=)): the registry has no such model")
+    assert ("unknown model", "model") == (failed.cause, failed.failed_by)
+    assert ("", "") == (ready.cause, ready.failed_by)
     assert 1 == len(ollama.loads)
+
+
+def test_preload_says_that_it_is_the_server_that_failed(nobody: str) -> None:
+    (failed,) = pytest_ollama_warmup.preload(NAME, host=nobody, wait=0).failed
+    assert ("connection refused", "server") == (failed.cause, failed.failed_by)
 
 
 def test_preload_takes_a_list_a_host_and_settings(ollama: Emulator) -> None:

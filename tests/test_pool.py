@@ -835,10 +835,11 @@ def test_such_a_worker_brings_what_is_listed_also_for_tests_that_do_not_say_what
     conftest = (
         AWAY.replace("WORKERS", "['gw0', 'gw1']")
         + f"""
-            from pytest_ollama_warmup.session import state as roles
-            settings = roles.settings_of(config)
-            host = roles.read_host({there.url!r}, "there")
-            config.stash[roles.SETTINGS] = settings.on(host)
+            from pytest_ollama_warmup.config.options import read_host
+            from pytest_ollama_warmup.session import state
+            settings = state.settings_of(config)
+            host = read_host({there.url!r}, "there")
+            config.stash[state.SETTINGS] = settings.on(host)
     """
     )
     suite.write({"conftest.py": conftest, "test_it.py": "def test_it(): pass\n"})

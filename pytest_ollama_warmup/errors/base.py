@@ -21,6 +21,7 @@ NoAnswer = Literal[
 OfServer = (
     NoAnswer
     | Literal[
+        "bad setting",
         "no Ollama",
         "not Ollama",
         "access refused",

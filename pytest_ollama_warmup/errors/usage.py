@@ -12,6 +12,7 @@ class BadSetting(WarmupError, ValueError):
     value: str
     source: str
     allowed: str
+    cause = "bad setting"
 
     def __str__(self) -> str:
         return f"{clean(self.value)!r} is not a valid {self.source}. {self.allowed}"

@@ -56,11 +56,8 @@ def _asked(warmer: Warmer) -> Outcome:
     try:
         return warmer.ask_server()
     except BaseException as exc:  # pytest reports what a thread does not catch
-        url, problem = warmer.host.url, as_error(exc, warmer.host)
-        brief = problem.brief
-        return Outcome(
-            key=SERVER, model="", status="failed", error=str(problem), brief=brief, host=url
-        )
+        outcome = Outcome(key=SERVER, model="", status="failed", host=warmer.host.url)
+        return outcome.failing(as_error(exc, warmer.host))
 
 
 def meet(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pytest_ollama_warmup.errors import WarmupError
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import is_cloud
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_ollama_warmup.config.terms import Terms
+    from pytest_ollama_warmup.errors import WarmupError
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.responses import ModelInfo
@@ -140,19 +140,16 @@ class Work:
         return is_cloud(self.name) or bool(info.remote_host)
 
 
-def failed(target: Target, exc: Exception, by: str, steps: tuple[Step, ...] = ()) -> Outcome:
+def failed(target: Target, exc: WarmupError, by: str, steps: tuple[Step, ...] = ()) -> Outcome:
     """Return the outcome of a model that cannot be made ready because of *exc*."""
-    return Outcome(
+    outcome = Outcome(
         key=target.key,
         model=target.spec.name,
         status="failed",
         by=by,
-        error=str(exc),
-        brief=exc.brief if isinstance(exc, WarmupError) else str(exc),
-        cause=exc.cause if isinstance(exc, WarmupError) else "other",
-        failed_by=exc.failed_by if isinstance(exc, WarmupError) else "model",
         steps=steps,
         options=target.spec.options,
         pin=target.spec.digest,
         origin=target.origin,
     )
+    return outcome.failing(exc)

@@ -9,7 +9,7 @@ from pytest_ollama_warmup.errors import LacksCapability
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ollama_warmup.errors import Cause, FailedBy
+    from pytest_ollama_warmup.errors import Cause, FailedBy, WarmupError
 
 # What is shorter is no wait that anybody felt, in seconds.
 NOTICEABLE_S = 0.05
@@ -105,7 +105,10 @@ class Outcome(NamedTuple):
         lacking = tuple(one for one in capabilities if one not in self.capabilities)
         if not lacking:
             return self
-        exc = LacksCapability(self.model, origin, lacking, self.capabilities)
+        return self.failing(LacksCapability(self.model, origin, lacking, self.capabilities))
+
+    def failing(self, exc: WarmupError) -> Outcome:
+        """Return this outcome as the failure *exc*."""
         return self._replace(
             status="failed",
             error=str(exc),

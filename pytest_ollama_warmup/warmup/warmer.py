@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_ollama_warmup.errors import WaitedTooLong
+from pytest_ollama_warmup.errors import CannotAsk, WaitedTooLong
 from pytest_ollama_warmup.ollama import clock
+from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced, suppressing
 from pytest_ollama_warmup.text import seconds
@@ -118,34 +119,24 @@ class Warmer:
 
     def ask_server(self) -> Outcome:
         """Return whether the server answers, waiting as long as it may take."""
-        settings, error, brief, version = self.settings, "", "", ""
-        start = clock.time()
+        settings, reach, start = self.settings, self._process.reach, clock.time()
+        outcome = Outcome(key=SERVER, model="", status="ready", by=self.by, host=settings.host.url)
+        if settings.problem is not None:
+            return outcome.failing(settings.problem)._replace(brief="a bad setting")
         try:
-            if settings.problem is not None:
-                error, brief = str(settings.problem), "a bad setting"
-            else:
-                reach = self._process.reach
-                version = self.wait_until_ready() if reach is None else reach(self)
+            version = self.wait_until_ready() if reach is None else reach(self)
+            outcome = outcome._replace(notes=(version,) if version else ())
         # Also what a suite has put in the place of httpx raises, which would end the run.
         except BaseException as exc:
             if not is_for_us(exc):
                 raise
             problem = as_error(exc, settings.host)
-            error, brief = str(problem), problem.brief
-            if (part := replaced()) and part not in error:
+            outcome = outcome.failing(problem)
+            if (part := replaced()) and not isinstance(problem, CannotAsk):
                 # A stand-in may also answer, as no Ollama does.
-                error += f" Note: the suite, or a plugin, has replaced {part}."
-        return Outcome(
-            key=SERVER,
-            model="",
-            status="failed" if error else "ready",
-            by=self.by,
-            error=error,
-            brief=brief,
-            notes=(version,) if version else (),
-            host=settings.host.url,
-            aside=(Step("wait", start, clock.time() - start),),
-        )
+                note = f" Note: the suite, or a plugin, has replaced {part}."
+                outcome = outcome._replace(error=outcome.error + note)
+        return outcome._replace(aside=(Step("wait", start, clock.time() - start),))
 
     def wait_until_ready(self) -> str:
         """Wait until the server answers, as long as it may take; return its version.
@@ -339,6 +330,7 @@ class Warmer:
         try:
             return self.client().show(name, limit_s=SHOW_S)
         except Exception:
+            LOG.debug("what the server knows of %s cannot be read", name, exc_info=True)
             # Each further question might take as long.
             self._describes = False
             return None

@@ -6,6 +6,13 @@ import json
 
 import pytest
 
+from pytest_ollama_warmup.errors import (
+    BadHost,
+    LoadFailed,
+    PullFailed,
+    ServerUnreachable,
+    WarmupError,
+)
 from pytest_ollama_warmup.warmup.outcome import Outcome, Step
 from pytest_ollama_warmup.warmup.record import Record
 
@@ -45,6 +52,29 @@ def test_unknown_capabilities_are_not_the_same_as_none() -> None:
     none = Outcome(key="k", model="m", status="ready", capabilities=())
     assert () == Outcome.from_dict(json.loads(json.dumps(none.to_dict()))).capabilities
     assert None is Outcome.from_dict(json.loads(json.dumps(BARE.to_dict()))).capabilities
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "failed_by"),
+    [
+        (LoadFailed("m", "", "no room", "", "out of memory"), "out of memory", "model"),
+        (PullFailed("m", "", "gone", "", "server lost"), "server lost", "server"),
+        (ServerUnreachable("http://h:1", "", "no answer", 1.0), "no answer", "server"),
+        (BadHost("h:x", "OLLAMA_HOST", "port 'x'"), "bad setting", "server"),
+        (WarmupError("odd"), "other", "model"),
+    ],
+)
+def test_a_failure_keeps_its_cause_and_who_failed(
+    error: WarmupError, cause: str, failed_by: str
+) -> None:
+    failure = FULL.failing(error)
+    assert ("failed", str(error), error.brief) == (failure.status, failure.error, failure.brief)
+    data = json.loads(json.dumps(failure.to_dict()))
+    assert (cause, failed_by) == (data["cause"], data["failed_by"])
+
+
+def test_what_is_ready_has_no_cause() -> None:
+    assert ("", "") == (FULL.cause, FULL.failed_by)
 
 
 def test_only_ready_is_ready() -> None:
