@@ -31,7 +31,12 @@ exclude_patterns = ["_build", "examples"]
 # A link to a page, heading or object that does not exist is a warning, and tox runs with -W.
 nitpicky = True
 # Named in signatures, and described in the text.
-nitpick_ignore = [("py:class", "Record"), ("py:exc", "BadSetting")]
+nitpick_ignore = [
+    ("py:class", "Record"),
+    ("py:class", "pytest_ollama_warmup.warmup.record.Record"),
+    ("py:class", "collections.abc.Iterable"),
+    ("py:exc", "BadSetting"),
+]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "fieldlist"]
 # [text](page.md#heading) works for headings down to this level, as on GitHub.

@@ -613,6 +613,7 @@ def test_a_name_with_a_providers_prefix_gets_a_hint(suite: Suite, args: list[str
     assert {"skipped": 1} == run.counts
     assert "with --ollama-pull=missing" in run.out
     assert "is not pulled. Did you mean llama3.2:1b, which is there?" in run.out
+    assert "Correct the name, or run 'ollama pull " in run.out
 
 
 def test_so_does_a_name_that_the_registry_does_not_know(suite: Suite) -> None:

@@ -73,9 +73,10 @@ class NotPulled(ModelError):
                 f"{self._who}: the server does not offer this cloud model.\n"
                 "Sign it in with 'ollama signin'; models of the cloud are never pulled."
             )
+        verb = "Correct the name, or run" if self.meant else "Run"
         return (
             f"{self._who} is not pulled.{_meant(self.meant, self.model)}\n"
-            f"Run 'ollama pull {self.model}', or pytest with --ollama-pull=missing"
+            f"{verb} 'ollama pull {self.model}', or pytest with --ollama-pull=missing"
             f"{_or_alias(self.model)}."
         )
 
