@@ -106,11 +106,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
         prepare_reports(config)
     if is_worker(config):
-        from pytest_ollama_warmup.distributed.workers import WorkerSide
+        from pytest_ollama_warmup.distributed.worker import WorkerSide
 
         config.pluginmanager.register(WorkerSide(config), "ollama_warmup_worker")
     elif is_distributing(config):
-        from pytest_ollama_warmup.distributed.workers import ControllerSide, refuse_other_orders
+        from pytest_ollama_warmup.distributed.controller import (
+            ControllerSide,
+            refuse_other_orders,
+        )
 
         refuse_other_orders(config)
         side = ControllerSide(config, lambda wants, selected: _prepare(config, wants, selected))
