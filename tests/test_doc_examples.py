@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from tests.command import Run
+import pytest_ollama_warmup
 from tests.conftest import LLAMA, Suite, is_ours
 from tests.test_docs import DOCS, page
 from tests.test_readme import comparable
@@ -234,14 +235,28 @@ def test_exit_codes_are_those_of_the_page(suite: Suite, args: list[str], code: i
 
 
 @pytest.mark.usefixtures("suite")
-def test_the_record_has_the_fields_of_the_page() -> None:
-    run = Run("preload", "llama3.2:1b", "--json")
-    record = json.loads(run.out)
-    (model,) = record["models"]
+def properties(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The properties of the items of the lists that *path* leads through."""
+    found = schema
+    for name in path:
+        found = found["properties"][name]["items"]
+        if "$ref" in found:
+            found = schema["$defs"][found["$ref"].rpartition("/")[2]]
+    return dict(found["properties"])
+
+
+def test_the_page_of_the_record_has_the_fields_of_its_schema() -> None:
+    path = Path(pytest_ollama_warmup.__file__).parent / "report" / "record.schema.json"
+    schema = json.loads(path.read_text("utf-8"))
     rows = re.findall(r"^\| (`.*?) \|", page("reference/record"), re.M)
-    names = [name for row in rows for name in re.findall(r"`(.*?)`", row)]
-    assert len(names) > 12
-    for name in names:
-        *inner, last = name.split("[].")
-        assert last in (model if inner else record), name
-    assert {"kind", "start", "seconds", "size"} == {*model["steps"][0]}
+    names = {
+        tuple(name.removesuffix("[]").split("[]."))
+        for row in rows
+        for name in re.findall(r"`(.*?)`", row)
+    }
+    for *inner, last in names:
+        assert last in properties(schema, inner), (inner, last)
+    for inner in ([], ["models"], ["tests"]):
+        here = {last for *before, last in names if before == inner}
+        lists = {before[0] for *before, _ in names if before and not inner}
+        assert {*properties(schema, inner)} == here | lists
