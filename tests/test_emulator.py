@@ -24,6 +24,7 @@ import httpx
 import pytest
 
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.emulator.__main__ import main as serve
 from tests.conftest import hearing_signals
 
 if TYPE_CHECKING:
@@ -614,3 +615,28 @@ def test_it_can_be_run_from_the_command_line_until_ctrl_c() -> None:
             assert 0 == process.wait(30)
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("nonsense", "expected a JSON list of models: Expecting value: line 1 column 1 (char 0)"),
+        ('["x"]', 'expected a JSON list of models, such as [{"name": "tiny"}]'),
+        ('{"name": "x"}', 'expected a JSON list of models, such as [{"name": "tiny"}]'),
+        ('[{"load_s": 1}]', 'each model needs a name, and {"load_s": 1} has none'),
+        ('[{"name": "x", "nosuch": 1}]', "unknown key 'nosuch'; keys: name, size, present"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_its_models(
+    capsys: pytest.CaptureFixture[str], given: str, problem: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        serve([given])
+    assert 2 == ended.value.code
+    assert f"error: {problem}" in capsys.readouterr().err
+
+
+def test_the_command_says_that_its_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+        serve(["--port", str(taken.getsockname()[1]), "[]"])
+    assert "Address already in use" in capsys.readouterr().err

@@ -572,7 +572,7 @@ unloaded by somebody), and loaded again before test_it.py::test_after_an_evictio
 ! a:1 was gone (unloaded, or the server was restarted), and loaded again before \
 test_it.py::test_after_a_restart (TIME).
 ! a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME.
-  → If your tests ask for all of them, send the same num_ctx everywhere; ollama_options has it.
+  → If these come from your tests, send the same num_ctx in each: pass options=ollama_options.
 ! b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed.
   → If these tests use them, list them or mark the tests, so that they are loaded before."""
 

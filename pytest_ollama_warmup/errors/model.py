@@ -53,9 +53,9 @@ def _meant(name: str, model: str) -> str:
     return ""
 
 
-def _or_alias(model: str) -> str:
+def _or_alias(model: str, origin: str) -> str:
     # One bare word may be an alias that nobody has defined.
-    bare = re.fullmatch(r"[\w.-]+", model)
+    bare = re.fullmatch(r"[\w.-]+", model) and "alias" not in origin
     return f"; for an alias add --ollama-alias {model}=MODEL" if bare else ""
 
 
@@ -77,7 +77,7 @@ class NotPulled(ModelError):
         return (
             f"{self._who} is not pulled.{_meant(self.meant, self.model)}\n"
             f"{verb} 'ollama pull {self.model}', or pytest with --ollama-pull=missing"
-            f"{_or_alias(self.model)}."
+            f"{_or_alias(self.model, self.origin)}."
         )
 
 
@@ -92,7 +92,8 @@ class UnknownModel(ModelError):
     def __str__(self) -> str:
         return (
             f"{self._who}: the registry has no such model ({self.words})."
-            f"{_meant(self.meant, self.model)}\nCheck name and tag{_or_alias(self.model)}."
+            f"{_meant(self.meant, self.model)}\n"
+            f"Check name and tag{_or_alias(self.model, self.origin)}."
         )
 
 

@@ -132,8 +132,8 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
     # Whoever shares the server may have asked for one of them.
     found = " and ".join(str(one) for one in sorted({one.after for one in switches} | {*used}))
     return (
-        f"{name} was loaded with num_ctx {found} in turn: {reloads}.\nIf your tests ask for all of "
-        "them, send the same num_ctx everywhere; ollama_options has it."
+        f"{name} was loaded with num_ctx {found} in turn: {reloads}.\nIf these come from your "
+        "tests, send the same num_ctx in each: pass options=ollama_options."
     )
 
 

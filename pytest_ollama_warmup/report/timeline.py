@@ -109,7 +109,7 @@ def figures(document: Document) -> list[Figure]:
             seconds(_sum(reloads)) if reloads else "0 s",
             f"{count(len(reloads), 'reload')}, {count(cold, 'test')} met a cold model"
             if reloads or cold
-            else "no model was loaded twice",
+            else "no model was loaded again before a test",
         ),
     ]
     if waited:

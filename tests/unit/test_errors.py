@@ -314,3 +314,8 @@ def test_a_bad_value_is_quoted_without_what_could_repaint_a_terminal() -> None:
     assert str(BadSetting("\x1b[31msoon\n", "--ollama-pull", "x")).startswith(
         "'soon' is not a valid --ollama-pull."
     )
+
+
+def test_the_target_of_an_alias_is_not_taken_for_an_alias() -> None:
+    error = errors.UnknownModel("typo", "from --ollama-alias", "file does not exist")
+    assert str(error).endswith("Check name and tag.")

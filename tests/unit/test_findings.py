@@ -229,8 +229,8 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
                 uses=[use(context=8192), use(context=4096)],
             ),
             RUN,
-            "a:1 was loaded with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s.\nIf your "
-            "tests ask for all of them, send the same num_ctx everywhere; ollama_options has it.",
+            "a:1 was loaded with num_ctx 4096 and 8192 in turn: 2 reloads, about 4 s.\nIf these "
+            "come from your tests, send the same num_ctx in each: pass options=ollama_options.",
         ),
     ],
 )
