@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -75,9 +74,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setenv("PYTHONIOENCODING", "ascii")
         patch.setenv("PYTEST_ADDOPTS", "--nonsense")
         patch.setenv("OLLAMA_PRELOAD_MODELS", "a,b=1")
-        begin = time.monotonic()
         run = Run("demo", "--emulator")
-        assert time.monotonic() - begin < 30
         assert [] == [*Path.cwd().iterdir(), *temporary.glob("ollama-warmup-*")]
         yield run
 
