@@ -61,7 +61,7 @@ def test_it(n):
 
 
 # Without groups they evict each other's models: none is warm for all of its tests.
-IN_TURN = IN_TURN_AND_WARM.replace("assert name in resident()", "pass")
+IN_TURN = IN_TURN_AND_WARM.replace("assert name in loaded_models()", "pass")
 
 
 def test_more_models_than_fit_cost_no_more_loads_than_without(
@@ -94,7 +94,7 @@ def test_beside_tests_that_need_none_each_is_brought_once(
     tests = """
 @pytest.mark.requires_model("a:1", "b:1")
 def test_two():
-    assert {"a:1", "b:1"} <= set(resident())
+    assert {"a:1", "b:1"} <= set(loaded_models())
     ask("a:1")
     ask("b:1")
 
@@ -137,7 +137,7 @@ def test_two_workers_on_one_context_that_was_not_listed(loads_of: Callable[..., 
 
 
 def test_a_test_that_unloads_leaves_the_next_one_warm(loads_of: Callable[..., int]) -> None:
-    body = 'assert "a:1" in resident(); ask("a:1"); n % 2 or unload("a:1")'
+    body = 'assert "a:1" in loaded_models(); ask("a:1"); n % 2 or unload("a:1")'
     tests = many("a:1", body, 4)
     assert 3 == loads_of(tests)
 
@@ -153,7 +153,7 @@ def test_a_server_that_is_killed_and_restarted_costs_no_test(
         print("GO", flush=True)
         while not pathlib.Path("went").exists(): time.sleep(0.01)
     else:
-        assert "a:1" in resident()
+        assert "a:1" in loaded_models()
         ask("a:1")
 """
     suite.write({"tools.py": TOOLS, "test_it.py": f"from tools import *\n{many('a:1', body)}"})
