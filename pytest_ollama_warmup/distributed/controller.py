@@ -129,14 +129,16 @@ class ControllerSide:
 def _read_kept(config: pytest.Config, worker: str) -> list[Kept]:
     from pytest_ollama_warmup.session.ordering import Kept
 
-    content = directory_of(config).requirements(worker).read({"kept": []})
-    return [Kept(*one) for one in content["kept"]]
+    file = directory_of(config).requirements(worker)
+    return [Kept(*one) for one in file.read()["kept"]] if file.exists() else []
 
 
 def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:
-    content = directory_of(config).requirements(worker).read()
-    if content is None:
+    file = directory_of(config).requirements(worker)
+    # Not there either where the worker's disk is full.
+    if not file.exists():
         return None
+    content = file.read()
     if "error" in content:
         raise pytest.UsageError(content["error"])
     if content["wants"]:

@@ -108,6 +108,12 @@ class Preparation:
             self._record.server = self.hosts.in_use[0].directory.server
             self._record_failed_server()
 
+    def say_interrupted(self) -> None:
+        """Say what Ctrl-C has ended, also what had not been shown yet."""
+        for event in self._preloader.pending():
+            self.screen.tick(event)
+        self.screen.say_interrupted(self._settings.addresses)
+
     def load_in_any_order(self) -> None:
         """Have sets of models take no turns."""
         self._threads.in_turns = False

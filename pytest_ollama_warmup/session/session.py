@@ -326,7 +326,7 @@ class WarmupSession:
             if self._terminal is not None and self._terminal.isatty:
                 # The terminal has echoed ^C.
                 self._terminal.write_line("")
-            self._screen.say_interrupted(self._settings.addresses)
+            self._preparation.say_interrupted()
             self.close()
             raise
         finally:

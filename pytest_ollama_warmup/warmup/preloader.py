@@ -105,16 +105,24 @@ class Preloader:
             except queue.Empty:
                 yield None
                 continue
-            key = event.target.id
-            if event.phase in ("present", "loading", "busy", "done", "dropped"):
-                self._absent.discard(key)
-            if event.outcome is not None:
-                self._record.add(event.outcome, key)
-            if event.outcome is not None or event.phase == "dropped":
-                self._open.discard(key)
-            if event.phase == "dropped":
-                del self._begun[key]
-            yield event
+            yield self._heard(event)
+
+    def pending(self) -> Iterator[Event]:
+        """Yield what has happened and was not heard of yet, without waiting."""
+        while not self._events.empty():
+            yield self._heard(self._events.get())
+
+    def _heard(self, event: Event) -> Event:
+        key = event.target.id
+        if event.phase in ("present", "loading", "busy", "done", "dropped"):
+            self._absent.discard(key)
+        if event.outcome is not None:
+            self._record.add(event.outcome, key)
+        if event.outcome is not None or event.phase == "dropped":
+            self._open.discard(key)
+        if event.phase == "dropped":
+            del self._begun[key]
+        return event
 
 
 class Threads:
