@@ -265,10 +265,7 @@ def test_contexts_in_turn_are_said_with_their_cure(suite: Suite) -> None:
     )
     run = suite.run()
     assert [4096, *[8192, 4096] * 3] == loads(suite)
-    assert (
-        "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads.\n  → If your tests"
-        in run.out
-    )
+    assert "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads.\n  → If these" in run.out
 
 
 @pytest.mark.parametrize("option", ["num_thread=1", "num_batch=256"])
