@@ -24,7 +24,6 @@ from pytest_ollama_warmup.session.state import (
 from pytest_ollama_warmup.session.terminal import screen_of
 from pytest_ollama_warmup.session.unloading import Unloading
 from pytest_ollama_warmup.session.user_hooks import ask_host, ask_request
-from pytest_ollama_warmup.warmup.child import Child
 from pytest_ollama_warmup.warmup.plan import Plan
 from pytest_ollama_warmup.warmup.preloader import Preloader, Threads
 from pytest_ollama_warmup.warmup.warmer import Process, Warmers
@@ -141,6 +140,8 @@ class Preparation:
 
     def _executor(self) -> Executor:
         if self._settings.background.value and not is_distributing(self._config):
+            from pytest_ollama_warmup.warmup.child import Child
+
             # Mocks of tests reach threads of their process.
             return Child(lambda: self._settings, directory_of(self._config), _module_path())
         return self._threads

@@ -10,7 +10,7 @@ import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.warmup.locks import Users, file_name, held
+from pytest_ollama_warmup.warmup.locks import Users, file_name, held, sweep
 from pytest_ollama_warmup.warmup.user_directory import one_url, user_folder
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Runs end one after the other, which takes each as long as it takes to unload.
 _LIMIT_S = 30.0
+_SWEPT_AFTER_S = 7 * 24 * 3600.0
 
 
 class InUse:
@@ -46,6 +47,7 @@ class InUse:
             self._held.close()
             self._users.clear()
             self._keys.clear()
+            sweep(self._folder, _SWEPT_AFTER_S)
 
     def others(self, url: str, model_key: str) -> bool:
         """Whether another run uses a model now."""

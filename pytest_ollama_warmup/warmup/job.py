@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.errors import WarmupError
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
-    from pytest_ollama_warmup.ollama.responses import ModelInfo
+    from pytest_ollama_warmup.ollama.responses import LocalModel, ModelInfo
     from pytest_ollama_warmup.warmup.locks import Heartbeat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.room import Room
@@ -28,6 +28,7 @@ Phase = Literal[
     "server",
     "dropped",
     "checking",
+    "local",
     "queued",
     "waiting",
     "pulling",
@@ -95,6 +96,8 @@ class Work:
         """Whether the keep-alive has to be asked for: with the load, if that is known before."""
         self.kept = ""
         """What a refresh found to be so already."""
+        self.local: LocalModel | None = None
+        """What the server's list says of the model, as long as no pull has changed it."""
         self.early: EarlyLoad | None = None
         """The load of the model that was asked for before this work, if any was."""
 
@@ -102,6 +105,11 @@ class Work:
     def name(self) -> str:
         """The model."""
         return self.target.spec.name
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the model is pulled although it is local."""
+        return self.terms.pull == "always" and self.terms.may_pull(self.target.given_by)
 
     def enter(self, phase: Phase, **more: Any) -> None:
         """Begin a phase of the work, and say so."""

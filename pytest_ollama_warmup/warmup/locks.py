@@ -41,7 +41,7 @@ def held(
     from filelock import FileLock, Timeout
 
     # Not the lock file itself: each attempt of a waiter truncates that, which renews its time.
-    pulse = path.with_suffix(".heartbeat")
+    pulse = _pulse_of(path)
     lock, since, patience_s = FileLock(path), clock.time(), 0.0
     while True:
         try:
@@ -58,6 +58,10 @@ def held(
         yield pulse.touch
     finally:
         lock.release()
+
+
+def _pulse_of(path: Path) -> Path:
+    return path.with_suffix(".heartbeat")
 
 
 def _acquire(lock: FileLock, patience_s: float) -> None:
@@ -109,6 +113,23 @@ class Door:
             self._lock.release()
 
 
+def sweep(folder: Path, unused_s: float) -> None:
+    """Remove the locks in *folder* that nobody has taken for *unused_s* seconds.
+
+    Each server with a port of its own leaves some. Whoever opens one in this very moment locks a
+    file that is gone, which is why it must have been left for long.
+    """
+    from filelock import FileLock, Timeout
+
+    before = clock.time() - unused_s
+    for path in folder.glob("*.lock"):
+        with suppress(OSError, Timeout):
+            if path.stat().st_mtime < before:
+                with FileLock(path).acquire(blocking=False):
+                    _pulse_of(path).unlink(missing_ok=True)
+                    path.unlink()
+
+
 class Users:
     """Which processes use a model now; the kernel frees what a dead one held.
 
@@ -151,8 +172,8 @@ class Users:
 
     def clear(self) -> None:
         """Remove from the directory what this process has put there."""
-        for path in self._folder.glob(f"using-*-{self._by}.lock"):
-            path.unlink(missing_ok=True)
+        for key in self._locks:
+            self._path(key, self._by).unlink(missing_ok=True)
         self._locks.clear()
 
     def _path(self, key: str, by: str) -> Path:

@@ -114,7 +114,7 @@ class Preloader:
 
     def _heard(self, event: Event) -> Event:
         key = event.target.id
-        if event.phase in ("present", "loading", "busy", "done", "dropped"):
+        if event.phase in ("local", "present", "loading", "busy", "done", "dropped"):
             self._absent.discard(key)
         if event.outcome is not None:
             self._record.add(event.outcome, key)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from pytest_ollama_warmup.errors import WaitedTooLong
 from pytest_ollama_warmup.warmup import locks, user_directory
-from pytest_ollama_warmup.warmup.locks import Heartbeat, held
+from pytest_ollama_warmup.warmup.locks import Heartbeat, held, sweep
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory, RunDirectory
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
@@ -523,3 +524,13 @@ def test_what_a_killed_run_has_left_is_removed_by_the_next(temporary: Path) -> N
     assert not left.exists()
     # That of a run that goes on, of processes that are counted elsewhere, of nobody in particular.
     assert all(one.exists() for one in (first, others, elsewhere, open_to_all))
+
+
+def test_locks_that_nobody_has_taken_for_long_are_removed(tmp_path: Path) -> None:
+    for name in ("old.lock", "old.heartbeat", "held.lock", "new.lock", "new.heartbeat"):
+        (tmp_path / name).touch()
+    with FileLock(tmp_path / "held.lock"):
+        for name in ("old.lock", "held.lock"):
+            os.utime(tmp_path / name, (0, 0))
+        sweep(tmp_path, 3600.0)
+        assert {"held.lock", "new.lock", "new.heartbeat"} == {p.name for p in tmp_path.iterdir()}
