@@ -71,6 +71,8 @@ class WarmupError(Exception):
     """
 
     cause: Cause = "other"
+    names_host: ClassVar[bool] = False
+    """Whether the message says which server it is about."""
     _fields: ClassVar[tuple[str, ...]] = ()
     # Of the fields, as ``str.format`` takes it; empty where the message is brief.
     _brief: ClassVar[str] = ""

@@ -32,6 +32,7 @@ class ServerError(WarmupError):
 
     url: str
     source: str
+    names_host = True
 
 
 def _no_proxy(url: str) -> str:

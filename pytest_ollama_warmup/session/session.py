@@ -260,7 +260,7 @@ class WarmupSession:
             # After an exit at session start pytest prints no summary.
             self.summarize()
         note_in_junit(self._config, outcome, started=self._collected)
-        named = not self._hosts.several or outcome.host in outcome.error
+        named = outcome.names_host or not self._hosts.several
         error = outcome.error if named else f"{outcome.host}: {outcome.error}"
         what, *cure = error.split("\n")
         needs = self._plan.needs.get(outcome.key, ())

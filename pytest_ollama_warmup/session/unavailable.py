@@ -94,8 +94,9 @@ class Consequences:
         ready = {outcome.key for outcome in outcomes if outcome.ready}
         for error, alike in failed.items():
             keys = [outcome.key for outcome in alike]
-            if server is not None and error == server.error:
+            if server is not None and any(_is_of(server, outcome) for outcome in alike):
                 keys.append(server.key)
+                server = None
             fates = self.fates(keys)
             who, warning = self._only_at(alike, ready) or self._who(fates), ""
             if not (fates or self._plan.marked):
@@ -150,6 +151,12 @@ class Consequences:
 
     def _skips(self, fates: list[Fate]) -> bool:
         return not fates or {"skip"} == {policy for _, policy in fates}
+
+
+def _is_of(server: Outcome, failed: Outcome) -> bool:
+    """Whether a model has *failed* since its server did not answer."""
+    of_server = failed.failed_by == "server" and failed.host == server.host
+    return of_server and not server.ready
 
 
 def concerned(settings: Settings, fates_of_needs: list[Fate]) -> str:

@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
     brief: str = ""
     cause: Cause | Literal[""] = ""
     failed_by: FailedBy | Literal[""] = ""
+    names_host: bool = False
+    """Whether *error* says which server it is about."""
     notes: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     digest: str = ""
@@ -115,6 +117,7 @@ class Outcome(NamedTuple):
             brief=exc.brief,
             cause=exc.cause,
             failed_by=exc.failed_by,
+            names_host=exc.names_host,
         )
 
     def to_dict(self) -> dict[str, Any]:
