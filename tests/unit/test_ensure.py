@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from pytest_ollama_warmup.warmup import ensure as bring_module
 from pytest_ollama_warmup.warmup import job as work_module
 from pytest_ollama_warmup.warmup import load as load_module
 from pytest_ollama_warmup.warmup import pull as pull_module
+from pytest_ollama_warmup.warmup import user_directory
 from pytest_ollama_warmup.warmup.ensure import ensure_pulled, ensure_warm
 from pytest_ollama_warmup.warmup.job import Event, Say, Work
 from pytest_ollama_warmup.warmup.locks import held
@@ -78,7 +78,9 @@ def ensure(
 class Server:
     """A client of a scripted server: each list holds its next answers, the last one stays.
 
-    *before* is what is in memory before the first load, *loaded_models* what is after it. An exception in a list is raised. All requests are kept in *asked*.
+    *before* is what is in memory before the first load, *loaded_models* what is after it. What it
+    does not *show*, it does not list. An exception in a list is raised. All requests are kept in
+    *asked*.
     """
 
     host = HOST
@@ -128,6 +130,8 @@ class Server:
 
     def local_models(self, *, limit_s: float) -> list[LocalModel]:
         self.asked.append("tags")
+        if self._show[0] is None:
+            return []
         return cast("list[LocalModel]", self._next(self._stored))
 
     def loaded_models(self) -> list[LoadedModel]:
@@ -164,9 +168,9 @@ def lease(seconds: float | None, name: str = "m:latest") -> list[LoadedModel]:
 
 
 @pytest.fixture(autouse=True)
-def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where the locks of pulls are.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another session of these tests would work on the same model of the same host.
+    monkeypatch.setattr(user_directory, "user_folder", lambda: tmp_path)
 
 
 class Clock:
@@ -201,7 +205,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
     server = Server(loaded_models=[lease(600)])
     outcome = brought(server, "m,num_ctx=64")
-    assert ["show", "tags", "ps", "generate", "ps"] == server.asked
+    assert ["tags", "show", "ps", "generate", "ps"] == server.asked
     assert outcome.ready
     assert ("main", "m", (("num_ctx", 64),)) == (outcome.by, outcome.model, outcome.options)
     assert ("0a109f4200", 7, 4096) == (outcome.digest, outcome.size, outcome.context_length)
@@ -240,13 +244,13 @@ def test_nothing_is_downloaded_by_surprise(
         ) == outcome.error
         assert "not pulled" == outcome.brief
         # The list tells what the name may have been meant for.
-        assert ["show", "tags"] == server.asked
+        assert ["tags", "show", "tags"] == server.asked
 
 
 def test_a_pull_is_looked_at_again_before_the_load() -> None:
     server = Server(show=[None, CHAT], pull=[[SUCCESS]])
     assert brought(server, "m,insecure=true", load_timeout_s=70).ready
-    assert ["show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
+    assert ["tags", "show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
     assert [("m", True, 70)] == server.pulls
 
 
@@ -263,8 +267,47 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
             outcome = pool.submit(ensure, as_client(server), target(), Terms(), by="main", say=say)
             assert waiting.wait(30)
         assert outcome.result(30).ready
-    assert ["show", "show", "tags", "ps", "generate", "ps"] == server.asked
+    assert ["tags", "show", "show", "tags", "ps", "generate", "ps"] == server.asked
     assert ["checking", "queued", "waiting", "present", "loading"] == told
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [("m", {}), ("m", {"pull": "missing"}), ("m,num_ctx=64", {"pull": "never"})],
+)
+def test_a_model_of_the_list_is_local_before_it_is_shown(text: str, terms: dict[str, Any]) -> None:
+    told: list[tuple[str, int]] = []
+    server = Server(loaded_models=[lease(600)])
+
+    def say(event: Event) -> None:
+        told.append((event.phase, len(server.asked)))
+
+    assert ensure(as_client(server), target(text), Terms(**terms), by="main", say=say).ready
+    assert ("local", 1) in told
+
+
+@pytest.mark.parametrize(
+    ("text", "terms", "stored"),
+    [
+        ("m", {"pull": "always"}, [LocalModel("m:latest", "0a109f4200", 7)]),
+        ("m@sha256:0a109f4200", {}, [LocalModel("m:latest", "0a109f4200", 7)]),
+        ("m", {}, [LocalModel("other:latest", "0a109f4200", 7)]),
+        ("m", {}, api_error("/api/tags", 404, "404 page not found")),
+    ],
+    ids=["refreshed", "pinned", "another", "no list"],
+)
+def test_only_the_list_alone_settles_that(text: str, terms: dict[str, Any], stored: Any) -> None:
+    phases: list[str] = []
+    server = Server(stored=[stored], pull=[[SUCCESS]])
+    outcome = ensure(
+        as_client(server),
+        target(text),
+        Terms(**terms),
+        by="x",
+        say=lambda e: phases.append(e.phase),
+    )
+    assert outcome.ready, outcome.error
+    assert "local" not in phases
 
 
 def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
@@ -274,7 +317,7 @@ def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
         "m (from --ollama-preload) could not be pulled: pulled, but the server does not show it.\n"
         "Run again: a pull goes on where it stopped."
     ) == outcome.error
-    assert ["show", "pull", "show"] == server.asked
+    assert ["tags", "show", "pull", "show"] == server.asked
 
 
 def test_a_refresh_that_brings_nothing_is_no_pull() -> None:
@@ -303,7 +346,7 @@ def test_a_refresh_tells_of_bytes_only_where_some_are_missing(
 def test_always_refreshes_what_is_there() -> None:
     server = Server(pull=[[SUCCESS]])
     assert brought(server, pull="always").ready
-    assert ["show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
+    assert ["tags", "show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
 
 
 @pytest.mark.parametrize(
@@ -403,7 +446,7 @@ def test_a_pull_that_had_to_be_resumed_says_so(clock: Clock) -> None:
     assert ["connection lost at 10 B of 100 B, resuming"] == [
         event.why for event in told if event.phase == "resuming"
     ]
-    assert ["pull", "version", "pull"] == server.asked[1:4]
+    assert ["pull", "version", "pull"] == server.asked[2:5]
 
 
 def test_another_pull_without_progress_is_not_waited_for_for_ever(
@@ -435,7 +478,7 @@ def test_a_stub_of_a_cloud_model_is_neither_pulled_nor_loaded(pull: str) -> None
     server = Server(show=[ModelInfo(("completion",), "https://ollama.com:443")])
     outcome = brought(server, pull=pull)
     assert outcome.ready
-    assert ["show"] == server.asked
+    assert ["tags", "show"] == server.asked
     assert ("runs in the cloud, not warmed",) == outcome.notes
 
 
@@ -607,7 +650,7 @@ def test_without_warming_presence_is_enough() -> None:
     server = Server()
     outcome = brought(server, warm="off")
     assert outcome.ready
-    assert ["show", "tags"] == server.asked
+    assert ["tags", "show"] == server.asked
     assert () == outcome.steps
 
 
