@@ -61,7 +61,7 @@ IMPORTERS = {
     "ollama": {"session/fixtures.py"},
     "xdist": {"distributed/scheduler.py"},
     # Its own evaluation of conditions in texts, which nothing public does.
-    "_pytest": {"session/marks.py"},
+    "_pytest": {"session/requirement.py"},
 }
 KNOW_PYTEST = ("session", "distributed", "top")
 # A product of its own, which the plugin does not run on: what it imports of ours, and who it.

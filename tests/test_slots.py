@@ -64,7 +64,7 @@ def test_tests_without_a_model_do_not_wait(busy: Suite) -> None:
             "test_plain.py": """
                 import pytest
 
-                @pytest.mark.parametrize("n", range(5))
+                @pytest.mark.parametrize("n", range(12))
                 def test_plain(n): pass
             """,
         }
@@ -74,7 +74,8 @@ def test_tests_without_a_model_do_not_wait(busy: Suite) -> None:
     passed = 0
     for line in process.stdout:
         passed += "PASSED" in line and "test_plain" in line
-        # xdist holds back each worker's last test until it has another one for it.
+        # xdist holds back each worker's last test until it has another one for it, and some are
+        # behind the one that waits.
         if passed == 4:
             break
     process.send_signal(signal.SIGINT)

@@ -114,14 +114,17 @@ class Door:
 
 
 def sweep(folder: Path, unused_s: float) -> None:
-    """Remove the locks in *folder* that nobody has taken for *unused_s* seconds.
+    """Remove the locks in *folder* that nobody has taken for *unused_s* seconds, once in that time.
 
     Each server with a port of its own leaves some. Whoever opens one in this very moment locks a
     file that is gone, which is why it must have been left for long.
     """
     from filelock import FileLock, Timeout
 
-    before = clock.time() - unused_s
+    before, swept = clock.time() - unused_s, folder / "swept"
+    if _modified(swept) > before:
+        return
+    swept.touch()
     for path in folder.glob("*.lock"):
         with suppress(OSError, Timeout):
             if path.stat().st_mtime < before:

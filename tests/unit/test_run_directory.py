@@ -533,4 +533,9 @@ def test_locks_that_nobody_has_taken_for_long_are_removed(tmp_path: Path) -> Non
         for name in ("old.lock", "held.lock"):
             os.utime(tmp_path / name, (0, 0))
         sweep(tmp_path, 3600.0)
-        assert {"held.lock", "new.lock", "new.heartbeat"} == {p.name for p in tmp_path.iterdir()}
+        left = {"held.lock", "new.lock", "new.heartbeat", "swept"}
+        assert left == {path.name for path in tmp_path.iterdir()}
+        (tmp_path / "old.lock").touch()
+        os.utime(tmp_path / "old.lock", (0, 0))
+        sweep(tmp_path, 3600.0)
+        assert (tmp_path / "old.lock").exists()
