@@ -63,16 +63,16 @@ def preload(
     return preload_listed(settings, Screen(lambda line, **colours: None))
 
 
-def _read(specs: object, **given: object) -> Settings:
+def _read(specs: object, **arguments: object) -> Settings:
     if not isinstance(specs, Iterable):
         raise TypeError(f"expected model names as a string or a list of strings, got {specs!r}")
-    given |= {"preload": _listed(specs)}
+    arguments |= {"preload": _listed(specs)}
     for name in ("alias", "header"):
-        if isinstance(texts := given[name], Iterable):
-            given[name] = _listed(texts)
+        if isinstance(texts := arguments[name], Iterable):
+            arguments[name] = _listed(texts)
     names = {"preload": "specs"}
     sources = Sources(
-        SimpleNamespace(**{f"{PREFIX}{name}": value for name, value in given.items()}),
+        SimpleNamespace(**{f"{PREFIX}{name}": value for name, value in arguments.items()}),
         flag=lambda option: f"preload({names.get(option.name, option.name)}=)",
         patient=True,
     )

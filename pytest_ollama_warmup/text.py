@@ -49,8 +49,8 @@ def clean(text: object, limit: int = 500) -> str:
 
 def without_provider(name: str) -> str:
     """Return a model's name without what client libraries write in front of it: ``ollama/``."""
-    found = re.match(_PROVIDER, name)
-    return name[found.end() :] if found else name
+    match = re.match(_PROVIDER, name)
+    return name[match.end() :] if match else name
 
 
 def shorten(name: str, width: int) -> str:

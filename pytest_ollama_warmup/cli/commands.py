@@ -84,33 +84,33 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
     with _asking(settings) as client:
         loaded_models, local_models = client.loaded_models(), client.local_models()
         specs = () if everything else settings.listed.specs
-        found: dict[str, LoadedModel | None] = {
-            one.name: one for one in loaded_models if everything
+        matches: dict[str, LoadedModel | None] = {
+            model.name: model for model in loaded_models if everything
         }
-        found |= {_full(spec): _find(spec, loaded_models, local_models) for spec in specs}
+        matches |= {_full(spec): _find(spec, loaded_models, local_models) for spec in specs}
         absent = {
             _full(spec): _absent(client, spec, local_models)
             for spec in specs
-            if not found[_full(spec)]
+            if not matches[_full(spec)]
         }
-        names = {one.name for one in found.values() if one is not None}
+        names = {model.name for model in matches.values() if model is not None}
         for name in names:
             client.unload(name)
         left = in_memory_after(client, names, UNLOAD_LIMIT_S)
-    known = {one.name for one in loaded_models} | {one.name for one in local_models}
+    candidates = {model.name for model in loaded_models} | {model.name for model in local_models}
     models: list[dict[str, Any]] = []
-    for name, one in found.items():
+    for name, model in matches.items():
         unknown = absent.get(name) == "not pulled"
-        if one is not None:
-            state = "in use" if one.name in left else "unloaded"
+        if model is not None:
+            state = "in use" if model.name in left else "unloaded"
         else:
             state = "not found" if unknown else absent[name]
         models.append(
             {
                 "model": name,
                 "state": state,
-                "size": one.size if one is not None else 0,
-                "did_you_mean": meant_by(name, sorted(known)) if unknown else "",
+                "size": model.size if model is not None else 0,
+                "did_you_mean": meant_by(name, sorted(candidates)) if unknown else "",
             }
         )
     if as_json:
@@ -139,14 +139,14 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
     if digests:
         with _asking(settings) as client:
             local_models = client.local_models()
-        found = [(spec, find(local_models, spec.model_key)) for spec in specs.values()]
-        if missing := [str(spec) for spec, one in found if one is None]:
+        matches = [(spec, find(local_models, spec.model_key)) for spec in specs.values()]
+        if missing := [str(spec) for spec, model in matches if model is None]:
             raise WarmupError(
                 f"no digest of {', '.join(missing)}: not on {settings.host.url} "
                 f"(from {settings.host.source}). Run 'ollama-warmup pull {' '.join(missing)}' "
                 "first, or leave out --digests."
             )
-        key += f"-{_hash(f'{spec.model_key}@{one.digest}' for spec, one in found if one)}"
+        key += f"-{_hash(f'{spec.model_key}@{model.digest}' for spec, model in matches if model)}"
     print(key)
 
 
@@ -195,13 +195,13 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
     loaded_models, local_models = client.loaded_models(), client.local_models()
     rows, seen = [], set()
     for spec in specs:
-        one = _find(spec, loaded_models, local_models)
-        if one is None:
+        match = _find(spec, loaded_models, local_models)
+        if match is None:
             row = Row(model="", state=_absent(client, spec, local_models))
         else:
-            seen.add(one.name)
-            same_version = one.digest.startswith(spec.digest)
-            row = _loaded(one, "loaded" if same_version else "other version")
+            seen.add(match.name)
+            same_version = match.digest.startswith(spec.digest)
+            row = _loaded(match, "loaded" if same_version else "other version")
         rows.append(
             replace(
                 row,
@@ -210,17 +210,17 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
                 wanted_context=dict(spec.options).get("num_ctx"),
             )
         )
-    return rows + [_loaded(one) for one in loaded_models if one.name not in seen]
+    return rows + [_loaded(model) for model in loaded_models if model.name not in seen]
 
 
-def _loaded(one: LoadedModel, state: State = "loaded") -> Row:
+def _loaded(model: LoadedModel, state: State = "loaded") -> Row:
     return Row(
-        model=one.name,
+        model=model.name,
         state=state,
-        context_length=one.context_length,
-        keep_alive_s=None if one.keep_alive_s is None else keep_alive(one.keep_alive_s),
-        size=one.size,
-        digest=one.digest,
+        context_length=model.context_length,
+        keep_alive_s=None if model.keep_alive_s is None else keep_alive(model.keep_alive_s),
+        size=model.size,
+        digest=model.digest,
     )
 
 
@@ -237,8 +237,8 @@ def _find(
     spec: ModelSpec, loaded_models: list[LoadedModel], local_models: list[LocalModel]
 ) -> LoadedModel | None:
     """Return the loaded model that *spec* means, which the server may list under another name."""
-    one = find(local_models, spec.model_key)
-    return loaded_as(loaded_models, spec.model_key, one.digest if one else "")
+    local_model = find(local_models, spec.model_key)
+    return loaded_as(loaded_models, spec.model_key, local_model.digest if local_model else "")
 
 
 def _full(spec: ModelSpec) -> str:
@@ -248,7 +248,7 @@ def _full(spec: ModelSpec) -> str:
 def in_memory_after(client: Client, names: set[str], limit_s: float) -> set[str]:
     """Wait until none of *names* is loaded; return those that still are after *limit_s*."""
     end = clock.monotonic() + limit_s
-    while left := names & {one.name for one in client.loaded_models()}:
+    while left := names & {model.name for model in client.loaded_models()}:
         if clock.monotonic() > end:
             break
         clock.sleep(0.05)

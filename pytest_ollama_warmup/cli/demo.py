@@ -253,24 +253,24 @@ def _private(stack: ExitStack, command: list[str]) -> tuple[Client, str]:
 
 def _model_on(client: Client, model: str | None) -> tuple[str, int]:
     """Return the name and size of the model that was named, else of the smallest there is."""
-    host, local_models = client.host, sorted(client.local_models(), key=lambda one: one.size)
+    host, local_models = client.host, sorted(client.local_models(), key=lambda entry: entry.size)
     if model is not None:
-        one = find(local_models, _key(model))
-        if one is None:
+        match = find(local_models, _key(model))
+        if match is None:
             raise WarmupError(
                 f"{model} (from --model) is not on {host.url} (from {host.source}), and the demo "
                 f"downloads nothing. Run 'ollama-warmup pull {model}' first."
             )
-        if not _completes(client, one.name):
+        if not _completes(client, match.name):
             raise WarmupError(
                 f"{model} (from --model) does not complete text. Name a model that does."
             )
-        return one.name, one.size
+        return match.name, match.size
     # The demo unloads the model; on another machine somebody else may be using it.
-    taken = set() if host.loopback else {one.name for one in client.loaded_models()}
-    for one in local_models:
-        if one.name not in taken and _completes(client, one.name):
-            return one.name, one.size
+    taken = set() if host.loopback else {loaded.name for loaded in client.loaded_models()}
+    for candidate in local_models:
+        if candidate.name not in taken and _completes(client, candidate.name):
+            return candidate.name, candidate.size
     idle = "" if host.loopback else " and is not in use"
     raise WarmupError(
         f"{host.url} (from {host.source}) has no model that completes text{idle}. Run {PULL_SMALL}."

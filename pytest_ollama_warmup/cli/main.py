@@ -129,21 +129,21 @@ _COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
-    given = parser.parse_args(arguments)
-    specs, source = _specs(given, os.environ)
-    setattr(given, _SPECS, specs)
-    if given.command == "pull":
-        given.ollama_warmup_warm = "off"
+    options = parser.parse_args(arguments)
+    specs, source = _specs(options, os.environ)
+    setattr(options, _SPECS, specs)
+    if options.command == "pull":
+        options.ollama_warmup_warm = "off"
     try:
-        settings = read_settings(Sources(given, flag=_Flags(source), patient=True))
+        settings = read_settings(Sources(options, flag=_Flags(source), patient=True))
         if settings.problem is not None:
             raise settings.problem
-        misuse = _misuse(given, settings)
+        misuse = _misuse(options, settings)
         # "status" shows what is loaded even if there is nothing to check.
-        if (not misuse or given.command == "status") and not _run(given, settings):
+        if (not misuse or options.command == "status") and not _run(options, settings):
             return FAILED
         if misuse:
-            print(f"{parser.prog} {given.command}: error: {misuse}", file=sys.stderr)
+            print(f"{parser.prog} {options.command}: error: {misuse}", file=sys.stderr)
             return USAGE
         return READY
     except BadSetting as exc:
@@ -157,45 +157,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _misuse(given: argparse.Namespace, settings: Settings) -> str:
+def _misuse(options: argparse.Namespace, settings: Settings) -> str:
     """Say what is wrong with arguments that can each be read."""
-    everything = getattr(given, "all", False)
-    if everything and given.specs:
+    everything = getattr(options, "all", False)
+    if everything and options.specs:
         return "name models or use --all, not both."
-    if given.command == "demo":
-        both = given.emulator and given.model is not None
+    if options.command == "demo":
+        both = options.emulator and options.model is not None
         return "use --model or --emulator, not both." if both else ""
     if everything or settings.listed.specs:
         return ""
-    more = ", or use --all" if given.command == "unload" else ""
+    more = ", or use --all" if options.command == "unload" else ""
     return f"no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS{more}."
 
 
-def _run(given: argparse.Namespace, settings: Settings) -> bool:
+def _run(options: argparse.Namespace, settings: Settings) -> bool:
     # Imported here: --help and bad usage need no library.
     from pytest_ollama_warmup.cli import commands
 
     try:
-        match given.command:
+        match options.command:
             case "status":
-                return commands.status(settings, as_json=given.json)
+                return commands.status(settings, as_json=options.json)
             case "unload":
-                return commands.unload(settings, everything=given.all, as_json=given.json)
+                return commands.unload(settings, everything=options.all, as_json=options.json)
             case "cache-key":
-                commands.cache_key(settings, digests=given.digests)
+                commands.cache_key(settings, digests=options.digests)
                 return True
             case "demo":
                 from pytest_ollama_warmup.cli.demo import show
 
-                return show(settings, model=given.model, emulator=given.emulator).passed
+                return show(settings, model=options.model, emulator=options.emulator).passed
             case command:
-                return commands.make_ready(command, settings, quiet=given.quiet, as_json=given.json)
+                return commands.make_ready(
+                    command, settings, quiet=options.quiet, as_json=options.json
+                )
     except BadSetting:
         raise
     except WarmupError as exc:
         text = str(exc).replace("\n", " ")
         print(f"ollama: {text}", file=sys.stderr)
-        if getattr(given, "json", False):
+        if getattr(options, "json", False):
             # Whoever parses it finds a document there in any case.
             commands.print_json(settings, [], text)
         return False
@@ -301,7 +303,7 @@ def _epilog(command: _Command) -> str:
     codes = textwrap.fill(
         f"Exit codes: {command.exit_codes}.", _WIDTH, subsequent_indent=" " * len("Exit codes: ")
     )
-    return "\n".join([codes, "", "Examples:", *(f"  {one}" for one in command.examples)])
+    return "\n".join([codes, "", "Examples:", *(f"  {example}" for example in command.examples)])
 
 
 def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
@@ -320,20 +322,20 @@ def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -
     )
 
 
-def _specs(given: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
+def _specs(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
     """Return the texts that name models, and who gave them."""
-    named = getattr(given, "specs", [])
-    if named or given.command == "demo" or getattr(given, "all", False):
+    named = getattr(options, "specs", [])
+    if named or options.command == "demo" or getattr(options, "all", False):
         return named, "the command line"
-    found = {
+    variables = {
         name: environ[name]
         for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS")
         if environ.get(name, "").strip() and not _is_folder(environ[name])
     }
     # What is pulled, a cache holds.
-    if given.command not in ("pull", "cache-key"):
-        found = dict(list(found.items())[:1])
-    return list(found.values()), " and ".join(found)
+    if options.command not in ("pull", "cache-key"):
+        variables = dict(list(variables.items())[:1])
+    return list(variables.values()), " and ".join(variables)
 
 
 def _is_folder(text: str) -> bool:

@@ -62,13 +62,13 @@ def unload_lines(
 ) -> list[str]:
     """Return a line for each model that was to be unloaded; the options are as above."""
     cells: list[tuple[str, ...]] = []
-    for one in models:
-        words = _UNLOADED[one["state"]]
-        if one["did_you_mean"]:
-            words += f"; did you mean {one['did_you_mean']}?"
-        if one["state"] == "unloaded":
-            words += f" ({size(one['size'])})"
-        cells.append((SIGNS[plain][one["state"] in _FAILED], one["model"], words))
+    for model in models:
+        words = _UNLOADED[model["state"]]
+        if model["did_you_mean"]:
+            words += f"; did you mean {model['did_you_mean']}?"
+        if model["state"] == "unloaded":
+            words += f" ({size(model['size'])})"
+        cells.append((SIGNS[plain][model["state"] in _FAILED], model["model"], words))
     return _fitted(cells, plain, width)
 
 

@@ -55,8 +55,8 @@ def parse_export(text: str, source: str) -> Export:
         fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as exc:
         raise BadSetting(text, source, f"The template cannot be read: {clean(exc, 80)}.") from None
-    known = ", ".join(f"{{{one}}}" for one in FIELDS)
+    choices = ", ".join(f"{{{choice}}}" for choice in FIELDS)
     for field, form, conversion in fields:
         if field not in FIELDS or form or conversion:
-            raise BadSetting(text, source, f"Valid fields: {known}. Write other braces twice.")
+            raise BadSetting(text, source, f"Valid fields: {choices}. Write other braces twice.")
     return Export(name, template)

@@ -24,7 +24,7 @@ def from_ini(config: pytest.Config, options: object, option: Option) -> tuple[An
     import pytest
 
     overrides = getattr(options, "override_ini", None) or ()
-    if any(str(one).partition("=")[0].strip() == option.ini for one in overrides):
+    if any(str(override).partition("=")[0].strip() == option.ini for override in overrides):
         source = f"-o {option.ini}"
     else:
         path = config.inipath
@@ -33,8 +33,8 @@ def from_ini(config: pytest.Config, options: object, option: Option) -> tuple[An
         return config.getini(option.ini), source
     # pytest 8.4 lets ValueError through, 9.2 makes it a UsageError without key or file.
     except (pytest.UsageError, ValueError, TypeError) as exc:
-        given = "***" if option.secret else _given(exc)
-        raise BadSetting(given, source, needed_type(option)) from None
+        value = "***" if option.secret else _given(exc)
+        raise BadSetting(value, source, needed_type(option)) from None
 
 
 def needed_type(option: Option) -> str:

@@ -56,22 +56,24 @@ class Listed(NamedTuple):
         alias = self._alias(spec)
         if alias is not None:
             spec = _with_defaults(spec, alias.spec)._replace(name=alias.spec.name)
-        one = self._find(spec)
-        return spec if one is None else _with_defaults(spec, one)
+        defaults = self._find(spec)
+        return spec if defaults is None else _with_defaults(spec, defaults)
 
     def given(self, spec: ModelSpec) -> tuple[str, GivenBy] | None:
         """Return who lists the model of *spec*, as messages show it; None where nobody does."""
-        if any(one.model_key == spec.model_key for one in self.specs):
+        if any(model.model_key == spec.model_key for model in self.specs):
             return self.source, self.given_by
-        alias = next((one for one in self.aliases if one.spec.model_key == spec.model_key), None)
+        alias = next(
+            (entry for entry in self.aliases if entry.spec.model_key == spec.model_key), None
+        )
         return None if alias is None else (alias.source, alias.given_by)
 
     def _alias(self, spec: ModelSpec) -> Alias | None:
-        return next((one for one in self.aliases if one.key == spec.name.lower()), None)
+        return next((alias for alias in self.aliases if alias.key == spec.name.lower()), None)
 
     def _find(self, spec: ModelSpec) -> ModelSpec | None:
         specs = [*self.specs, *(alias.spec for alias in self.aliases)]
-        return next((one for one in specs if one.model_key == spec.model_key), None)
+        return next((model for model in specs if model.model_key == spec.model_key), None)
 
 
 def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple[Alias, ...]:
@@ -80,7 +82,7 @@ def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple
     Raises:
         BadSpec: names the text, *source*, and what is allowed.
     """
-    found: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = {}
     for text in texts:
         name, equals, rest = (part.strip() for part in text.partition("="))
         if not (equals and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)):
@@ -91,15 +93,15 @@ def parse_aliases(texts: Iterable[str], source: str, given_by: GivenBy) -> tuple
         if specs[0].name.lower() == name.lower():
             raise BadSpec(text, source, "an alias cannot mean itself")
         alias = Alias(name, specs[0], source, given_by)
-        if found.setdefault(alias.key, alias).spec != alias.spec:
+        if aliases.setdefault(alias.key, alias).spec != alias.spec:
             raise BadSpec(text, source, f"{name} is given twice with different models")
-    return tuple(found.values())
+    return tuple(aliases.values())
 
 
-def _with_defaults(spec: ModelSpec, given: ModelSpec) -> ModelSpec:
+def _with_defaults(spec: ModelSpec, defaults: ModelSpec) -> ModelSpec:
     return spec._replace(
-        options=spec.options or given.options,
-        keep_alive=given.keep_alive if spec.keep_alive is None else spec.keep_alive,
-        insecure=spec.insecure or given.insecure,
-        digest=spec.digest or given.digest,
+        options=spec.options or defaults.options,
+        keep_alive=defaults.keep_alive if spec.keep_alive is None else spec.keep_alive,
+        insecure=spec.insecure or defaults.insecure,
+        digest=spec.digest or defaults.digest,
     )

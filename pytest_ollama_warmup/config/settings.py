@@ -153,7 +153,7 @@ class Settings(NamedTuple):
 
     def moved(self, url: str) -> Settings:
         """Return these settings with another one of several servers."""
-        host = next((one for one in self.hosts if one.url == url), None)
+        host = next((server for server in self.hosts if server.url == url), None)
         return (
             self if host is None else self._replace(given_host=self.given_host._replace(value=host))
         )
@@ -230,7 +230,9 @@ class Settings(NamedTuple):
 
         What only says how, such as ``--ollama-wait`` for all jobs of CI, is no word about a suite.
         """
-        keys = any(one.given_by == "configuration" for one in self if isinstance(one, Setting))
+        keys = any(
+            setting.given_by == "configuration" for setting in self if isinstance(setting, Setting)
+        )
         server = "option" in (self.given_host.given_by, self.serve.given_by)
         return self.given_list is not None or server or keys
 

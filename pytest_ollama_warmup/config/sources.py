@@ -155,15 +155,15 @@ def _served(
     return serve, Setting((host,), serve.source, serve.given_by)
 
 
-def _in_ci(given: Setting[str], environ: Mapping[str, str]) -> tuple[bool, str]:
+def _in_ci(setting: Setting[str], environ: Mapping[str, str]) -> tuple[bool, str]:
     """Return whether this is a run in CI, and who says so."""
-    if given.value != "auto":
-        return given.value == "yes", given.source
+    if setting.value != "auto":
+        return setting.value == "yes", setting.source
     if is_set(environ.get("CI")):
         return True, "CI"
     # The numbers and addresses of the others are no switches.
-    found = next((name for name in CI_VARIABLES[1:] if environ.get(name, "").strip()), "")
-    return bool(found), found
+    variable = next((name for name in CI_VARIABLES[1:] if environ.get(name, "").strip()), "")
+    return bool(variable), variable
 
 
 def is_set(value: str | None) -> bool:
@@ -195,8 +195,8 @@ class _Reader:
         for raw, source, given_by in self._given(self._table["host"])[:1]:
             several = given_by != "environment" and not self._sources.patient
             try:
-                found = read_hosts(raw, source) if several else (read_host(raw, source),)
-                return Setting(found, source, given_by)
+                hosts = read_hosts(raw, source) if several else (read_host(raw, source),)
+                return Setting(hosts, source, given_by)
             except BadSetting as exc:
                 self.problem = exc
                 if given_by != "environment":
@@ -212,8 +212,8 @@ class _Reader:
             try:
                 # An empty one clears what came before it, so that it also overrides addopts.
                 texts = _after_empty(_texts(raw, source, option))
-                found = read_headers(texts, source, self._sources.environ)
-                return Setting(found, source, given_by)
+                headers = read_headers(texts, source, self._sources.environ)
+                return Setting(headers, source, given_by)
             except MissingVariable as exc:
                 self.problem = self.problem or exc
             except BadSetting as exc:
@@ -223,7 +223,7 @@ class _Reader:
     def exports(self) -> Setting[tuple[Export, ...]]:
         """Return the variables to set; of two with one name that of the first source."""
         option, first = self._table["export"], None
-        found: dict[str, Export] = {}
+        variables: dict[str, Export] = {}
         for raw, source, given_by in self._given(option):
             from pytest_ollama_warmup.config.exports import parse_export
 
@@ -233,8 +233,8 @@ class _Reader:
             except BadSetting as exc:
                 self._tolerate(exc, given_by)
             else:
-                found = {one.name: one for one in exports} | found
-        return Setting(tuple(found.values()), *(first or ("default", "default")))
+                variables = {export.name: export for export in exports} | variables
+        return Setting(tuple(variables.values()), *(first or ("default", "default")))
 
     def reports(self) -> Setting[tuple[str, ...]]:
         """Return the files to write reports to; an empty one clears those before it."""
@@ -251,15 +251,15 @@ class _Reader:
     def listed(self) -> Listed | None:
         """Return the listed models and the aliases; None where nobody gave any."""
         aliases = self._aliases()
-        given = next(iter(self._given(self._table["preload"])), None)
-        if given is None and not aliases:
+        preload = next(iter(self._given(self._table["preload"])), None)
+        if preload is None and not aliases:
             return None
         from pytest_ollama_warmup.config.listed import Listed
         from pytest_ollama_warmup.config.spec import distinct, parse_specs
 
-        if given is None:
+        if preload is None:
             return Listed(aliases=aliases)
-        raw, source, given_by = given
+        raw, source, given_by = preload
         try:
             texts = _texts(raw, source)
             if given_by == "environment":
@@ -279,20 +279,20 @@ class _Reader:
 
     def _aliases(self) -> tuple[Alias, ...]:
         """Return the aliases of all sources; of two with one name the first source's."""
-        found: dict[str, Alias] = {}
+        aliases: dict[str, Alias] = {}
         for raw, source, given_by in self._given(self._table["alias"]):
             from pytest_ollama_warmup.config.listed import parse_aliases
 
             try:
                 for alias in parse_aliases(_texts(raw, source), source, given_by):
-                    found.setdefault(alias.key, alias)
+                    aliases.setdefault(alias.key, alias)
             except BadSetting as exc:
                 self._tolerate(exc, given_by)
-        for alias in found.values():
-            other = found.get(alias.spec.name.lower(), alias)
+        for alias in aliases.values():
+            other = aliases.get(alias.spec.name.lower(), alias)
             if other is not alias:
                 raise BadSpec(str(alias.spec), alias.source, f"{other.name} is an alias itself")
-        return tuple(found.values())
+        return tuple(aliases.values())
 
     def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
         if given_by == "environment":
@@ -302,24 +302,24 @@ class _Reader:
 
     def _given(self, option: Option) -> list[tuple[Any, str, GivenBy]]:
         """Return what each source gives for *option*, the one that wins first."""
-        sources, found = self._sources, list[tuple[Any, str, "GivenBy"]]()
-        given = getattr(sources.options, option.dest, None)
+        sources, values = self._sources, list[tuple[Any, str, "GivenBy"]]()
+        argument = getattr(sources.options, option.dest, None)
         # An empty address is that of a variable that is not set.
-        if given is not None and not (option.name == "host" and not str(given).strip()):
-            found.append((given, sources.flag(option), "option"))
+        if argument is not None and not (option.name == "host" and not str(argument).strip()):
+            values.append((argument, sources.flag(option), "option"))
         if option.environ and sources.environ.get(option.environ, "").strip():
-            found.append((sources.environ[option.environ], option.environ, "environment"))
+            values.append((sources.environ[option.environ], option.environ, "environment"))
         # Only these add up: what wins already need not be read from the file.
-        if not found or option.name in ("alias", "export"):
+        if not values or option.name in ("alias", "export"):
             try:
                 ini, source = sources.ini(option)
             except BadSetting:
                 if not self.lenient:
                     raise
-                return found
+                return values
             if ini is not None and not (option.ini_type == "string" and not str(ini).strip()):
-                found.append((ini, source, "configuration"))
-        return found
+                values.append((ini, source, "configuration"))
+        return values
 
 
 def _from_variable(text: str, source: str) -> list[str]:

@@ -203,10 +203,10 @@ def _check_name(name: str, source: str) -> str:
 def _read_pin(pin: str, token: str, source: str) -> str:
     if "@" not in token:
         return ""
-    found = re.fullmatch(r"sha256[:-]([0-9a-fA-F]{8,64})", pin)
-    if found is None:
+    match = re.fullmatch(r"sha256[:-]([0-9a-fA-F]{8,64})", pin)
+    if match is None:
         raise BadSpec(token, source, "a pin is @sha256: and 8 to 64 hex digits of the digest")
-    return found[1].lower()
+    return match[1].lower()
 
 
 def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str) -> ModelSpec:

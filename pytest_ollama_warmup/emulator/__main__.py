@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help='List of models, such as [{"name": "tiny", "present": true, "load_s": 0.5}]. A model '
         "that is not present has to be pulled first.",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        emulator = Emulator(_models(given.models), port=given.port)
+        emulator = Emulator(_models(options.models), port=options.port)
         emulator.start()
     except (ValueError, TypeError, OSError) as exc:
         parser.error(str(exc))

@@ -42,7 +42,7 @@ def _chat_completions(connection: Connection, body: Body) -> None:
 
     with connection.state.scheduler.runner(model, options, None, connection.gone) as runner:
         reason = speak(connection, runner, body.get("max_tokens"), hear)
-    asked = tokens_in([str(one.get("content")) for one in messages])
+    asked = tokens_in([str(turn.get("content")) for turn in messages])
     usage = {
         "prompt_tokens": asked,
         "completion_tokens": len(said),

@@ -280,10 +280,10 @@ def _go_duration(text: str) -> float:
     seconds = 0.0
     parts = [] if rest == "0" else re.split(r"(?<=[^\d.])(?=[\d.])", rest)
     for part in parts:
-        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([^\d.]*)", part)
-        if found is None:
+        match = re.fullmatch(r"(\d+\.?\d*|\.\d+)([^\d.]*)", part)
+        if match is None:
             raise Refusal(400, f'time: invalid duration "{text}"')
-        number, unit = found.groups()
+        number, unit = match.groups()
         if not unit:
             raise Refusal(400, f'time: missing unit in duration "{text}"')
         if unit not in _UNITS:

@@ -58,7 +58,7 @@ class State:
     def take_fault(self, path: str) -> Fault | None:
         """Return the first fault for a request to *path*, and count it as used."""
         with self._lock:
-            fault = next((one for one in self.faults if one.path in ("", path)), None)
+            fault = next((entry for entry in self.faults if entry.path in ("", path)), None)
             if fault is not None and fault.times is not None:
                 fault.times -= 1
                 if not fault.times:

@@ -78,9 +78,9 @@ class Store:
         digest = model.digest or hashlib.sha256(name.key.encode()).hexdigest()
         new = replace(model, name=name.short, digest=digest, weights=model.weights or digest)
         with self._lock:
-            known = self._models.setdefault(name.key, new)
+            entry = self._models.setdefault(name.key, new)
             for each in fields(ScriptedModel):
-                setattr(known, each.name, getattr(new, each.name))
+                setattr(entry, each.name, getattr(new, each.name))
 
     def find(self, name: str) -> ScriptedModel | None:
         """Return the model that *name* means, pulled or not.
@@ -100,7 +100,9 @@ class Store:
     def pulling(self) -> list[str]:
         """Return the names of the models that are on their way."""
         with self._lock:
-            under_way = {weights for weights, one in self._downloads.items() if one.clients}
+            under_way = {
+                weights for weights, download in self._downloads.items() if download.clients
+            }
             return [model.name for model in self._models.values() if model.weights in under_way]
 
     def pull(

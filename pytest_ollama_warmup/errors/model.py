@@ -126,7 +126,7 @@ class LacksCapability(ModelError):
         return f"cannot do {', '.join(self.missing)}"
 
     def __str__(self) -> str:
-        odd = [one for one in self.missing if one not in CAPABILITIES]
+        odd = [capability for capability in self.missing if capability not in CAPABILITIES]
         note = ""
         if odd:
             note = f" Servers know {', '.join(CAPABILITIES)} (v0.33), not {', '.join(odd)}."

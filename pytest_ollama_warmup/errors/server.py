@@ -19,7 +19,7 @@ class OllamaNotFound(WarmupError):
     def __str__(self) -> str:
         return (
             f"no server can be started: {clean(self.program)} is not there. Looked at: "
-            f"{', '.join(clean(one) for one in self.looked)}.\nGet Ollama from "
+            f"{', '.join(clean(place) for place in self.looked)}.\nGet Ollama from "
             "https://ollama.com/download (Linux: curl -fsSL https://ollama.com/install.sh | sh; "
             "macOS: brew install ollama; Windows: winget install Ollama.Ollama), say where it is "
             "with --ollama-serve-command 'PATH serve', or use a server that runs with "

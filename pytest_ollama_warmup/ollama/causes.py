@@ -59,5 +59,5 @@ def _cause(request: str, status: int, words: str) -> Cause:
     if status == 404 and not is_pull and "model" in words and "not found" in words:
         return "unknown model"
     table = _OF_A_PULL if is_pull else _OF_A_LOAD
-    found = next((cause for sign, cause in table if re.search(sign, words)), None)
-    return found or ("server busy" if status == 503 else "other")
+    reason = next((cause for sign, cause in table if re.search(sign, words)), None)
+    return reason or ("server busy" if status == 503 else "other")

@@ -61,7 +61,7 @@ class Client:
     def __init__(self, host: Host, api_key: str = "", extra: Sequence[Header] = ()) -> None:
         self.host = host
         api_key = Secret(api_key)
-        self._secrets = [Secret(one) for one in secrets_of(host, api_key, extra)]
+        self._secrets = [Secret(secret) for secret in secrets_of(host, api_key, extra)]
         self._key_state = key_state(host, api_key, extra)
         self._transport = Transport(host, headers(host, api_key, extra))
         # Made once: it is sent twice for each test, and to make it costs a quarter of the look.
@@ -173,8 +173,8 @@ class Client:
                 return None
             if exc.status not in (404, 405, 501):
                 raise
-            found = find(self.local_models(limit_s=limit_s), ModelName.parse(name).key)
-            return None if found is None else UNKNOWN
+            model = find(self.local_models(limit_s=limit_s), ModelName.parse(name).key)
+            return None if model is None else UNKNOWN
         return ModelInfo.read(data)
 
     def pull(
@@ -263,7 +263,7 @@ class Client:
     def local_models(self, *, limit_s: float = 5.0) -> list[LocalModel]:
         """Return the models on the server's disk, in the cloud as far as it knows them."""
         question = self._transport.question("GET", "/api/tags", limit_s)
-        return [LocalModel.read(one) for one in self._models(question, limit_s, LARGE_BYTES)[0]]
+        return [LocalModel.read(model) for model in self._models(question, limit_s, LARGE_BYTES)[0]]
 
     def _models(
         self, question: Question, limit_s: float, most: int = ANSWER_BYTES

@@ -109,7 +109,7 @@ class EarlyLoad:
         while True:
             try:
                 models = json.loads(self._exchange("GET", "/api/ps", None, _ANSWER_S))["models"]
-                return any(_key(one["name"]) == self.model_key for one in models)
+                return any(_key(model["name"]) == self.model_key for model in models)
             except OSError:
                 if self._closed.wait(_PAUSE_S) or clock.monotonic() >= deadline:
                     raise

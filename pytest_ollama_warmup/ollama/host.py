@@ -46,7 +46,7 @@ class Host(NamedTuple):
         """The URL for clients: with user and password, where they were given."""
         if not self.login:
             return self.url
-        parts = (quote(one, safe="") for one in self.login.split(":", 1))
+        parts = (quote(part, safe="") for part in self.login.split(":", 1))
         return Address(self.url.replace("://", f"://{':'.join(parts)}@", 1))
 
     @property
@@ -88,13 +88,13 @@ def parse_host(text: str, source: str) -> Host:
         scheme, rest = ("https", "ollama.com:443") if value == "ollama.com" else ("http", value)
     scheme = scheme.lower()
     shown = shown_without_login(value)
-    given, _, rest = rest.rpartition("@")
+    userinfo, _, rest = rest.rpartition("@")
     if scheme not in _DEFAULT_PORTS:
         # What is taken for the scheme may be a part of the password.
         raise BadHost(
-            shown, source, "no http:// or https://" if given else f"scheme {clean(scheme)}"
+            shown, source, "no http:// or https://" if userinfo else f"scheme {clean(scheme)}"
         )
-    login = _read_login(given, shown, source)
+    login = _read_login(userinfo, shown, source)
     netloc, _, path = rest.partition("/")
     if "," in netloc:
         raise BadHost(shown, source, "more than one host; pytest's --ollama-host takes several")
@@ -105,7 +105,7 @@ def parse_host(text: str, source: str) -> Host:
     bracketed = f"[{name}]" if ":" in name else name
     path = f"/{path.rstrip('/')}" if path.strip("/") else ""
     # The right server with a wrong path: what clients of other APIs are given.
-    dropped = found[0] if (found := _API_PATH.search(path)) else ""
+    dropped = match[0] if (match := _API_PATH.search(path)) else ""
     path = path.removesuffix(dropped)
     note = ""
     if separator and scheme == "http" and port is None:
@@ -126,15 +126,15 @@ def shown_without_login(value: str) -> str:
     return f"{f'{scheme}://' if scheme in _DEFAULT_PORTS else ''}***@{clean(after)}"
 
 
-def _read_login(given: str, shown: str, source: str) -> Secret:
-    """Return ``USER:PASSWORD`` as it is sent; *given* may have signs as ``%40``.
+def _read_login(userinfo: str, shown: str, source: str) -> Secret:
+    """Return ``USER:PASSWORD`` as it is sent; *userinfo* may have signs as ``%40``.
 
     Raises:
         BadHost: no header could hold it, or it may be a path with an @ in it.
     """
-    if any(sign in given for sign in "/?#"):
+    if any(sign in userinfo for sign in "/?#"):
         raise BadHost(shown, source, "a / ? or # before the @; in a password write %2F, %3F or %23")
-    user, colon, password = (unquote(one) for one in given.partition(":"))
+    user, colon, password = (unquote(part) for part in userinfo.partition(":"))
     if ":" in user or not (user + password).isprintable():
         raise BadHost(shown, source, "a user with a colon, or a sign in it that nobody can type")
     return Secret(f"{user}:{password}" if user or colon else "")
@@ -152,7 +152,7 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
             hosts.append(parse_host(part, source))
         except BadHost:
             # It may be the first half of a password.
-            if "@" in part or not any("@" in one for one in parts[number:]):
+            if "@" in part or not any("@" in piece for piece in parts[number:]):
                 raise
             why = "a comma in a password is written %2C, and one between hosts needs a host before"
             hidden = BadHost(shown_without_login(text), source, why)
@@ -168,10 +168,10 @@ def parse_hosts(text: str, source: str) -> tuple[Host, ...]:
 
 def distinct(hosts: Iterable[Host]) -> tuple[Host, ...]:
     """Return *hosts* without those that are another name of one before."""
-    found: dict[str, Host] = {}
+    servers: dict[str, Host] = {}
     for host in hosts:
-        found.setdefault(same_url(host), host)
-    return tuple(found.values())
+        servers.setdefault(same_url(host), host)
+    return tuple(servers.values())
 
 
 def again(hosts: Collection[Host]) -> list[Host]:
@@ -193,12 +193,12 @@ def names(text: str | None, host: Host, *, with_login: bool = False) -> bool:
     *with_login* is whether it also has to hold the user and password that *host* has.
     """
     try:
-        found = parse_host(text or "", "OLLAMA_HOST")
+        address = parse_host(text or "", "OLLAMA_HOST")
     except BadHost:
         return False
-    if with_login and host.login and found.login != host.login:
+    if with_login and host.login and address.login != host.login:
         return False
-    return same_url(found) == same_url(host)
+    return same_url(address) == same_url(host)
 
 
 def _split_port(netloc: str, shown: str, source: str) -> tuple[str, int | None]:

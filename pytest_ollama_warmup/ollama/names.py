@@ -92,9 +92,9 @@ def meant_by(name: str, there: Sequence[str]) -> str:
     """Return the one of the names *there* that *name* may have been meant for; empty for none."""
     bare = without_provider(name)
     keys = {}
-    for one in there:
+    for candidate in there:
         with suppress(ValueError):
-            keys[ModelName.parse(one).key] = one
+            keys[ModelName.parse(candidate).key] = candidate
     with suppress(ValueError):
         if bare != name and (key := ModelName.parse(bare).key) in keys:
             return keys[key]

@@ -76,8 +76,8 @@ def find_binary(command: str, environ: Mapping[str, str]) -> list[str]:
             places.append(str(Path(programs, "Programs", "Ollama", "ollama.exe")))
     # PATH of *environ*: with None, which() would take that of this process.
     for place in (name, *places):
-        if found := shutil.which(place, path=environ.get("PATH", "")):
-            return [str(Path(found).absolute()), *words[1:]]
+        if executable := shutil.which(place, path=environ.get("PATH", "")):
+            return [str(Path(executable).absolute()), *words[1:]]
     on_path = Path(name).parent == Path()
     raise OllamaNotFound(name, ("PATH", *places) if on_path else (str(Path(name).absolute()),))
 

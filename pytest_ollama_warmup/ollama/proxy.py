@@ -23,7 +23,7 @@ def proxy_for(host: Host) -> str:
     url = urlsplit(host.url)
     if proxy_bypass(url.netloc):
         return ""
-    names = [name for one in (f"{url.scheme}_proxy", "all_proxy") for name in (one, one.upper())]
-    if found := next((name for name in names if os.environ.get(name)), ""):
-        return found
+    names = [name for base in (f"{url.scheme}_proxy", "all_proxy") for name in (base, base.upper())]
+    if variable := next((name for name in names if os.environ.get(name)), ""):
+        return variable
     return "the system's settings" if {url.scheme, "all"} & getproxies().keys() else ""

@@ -40,11 +40,11 @@ def replaced() -> str:
     if type(module) is not ModuleType or not _get(module, "__file__"):
         return f"httpx ({_described(module)})"
     for name in _PARTS:
-        found: object = module
-        for one in name.split("."):
-            found = _get(found, one)
-        if not _home(found).startswith("httpx"):
-            return f"httpx.{name} ({_described(found)})"
+        part: object = module
+        for attribute in name.split("."):
+            part = _get(part, attribute)
+        if not _home(part).startswith("httpx"):
+            return f"httpx.{name} ({_described(part)})"
     return ""
 
 

@@ -122,18 +122,18 @@ def _is_readable_on_the_way(host: Host) -> bool:
 def headers(host: Host, api_key: str, extra: Sequence[Header] = ()) -> dict[str, str]:
     """Return the headers of each request to *host*."""
     # A MB of gzip can be a GB of text.
-    found = {"User-Agent": "pytest-ollama-warmup", "Accept-Encoding": "identity"}
+    defaults = {"User-Agent": "pytest-ollama-warmup", "Accept-Encoding": "identity"}
     if not host.login and _state_of_key(host, api_key) == "sent":
-        found["Authorization"] = Secret(f"Bearer {api_key}")
-    return _with(found, own_headers(host, extra))
+        defaults["Authorization"] = Secret(f"Bearer {api_key}")
+    return _with(defaults, own_headers(host, extra))
 
 
 def own_headers(host: Host, extra: Sequence[Header] = ()) -> dict[str, str]:
     """Return those of them that the user has given for *host*: in its address, and as headers."""
-    found: dict[str, str] = {}
+    credentials: dict[str, str] = {}
     if host.login:
-        found["Authorization"] = Secret(f"Basic {_basic(host)}")
-    return _with(found, dict(extra))
+        credentials["Authorization"] = Secret(f"Basic {_basic(host)}")
+    return _with(credentials, dict(extra))
 
 
 def _basic(host: Host) -> str:
@@ -142,32 +142,32 @@ def _basic(host: Host) -> str:
     return b64encode(host.login.encode()).decode()
 
 
-def _with(found: dict[str, str], more: Mapping[str, str]) -> dict[str, str]:
+def _with(base: dict[str, str], more: Mapping[str, str]) -> dict[str, str]:
     replaced = {name.lower() for name in more}
-    return {name: one for name, one in found.items() if name.lower() not in replaced} | dict(more)
+    return {name: text for name, text in base.items() if name.lower() not in replaced} | dict(more)
 
 
 def secrets_of(host: Host, api_key: str, extra: Sequence[Header] = ()) -> list[str]:
     """Return what must not be shown, should a server echo it; the longest first."""
-    found = {api_key, host.login, host.login.partition(":")[2]}
+    secrets = {api_key, host.login, host.login.partition(":")[2]}
     if host.login:
-        found.add(_basic(host))
+        secrets.add(_basic(host))
     # One that is as short as "eu" is no secret, and would be found in every other word.
-    found |= {value for _, value in extra if len(value) > 3}
-    return sorted(found - {""}, key=len, reverse=True)
+    secrets |= {value for _, value in extra if len(value) > 3}
+    return sorted(secrets - {""}, key=len, reverse=True)
 
 
 def readable_on_the_way(hosts: Iterable[Host], extra: Sequence[Header]) -> str:
     """Say what goes to which of *hosts* unencrypted; empty if nothing that is secret does."""
-    found = [one for one in hosts if _is_readable_on_the_way(one) and (one.login or extra)]
-    if not found:
+    servers = [host for host in hosts if _is_readable_on_the_way(host) and (host.login or extra)]
+    if not servers:
         return ""
     what = [name for name, _ in extra]
-    if any(one.login for one in found):
+    if any(host.login for host in servers):
         what.insert(0, "the password in the address")
     return (
-        f"{clean(', '.join(what))}: sent to {', '.join(one.url for one in found)} unencrypted, so "
-        "that others in the network can read it. Use an https:// address if the server has one."
+        f"{clean(', '.join(what))}: sent to {', '.join(host.url for host in servers)} unencrypted, "
+        "so that others in the network can read it. Use an https:// address if the server has one."
     )
 
 

@@ -39,7 +39,11 @@ class ModelInfo(NamedTuple):
     def read(cls, data: Json) -> ModelInfo:
         """Read the answer."""
         listed = data.get("capabilities")
-        capabilities = tuple(clean(one, 40) for one in listed) if isinstance(listed, list) else None
+        capabilities = (
+            tuple(clean(capability, 40) for capability in listed)
+            if isinstance(listed, list)
+            else None
+        )
         # The path of a blob; only the first FROM is of weights, a second one is of an adapter.
         blob = _BLOB.search(str(data.get("modelfile")))
         return cls(
@@ -132,8 +136,8 @@ def parse(content: bytes | str) -> Any:
 def models_in(data: Json) -> list[dict[str, Any]]:
     """Return the models that the answer of ``/api/tags`` or ``/api/ps`` lists."""
     models = data.get("models")
-    found = models if isinstance(models, list) else []
-    return [one for one in found if isinstance(one, dict)]
+    entries = models if isinstance(models, list) else []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def loaded_in(models: list[dict[str, Any]], date: str | None) -> list[LoadedModel]:
@@ -142,7 +146,7 @@ def loaded_in(models: list[dict[str, Any]], date: str | None) -> list[LoadedMode
     Leases are measured by the server's own clock.
     """
     now = server_time(date)
-    return [LoadedModel.read(one, now) for one in models]
+    return [LoadedModel.read(model, now) for model in models]
 
 
 def server_time(date: str | None) -> datetime:
@@ -151,20 +155,20 @@ def server_time(date: str | None) -> datetime:
     With another machine's clock a keep-alive would be off by the difference.
     """
     try:
-        found = parsedate_to_datetime(date or "")
+        moment = parsedate_to_datetime(date or "")
     # A year beyond all bounds is an OverflowError.
     except (ValueError, OverflowError, TypeError, IndexError):
         return datetime.now(UTC)
     # "-0000" is a time without a place.
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def find(models: list[T], model_key: str) -> T | None:
     """Return the one of *models* that a name means."""
-    for one in models:
+    for model in models:
         try:
-            if ModelName.parse(one.name).key == model_key:
-                return one
+            if ModelName.parse(model.name).key == model_key:
+                return model
         except ValueError:
             continue
     return None
@@ -177,7 +181,7 @@ def loaded_as(loaded_models: list[LoadedModel], model_key: str, digest: str) -> 
 
 def same(models: list[T], digest: str) -> T | None:
     """Return the one of *models* with this digest, also under another name."""
-    return next((one for one in models if digest and one.digest == digest), None)
+    return next((model for model in models if digest and model.digest == digest), None)
 
 
 def _name(data: Json) -> str:

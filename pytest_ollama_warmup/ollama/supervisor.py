@@ -208,14 +208,14 @@ else:
             return []
         from pathlib import Path
 
-        found, own = [], b"%d" % os.getpid()
+        children, own = [], b"%d" % os.getpid()
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 # The program's name, in parentheses, may hold anything.
                 state, parent, *_ = path.read_bytes().rpartition(b")")[2].split()
                 if parent == own and state != b"Z":
-                    found.append(int(path.parent.name))
-        return found
+                    children.append(int(path.parent.name))
+        return children
 
     def _signal_group(group: int, number: signal.Signals) -> None:
         # macOS refuses where all that is left of the group are zombies.

@@ -181,11 +181,11 @@ class Transport:
         def bounded(max_bytes: int, timeout: float | None = None) -> bytes:
             limit: Limit | None = getattr(reading, "limit", None)
             if limit is None:
-                found: bytes = read(max_bytes, timeout)
-                return found
-            found = read(max_bytes, limit.left_s())
-            limit.count(len(found))
-            return found
+                data: bytes = read(max_bytes, timeout)
+                return data
+            data = read(max_bytes, limit.left_s())
+            limit.count(len(data))
+            return data
 
         stream.read = bounded
 
@@ -236,7 +236,7 @@ class _Exchange:
         if self._limit.came and isinstance(exc, TooSlow | httpx.ReadTimeout):
             return unreachable("no complete answer")
         causes = list(_chain(exc))
-        tls = next((one for one in causes if isinstance(one, ssl.SSLError)), None)
+        tls = next((error for error in causes if isinstance(error, ssl.SSLError)), None)
         if tls is not None:
             return TlsFailed(host.url, host.source, _tls_words(tls))
         if type(exc) is httpx.TimeoutException:
@@ -283,21 +283,21 @@ def _lines(response: httpx.Response) -> Iterator[bytes]:
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
-    one: BaseException | None = exc
+    error: BaseException | None = exc
     # What a mocking library raises again may be its own cause.
     seen: set[int] = set()
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _cause(exc: Exception, causes: list[BaseException]) -> tuple[NoAnswer, str]:
     """Return why there is no answer, and the words of httpx where no cause of ours says it."""
-    for one in causes:
-        if isinstance(one, socket.gaierror):
+    for error in causes:
+        if isinstance(error, socket.gaierror):
             return "host name not found", ""
-        if isinstance(one, ConnectionRefusedError):
+        if isinstance(error, ConnectionRefusedError):
             return "connection refused", ""
     if isinstance(exc, httpx.ConnectTimeout):
         return "no connection", ""
