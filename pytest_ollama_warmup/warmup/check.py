@@ -202,7 +202,9 @@ class Check:
             groups = [set(group) for group in self._directory.groups.read()]
             later = groups[groups.index(keys) + 1 :]
             directory = warmer.directory
-            loaded = [one for one in directory.outcomes() if one.step("load") is not None]
+            loaded = [
+                outcome for outcome in directory.outcomes() if outcome.step("load") is not None
+            ]
             with held(directory.room_lock, "room for models", directory.limit_s):
                 make_room(warmer.client(), keys, later, loaded)
 

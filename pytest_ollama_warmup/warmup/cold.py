@@ -23,9 +23,9 @@ def with_cold(
     """
     cold: dict[str, set[str]] = {}
     for memory in memories:
-        for known in memory.known.values():
-            for reload in known.reloads:
-                cold.setdefault(reload.test, set()).add(known.key)
+        for entry in memory.known.values():
+            for reload in entry.reloads:
+                cold.setdefault(reload.test, set()).add(entry.key)
     # Thousands of looks see the same few models.
     covered: dict[frozenset[tuple[str, str]], set[str]] = {}
     for host in hosts:
@@ -42,4 +42,4 @@ def with_cold(
                 }
             for test in look.tests:
                 cold.setdefault(test, set()).update(set(look.keys) - covered[loaded])
-    return [one._replace(cold=tuple(sorted(cold.get(one.test, ())))) for one in ran]
+    return [ran_test._replace(cold=tuple(sorted(cold.get(ran_test.test, ())))) for ran_test in ran]

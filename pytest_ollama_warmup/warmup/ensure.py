@@ -56,7 +56,7 @@ def ensure_pulled(work: Work, by: str) -> Outcome:
     if local is not None:
         # A part that is there within 60 ms is not counted in a pull, nor is its size.
         work.steps = [
-            one._replace(size=local.size) if one.kind == "pull" else one for one in work.steps
+            step._replace(size=local.size) if step.kind == "pull" else step for step in work.steps
         ]
     work.enter("present", why=work.kept)
     return Outcome(
@@ -99,8 +99,8 @@ def ensure_warm(
             left_out = reason_to_leave_out(work, info)
             loaded_model = None if left_out else ensure_loaded(work, info)
     except WarmupError as exc:
-        found = failed(work.target, exc, by, (*pulled.steps, *work.steps))
-        return found._replace(aside=(*pulled.aside, *work.aside))
+        outcome = failed(work.target, exc, by, (*pulled.steps, *work.steps))
+        return outcome._replace(aside=(*pulled.aside, *work.aside))
     return pulled._replace(
         by=by,
         notes=(*pulled.notes, *work.notes),
@@ -214,7 +214,7 @@ def _meant(work: Work) -> str:
     """Return the model on the server's disk that was meant, if the name looks like a slip."""
     try:
         return meant_by(
-            work.name, [one.name for one in work.client.local_models(limit_s=_limit_s(work))]
+            work.name, [model.name for model in work.client.local_models(limit_s=_limit_s(work))]
         )
     except (ApiError, ServerError):
         return ""

@@ -138,8 +138,8 @@ class Guard:
             if unmarked:
                 self.log.write("between", sent, tests=unmarked, loaded=loaded)
             for target, outcome in wanted:
-                if (found := _find(loaded, target, outcome)) is not None:
-                    self._note(target, outcome, found, beside)
+                if (model := _find(loaded, target, outcome)) is not None:
+                    self._note(target, outcome, model, beside)
                 else:
                     # What was missing stays to be read, also when it is back.
                     self.log.write("between", sent, loaded=loaded)
@@ -159,10 +159,10 @@ class Guard:
         sent, keys = clock.monotonic(), [target.key for target, _ in wanted]
         loaded, lost = self._try_to_look()
         self.log.write("after", sent, tests=[test], keys=keys, loaded=loaded, lost=lost)
-        self._names = {one.name for one in loaded or ()}
+        self._names = {loaded_model.name for loaded_model in loaded or ()}
         for target, outcome in wanted:
-            if (found := _find(loaded or [], target, outcome)) is not None:
-                self._note(target, outcome, found, beside)
+            if (model := _find(loaded or [], target, outcome)) is not None:
+                self._note(target, outcome, model, beside)
 
     def _loaded(self) -> list[LoadedModel]:
         try:
@@ -196,28 +196,28 @@ class Guard:
                 raise
             return None, False
 
-    def _note(self, target: Target, outcome: Outcome, found: LoadedModel, beside: Contexts) -> None:
+    def _note(self, target: Target, outcome: Outcome, model: LoadedModel, beside: Contexts) -> None:
         """Keep with which context a model would have to be loaded again, and that it was used."""
         self._lost = False
         ledger = self._ledger(target, outcome)
-        known = ledger.known()
-        if known != self._noted(known, target, found, beside):
+        entry = ledger.known()
+        if entry != self._noted(entry, target, model, beside):
             with ledger.held():
-                ledger.write(self._noted(ledger.known(), target, found, beside))
+                ledger.write(self._noted(ledger.known(), target, model, beside))
 
-    def _noted(self, known: Known, target: Target, found: LoadedModel, beside: Contexts) -> Known:
-        context = found.context_length
-        if known.unproven not in ("", found.expires):
-            known = known._replace(unproven="")
+    def _noted(self, entry: Known, target: Target, model: LoadedModel, beside: Contexts) -> Known:
+        context = model.context_length
+        if entry.unproven not in ("", model.expires):
+            entry = entry._replace(unproven="")
         # Unknown, as before, as asked for, or as another test wants its own variant.
         if (
-            not (context and known.context)
-            or context == known.context
+            not (context and entry.context)
+            or context == entry.context
             or "num_ctx" in dict(target.spec.options)
             or context in beside(target)
         ):
-            return known
-        return known._replace(context=context, switches=known.switches + 1)
+            return entry
+        return entry._replace(context=context, switches=entry.switches + 1)
 
     def _load_again(
         self,
@@ -228,33 +228,33 @@ class Guard:
         may_load: Callable[[], bool],
     ) -> None:
         ledger = self._ledger(target, outcome)
-        known = ledger.known()
-        if known.rests or any(one.name in known.beside for one in loaded):
+        entry = ledger.known()
+        if entry.rests or any(model.name in entry.beside for model in loaded):
             return
         with ledger.held() as heartbeat:
             gone = self._is_gone(target, outcome, heartbeat)
             if gone is None:
                 return
-            known = ledger.known()
-            if known.unproven:
+            entry = ledger.known()
+            if entry.unproven:
                 # It is gone again, and nobody has used it meanwhile.
-                known = known._replace(rests="unused")
-            elif known.reloads_since(clock.monotonic() - OFTEN_S) >= OFTEN:
-                known = known._replace(rests="often")
+                entry = entry._replace(rests="unused")
+            elif entry.reloads_since(clock.monotonic() - OFTEN_S) >= OFTEN:
+                entry = entry._replace(rests="often")
             elif not gone:
-                waits = known.waits + 1
-                known = known._replace(waits=waits, rests="busy" if waits >= WAITS else "")
+                waits = entry.waits + 1
+                entry = entry._replace(waits=waits, rests="busy" if waits >= WAITS else "")
             # Where tests do not agree on one context, a load may be made with the wrong one.
-            if gone and may_load() and not known.rests and known.switches < 2:
+            if gone and may_load() and not entry.rests and entry.switches < 2:
                 self._reload(target, outcome, ledger, heartbeat, test)
-            elif known != ledger.known():
-                ledger.write(known)
+            elif entry != ledger.known():
+                ledger.write(entry)
 
     def _note_displaced(self, loaded: list[LoadedModel], target: Target) -> None:
         """Keep that a model had to make room, where another one has come in its place."""
-        names = {one.name for one in loaded}
+        names = {model.name for model in loaded}
         came, gone = names - self._names, self._names - names
-        if came and target.spec.model_key in {ModelName.parse(one).key for one in gone}:
+        if came and target.spec.model_key in {ModelName.parse(name).key for name in gone}:
             self._room.note_displaced(min(came), [target.spec.title])
 
     def _is_taken(self, target: Target, outcome: Outcome, loaded: list[LoadedModel]) -> bool:
@@ -266,11 +266,11 @@ class Guard:
         # What tests were seen to ask for counts before what it was loaded with.
         options |= dict(outcome.options) | ({"num_ctx": context} if context else {})
         wanted = runs_with(outcome.parameters, options)
-        for one in loaded:
-            info = self._info(one.name)
+        for model in loaded:
+            info = self._info(model.name)
             if info.weights == outcome.weights:
                 has = runs_with(info.parameters, {})
-                return not fits_runner(wanted, has, one.context_length)
+                return not fits_runner(wanted, has, model.context_length)
         return False
 
     def _info(self, name: str) -> ModelInfo:
@@ -304,8 +304,8 @@ class Guard:
     def _reload(
         self, target: Target, outcome: Outcome, ledger: Ledger, heartbeat: Heartbeat, test: str
     ) -> None:
-        known, begin, start = ledger.known(), clock.monotonic(), clock.time()
-        work = self._work(target._replace(learned=outcome.learned), known, heartbeat)
+        entry, begin, start = ledger.known(), clock.monotonic(), clock.time()
+        work = self._work(target._replace(learned=outcome.learned), entry, heartbeat)
         work.sets_keep_alive = outcome.sets_keep_alive
         back = ensure_loaded(work, ModelInfo(outcome.capabilities, ""))
         took = clock.monotonic() - begin
@@ -315,12 +315,12 @@ class Guard:
         if back is None:
             # It answers, and is not listed: it shares the runner of one that is, or the server's
             # list is of no use.
-            names = tuple(sorted(one.name for one in self._loaded()))
-            ledger.write(known._replace(beside=names, rests="" if names else "unseen"))
+            names = tuple(sorted(model.name for model in self._loaded()))
+            ledger.write(entry._replace(beside=names, rests="" if names else "unseen"))
             return
         self.log.write("own", begin, tests=[test], keys=[back.name.lower()])
         reload = Reload(test=test, by=self._by, start=start, at=begin, seconds=took)
-        ledger.write(known._replace(reloads=(*known.reloads, reload), unproven=back.expires))
+        ledger.write(entry._replace(reloads=(*entry.reloads, reload), unproven=back.expires))
 
     @contextmanager
     def inside(self, wanted: Wanted) -> Iterator[None]:
@@ -328,7 +328,7 @@ class Guard:
 
         While one of them finds out whether a model is gone, nobody begins to use it.
         """
-        places = {_place(*one): self._ledger(*one) for one in wanted}
+        places = {_place(*pair): self._ledger(*pair) for pair in wanted}
         with ExitStack() as using:
             with ExitStack() as doors:
                 for _, ledger in sorted(places.items()):
@@ -336,9 +336,9 @@ class Guard:
                 using.enter_context(self.users.using(places))
             yield
 
-    def _work(self, target: Target, known: Known, heartbeat: Heartbeat) -> Work:
-        if known.switches:
-            options = {**dict(target.spec.options), "num_ctx": known.context}
+    def _work(self, target: Target, entry: Known, heartbeat: Heartbeat) -> Work:
+        if entry.switches:
+            options = {**dict(target.spec.options), "num_ctx": entry.context}
             spec = target.spec._replace(options=tuple(sorted(options.items())))
             target = target._replace(spec=spec)
         target = target._replace(request=None)

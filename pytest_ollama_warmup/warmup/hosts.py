@@ -90,14 +90,16 @@ def _is_enough(
     return True
 
 
-def _none_answers(found: Collection[Outcome], source: str, waited_s: float) -> list[Outcome]:
-    """Return *found*, which all failed, each with the words for all of them."""
-    each = "; ".join(f"{one.host}: {one.brief.removeprefix('no Ollama: ')}" for one in found)
+def _none_answers(outcomes: Collection[Outcome], source: str, waited_s: float) -> list[Outcome]:
+    """Return *outcomes*, which all failed, each with the words for all of them."""
+    each = "; ".join(
+        f"{outcome.host}: {outcome.brief.removeprefix('no Ollama: ')}" for outcome in outcomes
+    )
     error = (
-        f"no Ollama at any of {len(found)} hosts (from {source}): {each}; gave up after "
+        f"no Ollama at any of {len(outcomes)} hosts (from {source}): {each}; gave up after "
         f"{seconds(waited_s)}.\nStart one with 'ollama serve', or set --ollama-host."
     )
-    return [one._replace(error=error) for one in found]
+    return [outcome._replace(error=error) for outcome in outcomes]
 
 
 def share_out(hosts: Sequence[str], workers: int, answering: Collection[str]) -> list[str]:

@@ -60,9 +60,9 @@ class InUse:
     def was_asked(self, url: str, model_key: str) -> bool:
         """Whether a run that is over has left that to us; asked once."""
         note = self._note(url, model_key)
-        found = note.exists()
+        asked = note.exists()
         note.unlink(missing_ok=True)
-        return found
+        return asked
 
     def _note(self, url: str, model_key: str) -> Path:
         return self._folder / f"unload-{file_name(_key(url, model_key))}"

@@ -43,8 +43,8 @@ def resolve_warm(warm: str, version: str) -> str:
 
     An unknown one, such as the 0.0.0 of a server built from source, counts as new.
     """
-    found = re.match(r"v?(\d+)\.(\d+)", version)
-    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    release = (int(match[1]), int(match[2])) if match else (0, 0)
     if warm != "auto":
         return warm
     return "prompt" if (0, 0) < release < WARMS_ITSELF else "load"
@@ -308,16 +308,16 @@ def _advice_on_gateway(exc: ApiError) -> str:
     is_limit = exc.after_s >= GATEWAY_WAITED_S
     if not is_limit and exc.status in (502, 503):
         return f"The gateway did not reach the server. Check that the server runs, or {directly}"
-    known = f", about {seconds(exc.after_s)}," if is_limit else ""
+    limit = f", about {seconds(exc.after_s)}," if is_limit else ""
     return (
-        f"Raise the time limit of the gateway (proxy_read_timeout in nginx){known} above what a "
+        f"Raise the time limit of the gateway (proxy_read_timeout in nginx){limit} above what a "
         f"load takes, or {directly}"
     )
 
 
 def _others(work: Work) -> str:
     try:
-        names = [one.name for one in work.client.loaded_models()]
+        names = [model.name for model in work.client.loaded_models()]
     except (ServerError, ApiError):
         return "unknown"
     return ", ".join(names) or "none"

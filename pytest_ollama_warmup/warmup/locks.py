@@ -162,9 +162,9 @@ class Users:
         """Whether another process uses the model *key* now."""
         from filelock import FileLock, Timeout
 
-        for one in (key, ANY):
-            for path in self._folder.glob(self._path(one, "*").name):
-                if path != self._path(one, self._by):
+        for model_key in (key, ANY):
+            for path in self._folder.glob(self._path(model_key, "*").name):
+                if path != self._path(model_key, self._by):
                     try:
                         FileLock(path).acquire(blocking=False).lock.release()
                     except Timeout:

@@ -79,7 +79,9 @@ class LookLog:
             "when": when,
             "tests": [*tests],
             "keys": [*keys],
-            "loaded": None if loaded is None else {one.name: _seen(one, got) for one in loaded},
+            "loaded": None
+            if loaded is None
+            else {model.name: _seen(model, got) for model in loaded},
             "lost": lost,
         }
         with suppress(OSError):
@@ -93,17 +95,17 @@ class LookLog:
 
 def read_looks(directory: HostDirectory) -> list[Look]:
     """Return the looks of all processes at one server, those that were over first in front."""
-    found = []
+    looks = []
     for path in directory.all_looks():
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, KeyError, TypeError):
-                found.append(_look(json.loads(line)))
-    return sorted(found, key=lambda look: look.got)
+                looks.append(_look(json.loads(line)))
+    return sorted(looks, key=lambda look: look.got)
 
 
-def _seen(one: LoadedModel, now: float) -> Seen:
-    ends = None if one.keep_alive_s is None else now + one.keep_alive_s
-    return Seen(one.digest, one.context_length, one.expires, ends)
+def _seen(model: LoadedModel, now: float) -> Seen:
+    ends = None if model.keep_alive_s is None else now + model.keep_alive_s
+    return Seen(model.digest, model.context_length, model.expires, ends)
 
 
 def _look(data: dict[str, Any]) -> Look:
@@ -113,6 +115,8 @@ def _look(data: dict[str, Any]) -> Look:
             **data,
             "tests": tuple(data["tests"]),
             "keys": tuple(data["keys"]),
-            "loaded": None if loaded is None else {key: Seen(*one) for key, one in loaded.items()},
+            "loaded": None
+            if loaded is None
+            else {key: Seen(*fields) for key, fields in loaded.items()},
         }
     )

@@ -47,15 +47,15 @@ class Memory:
 
         *show* asks the server what it knows of a model.
         """
-        ready = {one.key: one for one in outcomes if one.ready and one.model}
-        known = {one.key: one for one in all_known(directory)}
+        ready = {outcome.key: outcome for outcome in outcomes if outcome.ready and outcome.model}
+        entries = {entry.key: entry for entry in all_known(directory)}
         # What does not say what it needs may have used any of them.
         keys = tuple(ready)
         looks = [
-            one._replace(keys=keys) if one.when == "between" else one
-            for one in read_looks(directory)
+            look._replace(keys=keys) if look.when == "between" else look
+            for look in read_looks(directory)
         ]
-        memory = cls(host, usage_of(looks), known, ready)
+        memory = cls(host, usage_of(looks), entries, ready)
         memory.judge_gone(show)
         return memory
 
@@ -65,11 +65,11 @@ class Memory:
         Two looks show that one was gone and another one had come. That the one had to go for the
         other is concluded only where that is a model which tests use.
         """
-        displaced = [one for one in self.usage.gone if one.by and one.cause != "restarted"]
-        for name in dict.fromkeys(name for one in displaced for name in (one.model, *one.by)):
+        displaced = [gone for gone in self.usage.gone if gone.by and gone.cause != "restarted"]
+        for name in dict.fromkeys(name for gone in displaced for name in (gone.model, *gone.by)):
             if self.info(name) is UNKNOWN and (info := show(name)) is not None:
                 self.others[name] = info
-        self.usage.gone = [self._judged(one) for one in self.usage.gone]
+        self.usage.gone = [self._judged(gone) for gone in self.usage.gone]
 
     def _judged(self, gone: Gone) -> Gone:
         weights = self.info(gone.model).weights
@@ -90,9 +90,9 @@ class Memory:
 
     def info(self, name: str) -> ModelInfo:
         """Return what is known of a model in memory."""
-        for one in self.outcomes.values():
-            if one.weights and _same_name(name, one.model):
-                return ModelInfo(one.capabilities, "", one.weights, one.parameters)
+        for outcome in self.outcomes.values():
+            if outcome.weights and _same_name(name, outcome.model):
+                return ModelInfo(outcome.capabilities, "", outcome.weights, outcome.parameters)
         return self.others.get(name, UNKNOWN)
 
     def is_of_tests(self, name: str) -> bool:
@@ -104,9 +104,9 @@ class Memory:
         """Return the keys that a model in memory may stand for; none where the run knows it not."""
         return frozenset(
             key
-            for key, one in self.outcomes.items()
-            if _same_name(name, one.model)
-            or (digest and digest == one.digest)
+            for key, outcome in self.outcomes.items()
+            if _same_name(name, outcome.model)
+            or (digest and digest == outcome.digest)
             or (key in self.known and name in self.known[key].beside)
         )
 
@@ -122,33 +122,39 @@ class Memory:
 
     def switches(self, key: str) -> list[Switch]:
         """Return the reloads of a model with another context by tests."""
-        found = [one for one in self.usage.switches if key in self.keys_of(one.model, one.digest)]
-        return [one for one in found if one.tests]
+        switches = [
+            switch
+            for switch in self.usage.switches
+            if key in self.keys_of(switch.model, switch.digest)
+        ]
+        return [switch for switch in switches if switch.tests]
 
     def comebacks(self, key: str) -> list[tuple[Gone | None, Reload | None]]:
         """Return how a model was gone each time, and the load that followed.
 
         That is None where it was a test's. A model that did not come back cost nothing.
         """
-        known = self.known.get(key)
-        reloads = list(known.reloads) if known else []
-        found: list[tuple[Gone | None, Reload | None]] = []
-        events = [one for one in self.usage.gone if key in self.keys_of(one.model, one.digest)]
+        entry = self.known.get(key)
+        reloads = list(entry.reloads) if entry else []
+        comebacks: list[tuple[Gone | None, Reload | None]] = []
+        events = [
+            event for event in self.usage.gone if key in self.keys_of(event.model, event.digest)
+        ]
         for gone, following in zip_longest(events, events[1:]):
             until = following.at if following else float("inf")
-            reload = next((one for one in reloads if gone.at <= one.at < until), None)
+            reload = next((load for load in reloads if gone.at <= load.at < until), None)
             if reload is not None:
                 reloads.remove(reload)
             uses = self.uses.get(key, ())
             if reload or any(gone.at < use.at <= until for use in uses):
-                found.append((gone, reload))
-        return found + [(None, one) for one in reloads]
+                comebacks.append((gone, reload))
+        return comebacks + [(None, load) for load in reloads]
 
     @property
     def number_needed(self) -> int:
         """How many models the tests need, as they say or were seen to."""
         seen = [name for name, tests in self.unlisted.items() if tests]
-        names = [*(one.model for one in self.outcomes.values()), *seen]
+        names = [*(outcome.model for outcome in self.outcomes.values()), *seen]
         # Those with the same weights have one place.
         return len({self.info(name).weights or name.lower() for name in names})
 

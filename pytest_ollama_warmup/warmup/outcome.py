@@ -104,7 +104,9 @@ class Outcome(NamedTuple):
         """
         if not self.ready or self.capabilities is None:
             return self
-        lacking = tuple(one for one in capabilities if one not in self.capabilities)
+        lacking = tuple(
+            capability for capability in capabilities if capability not in self.capabilities
+        )
         if not lacking:
             return self
         return self.failing(LacksCapability(self.model, origin, lacking, self.capabilities))
@@ -124,8 +126,8 @@ class Outcome(NamedTuple):
         """Return builtins only; ``from_dict`` is its inverse."""
         return {
             **self._asdict(),
-            "steps": [one._asdict() for one in self.steps],
-            "aside": [one._asdict() for one in self.aside],
+            "steps": [step._asdict() for step in self.steps],
+            "aside": [step._asdict() for step in self.aside],
             "options": dict(self.options),
         }
 
@@ -184,14 +186,14 @@ class Known(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only; ``from_dict`` is its inverse."""
-        return {**self._asdict(), "reloads": [one._asdict() for one in self.reloads]}
+        return {**self._asdict(), "reloads": [reload._asdict() for reload in self.reloads]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Known:
         """Read what ``to_dict`` wrote, after a trip through JSON."""
-        reloads = tuple(Reload(**one) for one in data["reloads"])
+        reloads = tuple(Reload(**reload) for reload in data["reloads"])
         return cls(**{**data, "beside": tuple(data["beside"]), "reloads": reloads})
 
     def reloads_since(self, at: float) -> int:
         """Return how many loads were made since *at*, a time of the monotonic clock."""
-        return sum(one.at >= at for one in self.reloads)
+        return sum(reload.at >= at for reload in self.reloads)

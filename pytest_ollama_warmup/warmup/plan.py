@@ -151,16 +151,16 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
     plan = Plan()
     specs = {spec.key: spec for spec in listed.specs} if up_front else {}
     # Many tests want the same.
-    known: dict[tuple[ModelSpec, ...], dict[str, ModelSpec]] = {}
+    resolutions: dict[tuple[ModelSpec, ...], dict[str, ModelSpec]] = {}
     for want in wants:
-        needed = known.get(want.specs) if want.specs else None
+        needed = resolutions.get(want.specs) if want.specs else None
         if needed is None:
             try:
                 needed = {spec.key: spec for spec in resolve(want, listed)}
             except NoModelNamed as exc:
                 plan.problems[want.test] = str(exc)
                 continue
-            known[want.specs] = needed
+            resolutions[want.specs] = needed
         for key, spec in needed.items():
             specs.setdefault(key, spec)
             need = Need(want.test, want.on_unavailable, spec.capabilities)
@@ -177,16 +177,16 @@ def make_plan(listed: Listed, wants: Iterable[Want], *, up_front: bool) -> Plan:
 
 def variants_of(plan: Plan) -> dict[str, list[int]]:
     """Return, by model, the values of ``num_ctx`` that specs name; empty where none does."""
-    found: dict[str, list[int]] = {}
+    variants: dict[str, list[int]] = {}
     for target in plan.targets.values():
         if num_ctx := dict(target.spec.options).get("num_ctx"):
-            found.setdefault(target.spec.model_key, []).append(num_ctx)
-    return found
+            variants.setdefault(target.spec.model_key, []).append(num_ctx)
+    return variants
 
 
 def target_of(spec: ModelSpec, listed: Listed) -> Target:
     """Return what is to be made ready for *spec*, and who lists it, if anybody does."""
-    given = listed.given(spec)
-    if given is not None:
-        return Target(spec, f"from {given[0]}", given[1])
+    lister = listed.given(spec)
+    if lister is not None:
+        return Target(spec, f"from {lister[0]}", lister[1])
     return Target(spec, "")

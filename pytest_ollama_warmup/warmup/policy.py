@@ -40,5 +40,5 @@ def decisions(plan: Plan, key: str, on_unavailable: str, ci: bool) -> list[Polic
         return [
             decide(on_unavailable, need.on_unavailable, given_by, ci) for need in plan.needs[key]
         ]
-    one = decide(on_unavailable, "", given_by, ci)
-    return ["exit" if one == "fail" and not plan.marked else one]
+    policy = decide(on_unavailable, "", given_by, ci)
+    return ["exit" if policy == "fail" and not plan.marked else policy]

@@ -67,9 +67,9 @@ class Progress:
 
     def note(self, digest: str, completed: int, total: int) -> None:
         """Hear how far a part has come."""
-        there, whole = self._parts.get(digest, (0, 0))
-        self._parts[digest] = (max(there, completed), max(whole, total))
-        self.completed += max(0, completed - there)
+        mark, whole = self._parts.get(digest, (0, 0))
+        self._parts[digest] = (max(mark, completed), max(whole, total))
+        self.completed += max(0, completed - mark)
         self.total += max(0, total - whole)
 
     def __str__(self) -> str:

@@ -93,7 +93,7 @@ def read_tests(paths: Iterable[Path]) -> tuple[list[RanTest], list[OtherTests]]:
                 keys, cold = tuple(data["keys"]), tuple(data["cold"])
                 current = RanTest(**{**data, "keys": keys, "cold": cold})
         tests += [current] if current is not None else []
-    return sorted(tests, key=lambda one: one.start), sorted(others, key=lambda one: one.start)
+    return sorted(tests, key=lambda test: test.start), sorted(others, key=lambda other: other.start)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

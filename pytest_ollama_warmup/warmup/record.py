@@ -111,25 +111,29 @@ def _document(record: Record) -> dict[str, Any]:
         "settings": {
             name: {"value": value, "source": source} for name, value, source in run.settings
         },
-        "servers": [_server(one) for one in servers],
+        "servers": [_server(outcome) for outcome in servers],
         "models": [
-            *(_model(record, key, one) for key, one in record.models.items() if one.model),
             *(
-                {**_model(record, one.key, one), "status": "unfinished"}
-                for one in record.unfinished
+                _model(record, key, outcome)
+                for key, outcome in record.models.items()
+                if outcome.model
+            ),
+            *(
+                {**_model(record, outcome.key, outcome), "status": "unfinished"}
+                for outcome in record.unfinished
             ),
         ],
-        "tests": [_test(titles, one) for one in record.ran],
+        "tests": [_test(titles, test) for test in record.ran],
         "workers": _workers(record),
-        "findings": [one._asdict() for one in record.findings],
+        "findings": [finding._asdict() for finding in record.findings],
         "lost": [{"error": error, "tests": tests} for error, tests in record.lost.items()],
     }
 
 
 def _servers(record: Record) -> list[Outcome]:
-    shown = [one for one in record.models.values() if not one.model]
-    found = [one for one in (record.server, *record.servers, *shown) if one is not None]
-    return list({one.host: one for one in found}.values())
+    shown = [outcome for outcome in record.models.values() if not outcome.model]
+    servers = [server for server in (record.server, *record.servers, *shown) if server is not None]
+    return list({server.host: server for server in servers}.values())
 
 
 def _server(server: Outcome) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def _server(server: Outcome) -> dict[str, Any]:
         "version": _version(server),
         "status": server.status,
         "error": server.error,
-        "steps": [_step(one) for one in server.aside],
+        "steps": [_step(step) for step in server.aside],
     }
 
 
@@ -175,9 +179,11 @@ def _reload(reload: Reload) -> dict[str, Any]:
 
 def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
     learned = {"num_ctx": outcome.learned} if outcome.learned else {}
-    known = [one for one in record.known if (one.key, one.host) == (outcome.key, outcome.host)]
-    steps = [_step(one) for one in outcome.steps] + [_aside(one) for one in outcome.aside]
-    steps += [_reload(reload) for one in known for reload in one.reloads]
+    entries = [
+        entry for entry in record.known if (entry.key, entry.host) == (outcome.key, outcome.host)
+    ]
+    steps = [_step(step) for step in outcome.steps] + [_aside(step) for step in outcome.aside]
+    steps += [_reload(reload) for entry in entries for reload in entry.reloads]
     return {
         "key": outcome.key,
         "model": outcome.model,
@@ -189,7 +195,7 @@ def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
         "brief": outcome.brief,
         "cause": outcome.cause,
         "failed_by": outcome.failed_by,
-        "notes": [one for one in outcome.notes if one != f"at {outcome.host}"],
+        "notes": [note for note in outcome.notes if note != f"at {outcome.host}"],
         "origin": outcome.origin,
         "digest": outcome.digest,
         "previous_digest": record.previous.get(key, "") if outcome.digest else "",
@@ -206,35 +212,35 @@ def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
         },
         "found_loaded": outcome.found_loaded,
         "left_out": outcome.left_out,
-        "steps": sorted(steps, key=lambda one: float(one["start"])),
+        "steps": sorted(steps, key=lambda step: float(step["start"])),
         "tests": record.tests.get(outcome.key, []),
     }
 
 
-def _test(titles: dict[str, str], one: RanTest) -> dict[str, Any]:
+def _test(titles: dict[str, str], test: RanTest) -> dict[str, Any]:
     return {
-        "test": one.test,
-        "models": [titles.get(key, key) for key in one.keys],
-        "worker": one.by,
-        "host": one.host,
-        "start": one.start,
-        "seconds": one.seconds,
-        "waited_s": one.waited_s,
-        "cold": [titles.get(key, key) for key in one.cold],
-        "outcome": one.outcome,
+        "test": test.test,
+        "models": [titles.get(key, key) for key in test.keys],
+        "worker": test.by,
+        "host": test.host,
+        "start": test.start,
+        "seconds": test.seconds,
+        "waited_s": test.waited_s,
+        "cold": [titles.get(key, key) for key in test.cold],
+        "outcome": test.outcome,
     }
 
 
 def _workers(record: Record) -> list[dict[str, Any]]:
     """Return for each process that ran tests its server, and its tests that name no model."""
-    found: dict[str, dict[str, Any]] = {}
+    workers: dict[str, dict[str, Any]] = {}
 
     def of(by: str, host: str) -> dict[str, Any]:
-        return found.setdefault(by, {"worker": by, "host": host, "tests": 0, "other_tests": []})
+        return workers.setdefault(by, {"worker": by, "host": host, "tests": 0, "other_tests": []})
 
     for test in record.ran:
         of(test.by, test.host)["tests"] += 1
     for other in record.others:
         span = {"start": other.start, "seconds": other.seconds, "number": other.number}
         of(other.by, other.host)["other_tests"].append(span)
-    return [found[by] for by in sorted(found, key=lambda by: (len(by), by))]
+    return [workers[by] for by in sorted(workers, key=lambda by: (len(by), by))]

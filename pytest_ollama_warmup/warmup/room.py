@@ -71,19 +71,19 @@ class Room:
 
     def learn(self, crowds: Iterable[Iterable[str]]) -> None:
         """Begin with what earlier runs have seen: sets of models that did not fit."""
-        if found := [sorted(one) for one in crowds]:
-            self._directory.crowds.write(found)
+        if sorted_crowds := [sorted(crowd) for crowd in crowds]:
+            self._directory.crowds.write(sorted_crowds)
 
     @property
     def crowds(self) -> list[frozenset[str]]:
         """The sets of models that did not fit in earlier runs."""
-        return [frozenset(one) for one in self._directory.crowds.read([])]
+        return [frozenset(crowd) for crowd in self._directory.crowds.read([])]
 
     @property
     def displaced(self) -> dict[str, list[str]]:
         """The models that had to go in this run, by the one that took their place."""
-        found: dict[str, list[str]] = self._directory.displaced.read({})
-        return found
+        displaced: dict[str, list[str]] = self._directory.displaced.read({})
+        return displaced
 
     @property
     def is_short(self) -> bool:
@@ -97,42 +97,44 @@ class Room:
         keeps one of them at a time.
         """
         spec, loaded = target.spec, self._loaded()
-        for one in loaded:
-            same = ModelName.parse(one.model).key == spec.model_key
-            if not (same or (info.weights and one.weights == info.weights)):
+        for model in loaded:
+            same = ModelName.parse(model.model).key == spec.model_key
+            if not (same or (info.weights and model.weights == info.weights)):
                 continue
             wanted = runs_with(info.parameters, target.options)
-            if not fits_runner(wanted, runs_with(one.parameters, one.options), one.context):
-                return f"it has the weights of {one.title}, and the server keeps one at a time"
+            if not fits_runner(wanted, runs_with(model.parameters, model.options), model.context):
+                return f"it has the weights of {model.title}, and the server keeps one at a time"
         if self.displaced:
             return f"there was no room for all of {_names(loaded)}"
-        here = {one.short for one in loaded}
+        here = {model.short for model in loaded}
         for crowd in self.crowds:
             if crowd <= here | {ModelName.parse(spec.name).short}:
-                beside = _names([one for one in loaded if one.short in crowd])
+                beside = _names([model for model in loaded if model.short in crowd])
                 return f"it did not fit together with {beside} in the last run"
         return ""
 
     def add(self, target: Target, info: ModelInfo, loaded_models: list[LoadedModel]) -> None:
         """Note that *target* is loaded, and what had to make room for it."""
         spec = target.spec
-        gone = [one for one in self._loaded() if not _is_among(loaded_models, one)]
+        gone = [model for model in self._loaded() if not _is_among(loaded_models, model)]
         # One with equal weights had to go for want of a second place, not for want of memory.
-        others = [one.title for one in gone if not (one.weights and one.weights == info.weights)]
+        others = [
+            model.title for model in gone if not (model.weights and model.weights == info.weights)
+        ]
         if others:
             self.note_displaced(spec.title, others)
-        found = loaded_as(loaded_models, spec.model_key, "")
+        loaded_model = loaded_as(loaded_models, spec.model_key, "")
         # Where it is not listed it shares the runner of another one.
-        if found is not None:
+        if loaded_model is not None:
             self._here[target.key] = Loaded(
                 target.key,
                 spec.title,
                 spec.name,
-                found.digest,
+                loaded_model.digest,
                 info.weights,
                 info.parameters,
                 target.options,
-                found.context_length,
+                loaded_model.context_length,
             )
 
     def note_displaced(self, by: str, names: Sequence[str]) -> None:
@@ -141,8 +143,12 @@ class Room:
             self._directory.displaced.write({**self.displaced, by: list(names)})
 
     def _loaded(self) -> list[Loaded]:
-        recorded = [one for one in self._directory.outcomes() if one.step("load") and one.listed]
-        return [*({one.key: _as_loaded(one) for one in recorded} | self._here).values()]
+        recorded = [
+            outcome
+            for outcome in self._directory.outcomes()
+            if outcome.step("load") and outcome.listed
+        ]
+        return [*({outcome.key: _as_loaded(outcome) for outcome in recorded} | self._here).values()]
 
 
 def make_room(
@@ -156,33 +162,33 @@ def make_room(
         ApiError, ServerError: the server does not say, or does not do it.
     """
     loaded_models = client.loaded_models()
-    there = {one.key: one for one in loaded if _is_among(loaded_models, one)}
-    lacking = len(wanted - there.keys())
+    residents = {outcome.key: outcome for outcome in loaded if _is_among(loaded_models, outcome)}
+    lacking = len(wanted - residents.keys())
     # All that was loaded is still there: so far it had room for each.
-    if not lacking or {*map(_place, there.values())} == {*map(_place, loaded)}:
+    if not lacking or {*map(_place, residents.values())} == {*map(_place, loaded)}:
         return
     needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
-    others = sorted(there.keys() - wanted, key=lambda key: needed.get(key, len(later)))
+    others = sorted(residents.keys() - wanted, key=lambda key: needed.get(key, len(later)))
     for key in others[-lacking:]:
-        client.unload(there[key].model)
+        client.unload(residents[key].model)
 
 
-def _as_loaded(one: Outcome) -> Loaded:
-    learned = {"num_ctx": one.learned} if one.learned else {}
+def _as_loaded(outcome: Outcome) -> Loaded:
+    learned = {"num_ctx": outcome.learned} if outcome.learned else {}
     return Loaded(
-        one.key,
-        one.title,
-        one.model,
-        one.digest,
-        one.weights,
-        one.parameters,
-        {**learned, **dict(one.options)},
-        one.context_length,
+        outcome.key,
+        outcome.title,
+        outcome.model,
+        outcome.digest,
+        outcome.weights,
+        outcome.parameters,
+        {**learned, **dict(outcome.options)},
+        outcome.context_length,
     )
 
 
-def _place(one: Outcome) -> str:
-    return one.weights or ModelName.parse(one.model).key
+def _place(outcome: Outcome) -> str:
+    return outcome.weights or ModelName.parse(outcome.model).key
 
 
 def _is_among(loaded_models: list[LoadedModel], outcome: Outcome | Loaded) -> bool:
@@ -190,4 +196,4 @@ def _is_among(loaded_models: list[LoadedModel], outcome: Outcome | Loaded) -> bo
 
 
 def _names(loaded: Iterable[Loaded]) -> str:
-    return " and ".join(one.title for one in loaded)
+    return " and ".join(model.title for model in loaded)

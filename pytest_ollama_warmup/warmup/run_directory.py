@@ -116,12 +116,12 @@ class HostDirectory:
 
     def outcomes(self) -> list[Outcome]:
         """Return how far each model has come: that it is loaded, else that it is pulled."""
-        found = {}
+        outcomes = {}
         for stage in ("pull", "load"):
             for path in sorted(self.path.glob(f"{stage}-*.json")):
                 outcome = Outcome.from_dict(SharedFile(path).read())
-                found[outcome.key] = outcome
-        return [*found.values()]
+                outcomes[outcome.key] = outcome
+        return [*outcomes.values()]
 
     def ledger(self, key: str) -> SharedFile:
         """Return the file of what is known of a model since it was warmed up."""
@@ -237,13 +237,13 @@ class RunDirectory:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    found = re.fullmatch(r"(\d+)\.(\w+)-.*", folder.name.removeprefix(_PREFIX))
+    match = re.fullmatch(r"(\d+)\.(\w+)-.*", folder.name.removeprefix(_PREFIX))
     # On Windows to ask for a process is to end it; and of containers that share the directory each
     # counts processes by itself.
-    if found is None or found[2] != _processes() or not is_private(folder) or os.name == "nt":
+    if match is None or match[2] != _processes() or not is_private(folder) or os.name == "nt":
         return False
     try:
-        os.kill(int(found[1]), 0)
+        os.kill(int(match[1]), 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):

@@ -42,7 +42,10 @@ class Turns:
             self._near.add(key)
             rank = self._ranks.setdefault(key, len(self._ranks))
             self._changed.wait_for(
-                lambda: not self._loads and all(rank <= self._ranks[one] for one in self._near)
+                lambda: (
+                    not self._loads
+                    and all(rank <= self._ranks[near_key] for near_key in self._near)
+                )
             )
             self._near.discard(key)
             self._loads = True

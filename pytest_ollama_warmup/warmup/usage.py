@@ -88,11 +88,11 @@ class Usage:
     @property
     def crowds(self) -> list[frozenset[str]]:
         """The sets of models that did not fit into memory."""
-        return [one.crowd for one in self.gone if one.cause == "evicted"]
+        return [gone.crowd for gone in self.gone if gone.cause == "evicted"]
 
     def fits(self, names: frozenset[str]) -> bool:
         """Whether *names* were seen in memory at the same time."""
-        return any(names <= one for one in self.together)
+        return any(names <= models for models in self.together)
 
 
 def usage_of(looks: list[Look]) -> Usage:
@@ -121,8 +121,10 @@ class _Reading:
         usage = self._usage
         # What was together at another time did not have to make room: it was unloaded.
         usage.gone = [
-            one._replace(cause="gone") if one.cause == "evicted" and usage.fits(one.crowd) else one
-            for one in sorted([*usage.gone, *self._missing.values()], key=lambda gone: gone.at)
+            gone._replace(cause="gone")
+            if gone.cause == "evicted" and usage.fits(gone.crowd)
+            else gone
+            for gone in sorted([*usage.gone, *self._missing.values()], key=lambda gone: gone.at)
         ]
         return usage
 
@@ -159,12 +161,12 @@ class _Reading:
         """
         assert before.loaded is not None
         assert after.loaded is not None
-        for name, one in self._missing.items():
-            just_gone = one.at == before.got and one.cause in ("gone", "unloaded") and not one.by
+        for name, gone in self._missing.items():
+            just_gone = gone.at == before.got and gone.cause in ("gone", "unloaded") and not gone.by
             by = tuple(other for other in came if other != name)
-            if just_gone and by and name not in after.loaded and {*one.tests} & {*tests}:
+            if just_gone and by and name not in after.loaded and {*gone.tests} & {*tests}:
                 crowd = frozenset([name, *before.loaded, *by])
-                self._missing[name] = one._replace(cause="evicted", by=by, crowd=crowd)
+                self._missing[name] = gone._replace(cause="evicted", by=by, crowd=crowd)
 
     def _came_back(
         self, missing: Gone, now: Seen, tests: tuple[str, ...], keys: frozenset[str]
@@ -206,19 +208,19 @@ class _Reading:
 
         *late* is whether the server may have noted its end after we have.
         """
-        for one in self._own:
+        for look in self._own:
             # For a test which it was made before, a use that follows is its own.
-            margin_s = NOTED_LATE_S if late and not one.tests else 0.0
-            overlaps = one.sent <= after.got and one.got >= before.sent - margin_s
-            if overlaps and name.lower() in one.keys:
+            margin_s = NOTED_LATE_S if late and not look.tests else 0.0
+            overlaps = look.sent <= after.got and look.got >= before.sent - margin_s
+            if overlaps and name.lower() in look.keys:
                 return True
         return False
 
     def _note_room(self, names: frozenset[str]) -> None:
         usage = self._usage
         usage.kept = max(usage.kept, len(names))
-        if names and not any(names <= one for one in usage.together):
-            usage.together = [one for one in usage.together if not one <= names] + [names]
+        if names and not any(names <= models for models in usage.together):
+            usage.together = [models for models in usage.together if not models <= names] + [names]
 
 
 def _in_order(looks: Iterable[Look]) -> Iterator[Look]:
@@ -235,23 +237,25 @@ def _in_order(looks: Iterable[Look]) -> Iterator[Look]:
 
 def _insides(looks: Iterable[Look]) -> list[Inside]:
     """Return when tests may have used the server, in the order in which they began."""
-    found: list[Inside] = []
+    insides: list[Inside] = []
     open_: dict[str, Look] = {}
     last: dict[str, float] = {}
     for look in looks:
         begun = open_.pop(look.by, None) if look.when in ("before", "after") else None
         if begun is not None:
-            found.append(Inside(begun.got, look.sent, begun.tests, begun.keys))
+            insides.append(Inside(begun.got, look.sent, begun.tests, begun.keys))
         if look.when == "before":
             open_[look.by] = look
         elif look.when == "between" and look.tests:
             begin = last.get(look.by, float("-inf"))
-            found.append(Inside(begin, look.sent, look.tests, look.keys))
+            insides.append(Inside(begin, look.sent, look.tests, look.keys))
         if look.when != "own":
             last[look.by] = look.got
     # A process that was killed: nobody knows when its test ended.
-    found += [Inside(one.got, float("inf"), one.tests, one.keys) for one in open_.values()]
-    return sorted(found)
+    insides += [
+        Inside(opening.got, float("inf"), opening.tests, opening.keys) for opening in open_.values()
+    ]
+    return sorted(insides)
 
 
 class _Sweep:
@@ -264,18 +268,18 @@ class _Sweep:
         """Return them, and where all of the interval is just after the end of one, that one."""
         while self._later and self._later[-1].begin < end:
             self._near.append(self._later.pop())
-        self._near = [one for one in self._near if one.end > begin - NOTED_LATE_S]
-        inside = [one for one in self._near if one.end > begin]
-        just = [one for one in self._near if one.end <= begin and end - one.end < NOTED_LATE_S]
-        return inside, sorted(just, key=lambda one: one.end)[-1:]
+        self._near = [span for span in self._near if span.end > begin - NOTED_LATE_S]
+        inside = [span for span in self._near if span.end > begin]
+        just = [span for span in self._near if span.end <= begin and end - span.end < NOTED_LATE_S]
+        return inside, sorted(just, key=lambda span: span.end)[-1:]
 
 
 def _tests(insides: Iterable[Inside]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(test for one in insides for test in one.tests))
+    return tuple(dict.fromkeys(test for span in insides for test in span.tests))
 
 
 def _keys(insides: Iterable[Inside]) -> frozenset[str]:
-    return frozenset(key for one in insides for key in one.keys)
+    return frozenset(key for span in insides for key in span.keys)
 
 
 def uses_by_key(
@@ -286,14 +290,14 @@ def uses_by_key(
     *keys_of* returns the keys that a model in memory may stand for: several where tests want it
     with different options. A use that may belong to several of them is left out.
     """
-    found: dict[str, list[Use]] = {}
+    uses: dict[str, list[Use]] = {}
     for use in usage.uses:
         keys = keys_of(use.model, use.digest)
         wanted = keys & use.keys if len(keys) > 1 else keys
         if use.tests and len(wanted) == 1:
             (key,) = wanted
-            found.setdefault(key, []).append(use)
-    return found
+            uses.setdefault(key, []).append(use)
+    return uses
 
 
 def unlisted(usage: Usage, keys_of: Callable[[str, str], frozenset[str]]) -> dict[str, list[str]]:
@@ -302,7 +306,7 @@ def unlisted(usage: Usage, keys_of: Callable[[str, str], frozenset[str]]) -> dic
     None of them where several tests ran at a time. A model that was used while no test ran is
     somebody else's: nothing is said of it.
     """
-    found: dict[str, list[str]] = {}
+    tests_by_model: dict[str, list[str]] = {}
     others: set[str] = set()
     for use in usage.uses:
         if keys_of(use.model, use.digest):
@@ -310,7 +314,7 @@ def unlisted(usage: Usage, keys_of: Callable[[str, str], frozenset[str]]) -> dic
         if not use.tests:
             others.add(use.model)
             continue
-        tests = found.setdefault(use.model, [])
+        tests = tests_by_model.setdefault(use.model, [])
         if len(use.tests) == 1 and use.tests[0] not in tests:
             tests.append(use.tests[0])
-    return {name: tests for name, tests in found.items() if name not in others}
+    return {name: tests for name, tests in tests_by_model.items() if name not in others}

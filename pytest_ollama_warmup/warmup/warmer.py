@@ -300,9 +300,13 @@ class Warmer:
 
     def contexts(self, target: Target) -> set[int]:
         """Return the contexts that other variants of a model are wanted or were warmed with."""
-        others = [one for one in self.directory.outcomes() if one.key != target.key]
+        others = [outcome for outcome in self.directory.outcomes() if outcome.key != target.key]
         key = target.spec.model_key
-        contexts = {one.context_length for one in others if ModelName.parse(one.model).key == key}
+        contexts = {
+            outcome.context_length
+            for outcome in others
+            if ModelName.parse(outcome.model).key == key
+        }
         # One that is being loaded has no outcome yet.
         wanted = {*self.run.variants.read({}).get(key, [])}
         return contexts | (wanted - {dict(target.spec.options).get("num_ctx")})
