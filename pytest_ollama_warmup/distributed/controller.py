@@ -118,10 +118,10 @@ class ControllerSide:
         listed = settings_of(self._config).listed
         self._groups.update({want.test: group_of(want, listed) for want in wants})
         for group, story, tests in kept:
-            one = frozenset([*group, story] if story else group)
-            self._groups.update(dict.fromkeys(tests, one))
+            story_group = frozenset([*group, story] if story else group)
+            self._groups.update(dict.fromkeys(tests, story_group))
             if story:
-                self._alone.add(one)
+                self._alone.add(story_group)
         self._end = EndOfRun(self._config, directory_of(self._config).ending)
         self._config.pluginmanager.register(self._end, "ollama_warmup_end")
 
@@ -130,7 +130,7 @@ def _read_kept(config: pytest.Config, worker: str) -> list[Kept]:
     from pytest_ollama_warmup.session.ordering import Kept
 
     file = directory_of(config).requirements(worker)
-    return [Kept(*one) for one in file.read()["kept"]] if file.exists() else []
+    return [Kept(*fields) for fields in file.read()["kept"]] if file.exists() else []
 
 
 def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:
@@ -145,4 +145,4 @@ def _read_wants(config: pytest.Config, worker: str) -> list[Want] | None:
         refuse_late_host_hooks(config, content["host_hooks"])
     from pytest_ollama_warmup.warmup.plan import Want
 
-    return [Want.from_dict(one) for one in content["wants"]]
+    return [Want.from_dict(fields) for fields in content["wants"]]

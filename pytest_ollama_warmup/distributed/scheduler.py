@@ -84,7 +84,7 @@ class GroupScheduling(LoadScheduling):
             if not self._check_nodes_have_same_collection():
                 return
             self.collection = next(iter(self.node2collection.values()))
-            self._groups = [self._group_of_id.get(one, NO_MODEL) for one in self.collection]
+            self._groups = [self._group_of_id.get(test, NO_MODEL) for test in self.collection]
             self._waiting[NO_MODEL] = deque()
             for index, group in enumerate(self._groups):
                 self._waiting.setdefault(group, deque()).append(index)
@@ -116,7 +116,7 @@ class GroupScheduling(LoadScheduling):
     def remove_node(self, node: WorkerController) -> str | None:
         """Forget a worker; returns the test that it was running when it died."""
         pending = self.node2pending.pop(node)
-        self._owners = {group: one for group, one in self._owners.items() if one is not node}
+        self._owners = {group: owner for group, owner in self._owners.items() if owner is not node}
         # One that was only parked has not begun, and nobody is to blame it for the crash.
         began = bool(pending) and (len(pending) > 1 or node in self._ending or self._is_over())
         crashed = pending[0] if began else None

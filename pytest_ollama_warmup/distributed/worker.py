@@ -54,21 +54,21 @@ class WorkerSide:
         # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
         # tests will: each asks for its model at set-up.
         with tolerating("to write what the tests of this worker need"):
-            found = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
-            if found.get("wants") == [] and settings_of(config).preloads:
+            content = {**_wants_or_error(session.items), "host_hooks": host_hook_files(config)}
+            if content.get("wants") == [] and settings_of(config).preloads:
                 from pytest_ollama_warmup.session.watch import watch_unmarked
 
                 watch_unmarked(config)
-            if found.get("wants") != []:
+            if content.get("wants") != []:
                 watch(config)
                 # Here, where the worker waits for its tests anyway, and not in the first of them.
                 check_of(config)
-                if found["host_hooks"] or settings_of(config).several_hosts:
+                if content["host_hooks"] or settings_of(config).several_hosts:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = worker_input(config)["workerid"]
-            found["kept"] = config.stash.get(KEPT, [])
-            directory_of(config).requirements(worker).write(found)
-            if is_alone(config) and (found.get("wants") or settings_of(config).preloads):
+            content["kept"] = config.stash.get(KEPT, [])
+            directory_of(config).requirements(worker).write(content)
+            if is_alone(config) and (content.get("wants") or settings_of(config).preloads):
                 _prepare_alone(config, worker)
 
 

@@ -93,7 +93,7 @@ def page(document: Document) -> str:
         first_test=_first_test(lanes),
         legend=[(kind, words) for kind, words in LEGEND.items() if kind in kinds],
         waited=(waited := _longest(document)),
-        cold=any(one["cold"] for one in waited),
+        cold=any(test["cold"] for test in waited),
         style=(folder / "page.css").read_text("utf-8"),
         script=script,
         # Only this script runs, whatever is in the texts.
@@ -113,5 +113,5 @@ def _first_test(lanes: Timeline) -> float | None:
 
 def _longest(document: Document) -> list[dict[str, Any]]:
     """Return the tests that waited or met a cold model, those that waited longest in front."""
-    found = [one for one in document["tests"] if one["waited_s"] >= 0.05 or one["cold"]]
-    return sorted(found, key=lambda one: -float(one["waited_s"]))[:TESTS]
+    tests = [test for test in document["tests"] if test["waited_s"] >= 0.05 or test["cold"]]
+    return sorted(tests, key=lambda test: -float(test["waited_s"]))[:TESTS]

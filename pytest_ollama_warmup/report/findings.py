@@ -61,28 +61,32 @@ def _reloaded(memory: Memory, run: Run, key: str, name: str) -> Iterator[str]:
         by_cause.setdefault(gone.cause if gone else "gone", []).append((gone, reload))
     # That is said of all variants together.
     by_cause.pop("variant", None)
-    for cause, found in by_cause.items():
-        reloads = [reload for _, reload in found if reload is not None]
-        what = _what(cause, [gone for gone, _ in found if gone is not None])
+    for cause, comebacks in by_cause.items():
+        reloads = [reload for _, reload in comebacks if reload is not None]
+        what = _what(cause, [gone for gone, _ in comebacks if gone is not None])
         parts = []
         if reloads:
-            took = seconds(sum(one.seconds for one in reloads))
-            parts.append(f"loaded again before {first_of([one.test for one in reloads])} ({took})")
-        if by_tests := len(found) - len(reloads):
+            took = seconds(sum(reload.seconds for reload in reloads))
+            parts.append(
+                f"loaded again before {first_of([reload.test for reload in reloads])} ({took})"
+            )
+        if by_tests := len(comebacks) - len(reloads):
             parts.append(f"loaded again by tests {count(by_tests, 'time')}")
         yield f"{name} was {what}, and {' and '.join(parts)}.{_cure(memory, run, cause)}"
-    known = memory.known.get(key)
-    if known is not None and known.rests == "often":
-        often = f"{count(len(known.reloads), 'time')} within 5 minutes"
+    ledger = memory.known.get(key)
+    if ledger is not None and ledger.rests == "often":
+        often = f"{count(len(ledger.reloads), 'time')} within 5 minutes"
         yield f"{name} was gone {often}; the plugin stopped reloading it."
-    elif known is not None and known.rests == "unused":
+    elif ledger is not None and ledger.rests == "unused":
         yield f"{name} was gone again before a test used it; the plugin stopped reloading it."
 
 
 def _what(cause: Cause, gone: list[Gone]) -> str:
-    tests = list(dict.fromkeys(test for one in gone if len(one.tests) == 1 for test in one.tests))
+    tests = list(
+        dict.fromkeys(test for event in gone if len(event.tests) == 1 for test in event.tests)
+    )
     during = f" during {first_of(tests)}" if tests else ""
-    by = sorted({clean(name, 100) for one in gone for name in one.by})
+    by = sorted({clean(name, 100) for event in gone for name in event.by})
     came = f"{each_of(by)} {'was' if len(by) == 1 else 'were'} loaded"
     return {
         "evicted": f"evicted{during} when {came}",
@@ -115,7 +119,7 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
     # Where the guard has loaded it again there are more than those of the tests.
     reloads = f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}"
     name, first = at(outcome.model, memory.host), outcome.context_length
-    used = sorted({one.context for one in uses if one.context})
+    used = sorted({use.context for use in uses if use.context})
     if len(used) == 1 and used != [first]:
         (context,) = used
         by = "learned" if outcome.learned else "server default"
@@ -123,16 +127,20 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         by = "found so" if outcome.already_loaded else by
         later = " (the next run here has learned it)" if run.learned.get(key) == context else ""
         # Of tests that ran at the same time nobody knows whose it was.
-        certain = list(dict.fromkeys(one.tests[0] for one in switches if len(one.tests) == 1))
+        certain = list(
+            dict.fromkeys(switch.tests[0] for switch in switches if len(switch.tests) == 1)
+        )
         who = f"during {first_of(certain)}" if certain else "by tests"
         return (
             f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
             f"{reloads}.\nList {outcome.model},num_ctx={context}{later}."
         )
     # Whoever shares the server may have asked for one of them.
-    found = " and ".join(str(one) for one in sorted({one.after for one in switches} | {*used}))
+    contexts = " and ".join(
+        str(length) for length in sorted({switch.after for switch in switches} | {*used})
+    )
     return (
-        f"{name} was loaded with num_ctx {found} in turn: {reloads}.\nIf these come from your "
+        f"{name} was loaded with num_ctx {contexts} in turn: {reloads}.\nIf these come from your "
         "tests, send the same num_ctx in each: pass options=ollama_options."
     )
 
@@ -146,8 +154,10 @@ def _variants(memory: Memory, run: Run) -> Iterator[str]:
         if len(keys) < 2 or keys in seen or not switches:
             continue
         seen.add(keys)
-        contexts = sorted({one.after for one in switches} | {one.before for one in switches})
-        each = " and ".join(str(one) for one in contexts)
+        contexts = sorted(
+            {switch.after for switch in switches} | {switch.before for switch in switches}
+        )
+        each = " and ".join(str(context) for context in contexts)
         cure = "\n--ollama-group-by-model makes it one for each." if not run.grouped else ""
         yield (
             f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
@@ -161,18 +171,18 @@ def _sharing(memory: Memory, run: Run) -> Iterator[tuple[frozenset[str], str]]:
     for gone in memory.usage.gone:
         if gone.cause == "variant":
             events.setdefault(memory.info(gone.model).weights, []).append(gone)
-    for found in events.values():
+    for swaps in events.values():
         displaced, reloads = set[str](), 0
-        for one in found:
-            displaced.add(one.model)
-            reloads += not displaced.isdisjoint(one.by)
+        for swap in swaps:
+            displaced.add(swap.model)
+            reloads += not displaced.isdisjoint(swap.by)
         # Each has to be loaded once.
         if not reloads:
             continue
-        names = frozenset(name for one in found for name in (one.model, *one.by))
+        names = frozenset(name for swap in swaps for name in (swap.model, *swap.by))
         shown = each_of([at(clean(name, 100), memory.host) for name in sorted(names)])
         loads = [memory.outcomes[key] for name in names for key in memory.keys_of(name, "")]
-        took = next(filter(None, (_took(reloads, one) for one in loads)), "")
+        took = next(filter(None, (_took(reloads, outcome) for outcome in loads)), "")
         yield (
             names,
             f"{shown} have the same weights, and the server keeps one of them in memory at a time: "

@@ -28,17 +28,17 @@ def commands(document: Document) -> Iterator[str]:
     """
     level = "warning" if document["exit_status"] in (0, 5) else "error"
     for error in dict.fromkeys(
-        one["error"] for one in document["models"] if one["status"] == "failed"
+        model["error"] for model in document["models"] if model["status"] == "failed"
     ):
         yield _command(level, "Ollama model not ready", error)
-    for one in document["lost"]:
-        yield _command("warning", "Ollama model lost", one["error"])
-    for one in document["findings"]:
-        yield _command("warning", "Ollama models", f"{one['text']} {one['cure']}".strip())
-    for one in document["models"]:
-        if one["previous_digest"]:
-            before, now = one["previous_digest"][:12], one["digest"][:12]
-            words = f"{one['title']} changed since the last run: {before} → {now}"
+    for loss in document["lost"]:
+        yield _command("warning", "Ollama model lost", loss["error"])
+    for finding in document["findings"]:
+        yield _command("warning", "Ollama models", f"{finding['text']} {finding['cure']}".strip())
+    for model in document["models"]:
+        if model["previous_digest"]:
+            before, now = model["previous_digest"][:12], model["digest"][:12]
+            words = f"{model['title']} changed since the last run: {before} → {now}"
             yield _command("notice", "Ollama model changed", words)
 
 

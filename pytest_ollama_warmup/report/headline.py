@@ -18,10 +18,10 @@ def headline(document: Document) -> str:
     """Say how it went, as in ``2 models were ready after 24.1 s, and served 41 tests.``."""
     models, tests = document["models"], document["tests"]
     if not models:
-        bad = [one for one in document["servers"] if one["status"] != "ready"]
+        bad = [server for server in document["servers"] if server["status"] != "ready"]
         return "Ollama did not answer." if bad else "This run used no model."
-    failed = [one for one in models if one["status"] == "failed"]
-    unfinished = [one for one in models if one["status"] == "unfinished"]
+    failed = [model for model in models if model["status"] == "failed"]
+    unfinished = [model for model in models if model["status"] == "unfinished"]
     if failed:
         of_all = f"{len(failed)} of {count(len(models), 'model')}"
         return f"{of_all} could not be made ready."
@@ -30,12 +30,12 @@ def headline(document: Document) -> str:
         return f"The run ended before {of_all} {_was(len(unfinished))} ready."
     served = f", and served {count(len(tests), 'test')}" if tests else ""
     what = f"{count(len(models), 'model')} {_was(len(models))}"
-    pulls = [step for one in models for step in one["steps"] if step["kind"] == "pull"]
+    pulls = [step for model in models for step in model["steps"] if step["kind"] == "pull"]
     work = [*loads_of(document), *pulls]
     if not work:
         return f"{what} ready from the start{served}."
-    begin = min(one["start"] for one in work)
-    took_s = max(one["start"] + one["seconds"] for one in work) - begin
+    begin = min(step["start"] for step in work)
+    took_s = max(step["start"] + step["seconds"] for step in work) - begin
     return f"{what} ready after {seconds(took_s)}{served}."
 
 

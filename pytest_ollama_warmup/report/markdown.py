@@ -27,7 +27,7 @@ _KINDS = {"tests": "active", "failed": "crit", "reload": "crit", "load": "active
 
 def escaped(text: object, limit: int = TEXT_LIMIT) -> str:
     """Return *text* as Markdown that shows it as it is, on one line."""
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", clean(text, limit))
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", clean(text, limit))
 
 
 def code(text: object, limit: int = TEXT_LIMIT) -> str:
@@ -42,7 +42,8 @@ def markdown(document: Document, heading: str = "#") -> str:
         f"{heading} Ollama models",
         f"**{escaped(headline(document))}** {escaped(subtitle(document))}",
         _table(
-            ("", "", ""), [(one.name, one.value, escaped(one.more)) for one in figures(document)]
+            ("", "", ""),
+            [(figure.name, figure.value, escaped(figure.more)) for figure in figures(document)],
         ),
         *_models(document),
         *_findings(document, heading),
@@ -52,52 +53,52 @@ def markdown(document: Document, heading: str = "#") -> str:
 
 
 def _models(document: Document) -> Iterator[str]:
-    found = rows(document)
-    if not found:
+    models = rows(document)
+    if not models:
         return
-    several = any(one.host for one in found)
+    several = any(model.host for model in models)
     yield _table(
         ("", "Model", *(["Server"] if several else []), "What it took", "Tests", "Digest"),
         [
             (
-                SIGNS[one.status],
-                code(one.name),
-                *([code(one.host)] if several else []),
-                escaped(one.cost),
-                str(one.tests or ""),
-                code(dict(one.details).get("Digest", "")),
+                SIGNS[model.status],
+                code(model.name),
+                *([code(model.host)] if several else []),
+                escaped(model.cost),
+                str(model.tests or ""),
+                code(dict(model.details).get("Digest", "")),
             )
-            for one in found
+            for model in models
         ],
     )
-    failed = dict.fromkeys(one.error for one in found if one.status == "failed")
+    failed = dict.fromkeys(model.error for model in models if model.status == "failed")
     if failed:
         yield "\n".join(f"- ❌ {escaped(error)}" for error in failed)
-    changed = [one for one in document["models"] if one["previous_digest"]]
+    changed = [model for model in document["models"] if model["previous_digest"]]
     if changed:
         yield "\n".join(
-            f"- {code(one['title'])} changed since the last run: "
-            f"{code(one['previous_digest'][:12])} → {code(one['digest'][:12])}"
-            for one in changed
+            f"- {code(model['title'])} changed since the last run: "
+            f"{code(model['previous_digest'][:12])} → {code(model['digest'][:12])}"
+            for model in changed
         )
 
 
 def _findings(document: Document, heading: str) -> Iterator[str]:
-    lines = [f"- ⚠️ Lost: {escaped(one['error'])}" for one in document["lost"]]
-    for one in document["findings"]:
-        cure = f"<br>→ {escaped(one['cure'])}" if one["cure"] else ""
-        lines.append(f"- ⚠️ {escaped(one['text'])}{cure}")
+    lines = [f"- ⚠️ Lost: {escaped(loss['error'])}" for loss in document["lost"]]
+    for finding in document["findings"]:
+        cure = f"<br>→ {escaped(finding['cure'])}" if finding["cure"] else ""
+        lines.append(f"- ⚠️ {escaped(finding['text'])}{cure}")
     if lines:
         yield f"{heading}# Findings\n\n" + "\n".join(lines)
 
 
 def _chart(document: Document, heading: str) -> Iterator[str]:
     """Yield a Mermaid gantt: milliseconds since the run began, a section per model and worker."""
-    found = timeline(document, finest=PARTS)
-    if not found.seconds:
+    gantt = timeline(document, finest=PARTS)
+    if not gantt.seconds:
         return
-    lines = ["gantt", "    dateFormat x", f"    axisFormat {_axis(found.seconds)}"]
-    for lane in found.lanes[:LANES]:
+    lines = ["gantt", "    dateFormat x", f"    axisFormat {_axis(gantt.seconds)}"]
+    for lane in gantt.lanes[:LANES]:
         lines.append(f"    section {_chart_text(lane.name, 40)}")
         bars = [bar for bar in lane.bars if bar.kind not in ("show", "verify")]
         # The longest say most.

@@ -33,61 +33,61 @@ class Row(NamedTuple):
 
 def rows(document: Document) -> list[Row]:
     """Return a row for each model of a run."""
-    several = len({one["host"] for one in document["models"]}) > 1
+    several = len({model["host"] for model in document["models"]}) > 1
     # Those that need a look first.
-    models = sorted(document["models"], key=lambda one: one["status"] == "ready")
+    models = sorted(document["models"], key=lambda model: model["status"] == "ready")
     return [
         Row(
-            name=clean(one["title"], NAME_LIMIT),
-            host=clean(one["host"], NAME_LIMIT) if several else "",
-            status=one["status"],
-            cost=_cost(one),
-            tests=len(one["tests"]),
-            error=clean(one["error"] or one["brief"], ERROR_LIMIT),
-            details=_details(one),
+            name=clean(model["title"], NAME_LIMIT),
+            host=clean(model["host"], NAME_LIMIT) if several else "",
+            status=model["status"],
+            cost=_cost(model),
+            tests=len(model["tests"]),
+            error=clean(model["error"] or model["brief"], ERROR_LIMIT),
+            details=_details(model),
         )
-        for one in models
+        for model in models
     ]
 
 
 def _cost(model: Mapping[str, Any]) -> str:
     if model["status"] != "ready":
         return clean(model["brief"], NAME_LIMIT)
-    found = {step["kind"]: step for step in model["steps"]}
+    steps = {step["kind"]: step for step in model["steps"]}
     parts = []
-    if (pull := found.get("pull")) is not None:
+    if (pull := steps.get("pull")) is not None:
         of_size = f"{size(pull['size'])} " if pull["size"] else ""
         parts.append(f"pulled {of_size}in {seconds(pull['seconds'])}")
     if loads_of({"models": [model]}):
-        parts.append(f"loaded in {seconds(found['load']['seconds'])}")
-    elif "load" in found:
+        parts.append(f"loaded in {seconds(steps['load']['seconds'])}")
+    elif "load" in steps:
         parts.append("already loaded")
     if number := sum(step["kind"] == "reload" for step in model["steps"]):
         parts.append(f"reloaded {count(number, 'time')}")
-    notes = [clean(one, NAME_LIMIT) for one in model["notes"] if one != "already loaded"]
+    notes = [clean(note, NAME_LIMIT) for note in model["notes"] if note != "already loaded"]
     return ", ".join([*parts, *notes]) or "local"
 
 
 def _details(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+    details: list[tuple[str, str]] = []
     if model["digest"]:
-        found.append(("Digest", clean(model["digest"][:12])))
+        details.append(("Digest", clean(model["digest"][:12])))
     if model["previous_digest"]:
-        found.append(("Digest in the last run", clean(model["previous_digest"][:12])))
+        details.append(("Digest in the last run", clean(model["previous_digest"][:12])))
     if model["size"]:
-        found.append(("Size on disk", size(model["size"])))
+        details.append(("Size on disk", size(model["size"])))
     if model["memory"]:
         on_gpu = f", {size(model['vram'])} on the GPU" if model["vram"] else ", all on the CPU"
-        found.append(("Memory", f"{size(model['memory'])}{on_gpu}"))
+        details.append(("Memory", f"{size(model['memory'])}{on_gpu}"))
     if model["context_length"]:
-        found.append(("Context length", f"{model['context_length']:,}"))
+        details.append(("Context length", f"{model['context_length']:,}"))
     if model["capabilities"]:
-        found.append(("Capabilities", clean(", ".join(model["capabilities"]), NAME_LIMIT)))
+        details.append(("Capabilities", clean(", ".join(model["capabilities"]), NAME_LIMIT)))
     for name, value in model["options"].items():
         source = clean(model["option_sources"].get(name, ""), NAME_LIMIT)
-        found.append((clean(name), f"{clean(value)} ({source})"))
+        details.append((clean(name), f"{clean(value)} ({source})"))
     if model["origin"]:
-        found.append(("Listed by", clean(model["origin"], NAME_LIMIT)))
+        details.append(("Listed by", clean(model["origin"], NAME_LIMIT)))
     if model["left_out"]:
-        found.append(("Not loaded before the tests", clean(model["left_out"], ERROR_LIMIT)))
-    return found
+        details.append(("Not loaded before the tests", clean(model["left_out"], ERROR_LIMIT)))
+    return details

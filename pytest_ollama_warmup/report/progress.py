@@ -144,7 +144,9 @@ class Screen:
             if self._bars is None:
                 self._write(line, **colours)
             else:
-                names = [one for one in ("red", "yellow", "green", "bold") if colours.get(one)]
+                names = [
+                    colour for colour in ("red", "yellow", "green", "bold") if colours.get(colour)
+                ]
                 self._bars.write(line, " ".join(names))
 
     @property
@@ -155,7 +157,9 @@ class Screen:
     @property
     def under_way(self) -> list[str]:
         """What is being done to each model now: ``llama3.2:1b pulling``."""
-        return [f"{one.name} {one.phase}" for one in self._shown.values() if one.phase != "done"]
+        return [
+            f"{model.name} {model.phase}" for model in self._shown.values() if model.phase != "done"
+        ]
 
     @contextmanager
     def before_header(self) -> Iterator[None]:
@@ -191,9 +195,9 @@ class Screen:
         if self._bars is None and self._bars_are_due(now):
             assert self._live_file is not None
             self._bars = Bars(self._live_file, self._room(), coloured=self._coloured)
-        for one in self._shown.values():
-            if now - one.since >= SAY_LOADING_AFTER_S:
-                self._say_what_takes_long(one, now)
+        for model in self._shown.values():
+            if now - model.since >= SAY_LOADING_AFTER_S:
+                self._say_what_takes_long(model, now)
         if self._bars is not None:
             self._bars.draw(self._lines(now), self._room())
 
@@ -211,83 +215,83 @@ class Screen:
     def _lines(self, now: float) -> list[list[tuple[str, str]]]:
         number = count(len(self._shown), "model")
         heading = f"ollama: preloading {number}{f' on {self.where}' if self.where else ''}"
-        rows = [self._row(one, now) for one in self._shown.values()]
+        rows = [self._row(model, now) for model in self._shown.values()]
         return lay_out(heading, rows, self._room(), plain=self._plain, coloured=self._coloured)
 
-    def _row(self, one: _Shown, now: float) -> Row:
-        if one.outcome is not None:
-            outcome = one.outcome
+    def _row(self, model: _Shown, now: float) -> Row:
+        if model.outcome is not None:
+            outcome = model.outcome
             words = cost(outcome) if outcome.ready else outcome.brief
-            return Row(one.name, words, ready=outcome.ready)
-        if one.phase == "pulling" and one.total:
-            return Row(one.name, "", one.completed, one.total, one.rate, one.left_s)
-        return Row(one.name, f"{_DOING.get(one.phase, 'queued')}, {now - one.since:.0f} s")
+            return Row(model.name, words, ready=outcome.ready)
+        if model.phase == "pulling" and model.total:
+            return Row(model.name, "", model.completed, model.total, model.rate, model.left_s)
+        return Row(model.name, f"{_DOING.get(model.phase, 'queued')}, {now - model.since:.0f} s")
 
     @property
     def _is_drawing(self) -> bool:
         """Whether what goes on is drawn, or will be when it takes a moment."""
         return self._live_file is not None and self._watched_since is not None
 
-    def _say_what_takes_long(self, one: _Shown, now: float) -> None:
+    def _say_what_takes_long(self, model: _Shown, now: float) -> None:
         if self._is_drawing:
             return
-        if one.phase == "loading" and not one.said:
-            one.said = now
-            if one.was_pulled:
-                self.say(f"{one.name} pulled, loading", least=-1)
+        if model.phase == "loading" and not model.said:
+            model.said = now
+            if model.was_pulled:
+                self.say(f"{model.name} pulled, loading", least=-1)
             else:
-                self.say(f"{one.name} loading")
-        elif one.phase in _LONG and now - one.said >= self.every_s:
-            one.said = now
-            if (took_s := now - one.since) >= self.every_s:
-                self.say(f"{one.name} {_LONG[one.phase]}, {took_s:.0f} s", least=-1)
-        elif one.phase == "pulling" and not one.announced:
-            one.announced = True
-            self.say(f"{one.name} pulling, the registry has not answered yet", least=-1)
+                self.say(f"{model.name} loading")
+        elif model.phase in _LONG and now - model.said >= self.every_s:
+            model.said = now
+            if (took_s := now - model.since) >= self.every_s:
+                self.say(f"{model.name} {_LONG[model.phase]}, {took_s:.0f} s", least=-1)
+        elif model.phase == "pulling" and not model.announced:
+            model.announced = True
+            self.say(f"{model.name} pulling, the registry has not answered yet", least=-1)
 
     def _change(self, event: Event) -> None:
         now, target = self._clock(), event.target
         if event.phase == "server":
             self.say(event.why, least=-1)
             return
-        one = self._shown.setdefault(target.id, _Shown(self._name(target), now))
-        if event.phase != one.phase:
-            before = one.phase
-            one.phase, one.since, one.said = event.phase, now, 0.0
-            one.outcome = event.outcome
+        model = self._shown.setdefault(target.id, _Shown(self._name(target), now))
+        if event.phase != model.phase:
+            before = model.phase
+            model.phase, model.since, model.said = event.phase, now, 0.0
+            model.outcome = event.outcome
             if event.phase == "pulling":
-                one.begin, one.said = one.begin or now, now
+                model.begin, model.said = model.begin or now, now
             elif event.phase == "resuming":
-                self.say(f"{one.name} pulling: {event.why}", least=-1)
+                self.say(f"{model.name} pulling: {event.why}", least=-1)
             elif event.phase == "outdated":
-                one.begin = 0.0
+                model.begin = 0.0
                 # A warning, and none of pytest's: where those are errors, the old one could not
                 # be used.
-                self.say(f"{one.name} {event.why}", least=-2, yellow=True)
+                self.say(f"{model.name} {event.why}", least=-2, yellow=True)
             elif event.phase == "present" and event.why:
-                one.begin = 0.0
-                self.say(f"{one.name} {event.why}", least=-1)
+                model.begin = 0.0
+                self.say(f"{model.name} {event.why}", least=-1)
             elif event.phase == "loading" and before == "present":
-                one.was_pulled = bool(one.begin)
+                model.was_pulled = bool(model.begin)
             elif event.phase in ("waiting", "busy") and not self._is_drawing:
-                self.say(f"{one.name} {_LONG[event.phase]}", least=-1)
+                self.say(f"{model.name} {_LONG[event.phase]}", least=-1)
             elif (
                 event.outcome is not None
                 and event.outcome.ready
                 # One that is only there waits for its turn: that is nothing to report.
                 and (not event.only_pulled or event.outcome.steps)
             ):
-                self._became_ready(one, event.outcome, now)
+                self._became_ready(model, event.outcome, now)
         if event.phase == "pulling" and event.total:
-            self._pulling(one, event, now)
+            self._pulling(model, event, now)
 
     def _name(self, target: Target) -> str:
         return at(target.spec.title, target.host if self.several_hosts else "")
 
-    def _became_ready(self, one: _Shown, outcome: Outcome, now: float) -> None:
-        self._ready.append((one.name, cost(outcome)))
+    def _became_ready(self, model: _Shown, outcome: Outcome, now: float) -> None:
+        self._ready.append((model.name, cost(outcome)))
         # In a log at once, where it has taken a while; else with the others.
-        if not self._is_drawing and (now - one.first_seen >= LONG_S or one.announced):
+        if not self._is_drawing and (now - model.first_seen >= LONG_S or model.announced):
             self._say_ready()
 
     def _say_ready(self) -> None:
@@ -299,19 +303,19 @@ class Screen:
         if by_words:
             self.say("; ".join(f"{', '.join(names)} {words}" for words, names in by_words.items()))
 
-    def _pulling(self, one: _Shown, event: Event, now: float) -> None:
-        if one.first is None:
+    def _pulling(self, model: _Shown, event: Event, now: float) -> None:
+        if model.first is None:
             # A pull that goes on where another stopped must not count what was there before.
-            one.first = event.completed
-        one.completed, one.total = event.completed, event.total
-        one.rate = (event.completed - one.first) / max(now - one.begin, 1e-9)
-        one.left_s = (event.total - event.completed) / one.rate if one.rate else 0.0
-        if not one.announced and event.total >= WORTH_SAYING:
-            one.announced = True
+            model.first = event.completed
+        model.completed, model.total = event.completed, event.total
+        model.rate = (event.completed - model.first) / max(now - model.begin, 1e-9)
+        model.left_s = (event.total - event.completed) / model.rate if model.rate else 0.0
+        if not model.announced and event.total >= WORTH_SAYING:
+            model.announced = True
             if not self._is_drawing:
-                self.say(f"{one.name} pulling {size(event.total)}", least=-1)
-        if not self._is_drawing and now - one.said >= PROGRESS_LINE_EVERY_S:
-            one.said = now
-            left = f", {seconds(one.left_s)} left" if one.rate else ""
+                self.say(f"{model.name} pulling {size(event.total)}", least=-1)
+        if not self._is_drawing and now - model.said >= PROGRESS_LINE_EVERY_S:
+            model.said = now
+            left = f", {seconds(model.left_s)} left" if model.rate else ""
             of_size = f"{size(event.completed)} of {size(event.total)}"
-            self.say(f"{one.name} pulling {of_size}, {size(one.rate)}/s{left}", least=-1)
+            self.say(f"{model.name} pulling {of_size}, {size(model.rate)}/s{left}", least=-1)

@@ -32,7 +32,7 @@ def pulled(outcome: Outcome) -> tuple[str, str, str] | None:
 
 def loaded(outcome: Outcome) -> tuple[str, str, str]:
     """Return in words what was done about the load: ``loaded in``, the number, and notes."""
-    notes = ", ".join(one for one in outcome.notes if one != ALREADY)
+    notes = ", ".join(note for note in outcome.notes if note != ALREADY)
     load = outcome.step("load")
     if is_already_loaded(outcome):
         return f"{ALREADY}{', ' if notes else ''}{notes}", "", ""
@@ -52,7 +52,7 @@ def is_already_loaded(outcome: Outcome) -> bool:
 
 def cost(outcome: Outcome) -> str:
     """Say what a model's steps cost: ``pulled 1.3 GB in 24.1 s, loaded in 2.1 s``."""
-    parts = ["".join(one) for one in (pulled(outcome), loaded(outcome)) if one]
+    parts = ["".join(words) for words in (pulled(outcome), loaded(outcome)) if words]
     return ", ".join(filter(None, parts))
 
 
@@ -74,7 +74,7 @@ def _is_worth_a_row(outcome: Outcome) -> bool:
 
 def rows_of(record: Record, *, only_failed: bool) -> list[str]:
     """Return the keys of the models that have a row in the table, in its order."""
-    return [key for key, one in record.models.items() if not (only_failed and one.ready)]
+    return [key for key, outcome in record.models.items() if not (only_failed and outcome.ready)]
 
 
 def summary_lines(
@@ -89,16 +89,22 @@ def summary_lines(
     # Of several hosts each serves some of the tests, nobody knows which before.
     hosts = Counter(outcome.key for outcome in record.models.values())
     numbers = [
-        len(record.tests.get(one.key, [])) if hosts[one.key] == 1 else 0 for one in models.values()
+        len(record.tests.get(outcome.key, [])) if hosts[outcome.key] == 1 else 0
+        for outcome in models.values()
     ]
-    tests = align([("", *_counted(one, "test")) for one in numbers])
-    pulls = align([(one.ready and pulled(one)) or ("", "", "") for one in models.values()])
+    tests = align([("", *_counted(number, "test")) for number in numbers])
+    pulls = align(
+        [(outcome.ready and pulled(outcome)) or ("", "", "") for outcome in models.values()]
+    )
     loads = align(
-        [loaded(one) if one.ready else (clean(one.brief, BRIEF), "", "") for one in models.values()]
+        [
+            loaded(outcome) if outcome.ready else (clean(outcome.brief, BRIEF), "", "")
+            for outcome in models.values()
+        ]
     )
     rows = [
-        (SIGNS[plain][not one.ready], one.title, pull, load, number)
-        for one, pull, load, number in zip(models.values(), pulls, loads, tests, strict=True)
+        (SIGNS[plain][not outcome.ready], outcome.title, pull, load, number)
+        for outcome, pull, load, number in zip(models.values(), pulls, loads, tests, strict=True)
     ]
     return columns(rows, width)
 
@@ -121,7 +127,7 @@ def ready_after(record: Record) -> str:
     ]
     if not steps:
         return ""
-    begin, end = min(one.start for one in steps), max(one.start + one.seconds for one in steps)
+    begin, end = min(step.start for step in steps), max(step.start + step.seconds for step in steps)
     if end - begin < NOTICEABLE_S:
         return ""
     waits = [(since, max(0.0, min(end, until) - max(begin, since))) for since, until in record.busy]

@@ -82,12 +82,12 @@ def figures(document: Document) -> list[Figure]:
     """Return what a run is measured by."""
     loads, reloads = loads_of(document), _steps(document, "reload")
     pulls, tests = _steps(document, "pull"), document["tests"]
-    waited = [one for one in tests if one["waited_s"] >= WAIT_S]
-    cold = sum(bool(one["cold"]) for one in tests)
+    waited = [test for test in tests if test["waited_s"] >= WAIT_S]
+    cold = sum(bool(test["cold"]) for test in tests)
     total = len(tests) + sum(
-        span["number"] for one in document["workers"] for span in one["other_tests"]
+        span["number"] for worker in document["workers"] for span in worker["other_tests"]
     )
-    found = [
+    measures = [
         Figure(
             "Before the first test",
             seconds(document["waited_s"]),
@@ -96,7 +96,7 @@ def figures(document: Document) -> list[Figure]:
         Figure("Loads", str(len(loads)), _in(loads) if loads else "nothing to load"),
         Figure(
             "Pulled",
-            size(sum(one["size"] for one in pulls)),
+            size(sum(step["size"] for step in pulls)),
             _in(pulls) if pulls else "all models were local",
         ),
         Figure(
@@ -113,15 +113,15 @@ def figures(document: Document) -> list[Figure]:
         ),
     ]
     if waited:
-        longest = max(waited, key=lambda one: float(one["waited_s"]))
-        found.append(
+        longest = max(waited, key=lambda test: float(test["waited_s"]))
+        measures.append(
             Figure(
                 "Tests that waited",
                 f"{len(waited):,}",
                 f"longest {seconds(longest['waited_s'])}",
             )
         )
-    return found
+    return measures
 
 
 def timeline(document: Document, finest: int = FINEST) -> Timeline:
@@ -141,17 +141,17 @@ def timeline(document: Document, finest: int = FINEST) -> Timeline:
 
 
 def _model_lanes(document: Document) -> Iterator[Lane]:
-    several = len({one["host"] for one in document["models"]}) > 1
+    several = len({model["host"] for model in document["models"]}) > 1
     for server in document["servers"]:
-        waits = [one for one in server["steps"] if one["seconds"] >= WAIT_S]
+        waits = [step for step in server["steps"] if step["seconds"] >= WAIT_S]
         if waits:
             words = f"waited {{}} for {clean(server['host'], NAME_LIMIT)}"
-            yield Lane("server", "server", [_bar(one, words) for one in waits])
+            yield Lane("server", "server", [_bar(wait, words) for wait in waits])
     for model in document["models"]:
         name = clean(model["title"], NAME_LIMIT)
         if several:
             name = f"{name} at {clean(model['host'].partition('://')[2], NAME_LIMIT)}"
-        yield Lane(name, "model", [_bar(one, _words(one)) for one in model["steps"]])
+        yield Lane(name, "model", [_bar(step, _words(step)) for step in model["steps"]])
 
 
 def _bar(step: Mapping[str, Any], words: str) -> Bar:
@@ -169,7 +169,7 @@ def _words(step: Mapping[str, Any]) -> str:
 
 
 def _worker_lanes(document: Document) -> Iterator[Lane]:
-    by_worker: dict[str, list[Bar]] = {one["worker"]: [] for one in document["workers"]}
+    by_worker: dict[str, list[Bar]] = {worker["worker"]: [] for worker in document["workers"]}
     for test in document["tests"]:
         bars = by_worker[test["worker"]]
         name = clean(test["test"], NAME_LIMIT)
@@ -210,22 +210,22 @@ def _merged(bars: Iterable[Bar], begin: float, least_s: float) -> list[Bar]:
     return sorted((bar for same in by_kind.values() for bar in same), key=lambda bar: bar.start)
 
 
-def _both(one: Bar, other: Bar) -> Bar:
-    number, took_s = one.number + other.number, max(one.end, other.end) - one.start
+def _both(bar: Bar, other: Bar) -> Bar:
+    number, took_s = bar.number + other.number, max(bar.end, other.end) - bar.start
     what = {
         "tests": f"{count(number, 'test')} with a model",
         "failed": f"{count(number, 'test')} failed",
         "others": f"{count(number, 'test')} without a model",
         "wait": f"{number} waits",
-    }.get(one.kind, f"{_DONE.get(one.kind, one.kind)} {count(number, 'time')}")
-    return Bar(one.kind, one.start, took_s, f"{what} within {seconds(took_s)}", number)
+    }.get(bar.kind, f"{_DONE.get(bar.kind, bar.kind)} {count(number, 'time')}")
+    return Bar(bar.kind, bar.start, took_s, f"{what} within {seconds(took_s)}", number)
 
 
 def ticks(total_s: float, at_most: int = 8) -> list[float]:
     """Return round times, in seconds, for the axis of a chart that is *total_s* long."""
     if total_s <= 0:
         return [0.0]
-    step = next((one for one in TICKS if total_s / one <= at_most), TICKS[-1])
+    step = next((tick for tick in TICKS if total_s / tick <= at_most), TICKS[-1])
     while total_s / step > at_most:
         step *= 2
     return [index * step for index in range(int(total_s / step) + 1)]
@@ -250,4 +250,4 @@ def _steps(document: Document, kind: str) -> list[dict[str, Any]]:
 
 
 def _sum(steps: Sequence[Mapping[str, Any]]) -> float:
-    return float(sum(one["seconds"] for one in steps))
+    return float(sum(step["seconds"] for step in steps))

@@ -94,10 +94,10 @@ def ollama_host_for(config: pytest.Config, host: Host, now: str | None) -> str |
     """
     from pytest_ollama_warmup.ollama.host import names
 
-    found = config.stash.setdefault(_OLLAMA_HOST, now)
+    spelling = config.stash.setdefault(_OLLAMA_HOST, now)
     if names(now, host, with_login=True):
         return None
-    return found if found and names(found, host, with_login=True) else host.as_variable
+    return spelling if spelling and names(spelling, host, with_login=True) else host.as_variable
 
 
 def address_differs(config: pytest.Config) -> str:

@@ -56,21 +56,21 @@ def previous_digest(config: pytest.Config, outcome: Outcome) -> str:
 
 def crowds(config: pytest.Config, url: str) -> list[list[str]]:
     """Return the sets of models that did not fit together into a server's memory."""
-    found = _read(config, _CROWDS).get(_place(config, url), [])
-    return [one for one in found if _is_texts(one)] if isinstance(found, list) else []
+    sets = _read(config, _CROWDS).get(_place(config, url), [])
+    return [crowd for crowd in sets if _is_texts(crowd)] if isinstance(sets, list) else []
 
 
 def kind_of(config: pytest.Config, url: str, target: Target) -> LoadKind | None:
     """Return how earlier runs have loaded a model; None for one that runs in the cloud."""
-    known = _read(config, _KINDS).get(f"{_place(config, url)} {target.key}")
-    return None if known == "cloud" else "embed" if known == "embed" else "generate"
+    kind = _read(config, _KINDS).get(f"{_place(config, url)} {target.key}")
+    return None if kind == "cloud" else "embed" if kind == "embed" else "generate"
 
 
 def last_run(config: pytest.Config) -> list[str]:
     """Return the models, by key, that tests needed in the last run, if it was one like this."""
-    found = _read(config, _LAST_RUN)
-    models: list[str] = found.get("models", [])
-    return models if found.get("call") == _call(config) and _is_texts(models) else []
+    run = _read(config, _LAST_RUN)
+    models: list[str] = run.get("models", [])
+    return models if run.get("call") == _call(config) and _is_texts(models) else []
 
 
 def remember_run(config: pytest.Config, models: list[str]) -> None:
@@ -82,8 +82,8 @@ def remember_run(config: pytest.Config, models: list[str]) -> None:
 
 def skipped(config: pytest.Config) -> dict[str, Gate]:
     """Return the tests that skipped at set-up when they were last run, by no doing of ours."""
-    found = _read(config, _SKIPPED)
-    return {test: Gate(*gate) for test, gate in found.items() if _is_texts(gate) and len(gate) == 2}
+    gates = _read(config, _SKIPPED)
+    return {test: Gate(*gate) for test, gate in gates.items() if _is_texts(gate) and len(gate) == 2}
 
 
 def learn_skips(
@@ -114,7 +114,7 @@ def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
         return {}
     names = (_CONTEXTS, _DIGESTS, _CROWDS, _KINDS)
     before = [_read(config, name) for name in names]
-    contexts, digests, rooms, kinds = now = [dict(one) for one in before]
+    contexts, digests, rooms, kinds = now = [dict(content) for content in before]
     place, kept = _place(config, url), dict[str, int]()
     for outcome in memory.outcomes.values():
         key = f"{place} {outcome.key}"
@@ -130,10 +130,12 @@ def learn(config: pytest.Config, memory: Memory, url: str) -> dict[str, int]:
         # What the server takes by itself needs no learning, nor a second time what is learned.
         if uses[0].context != outcome.context_length:
             kept[outcome.key] = contexts[key] = uses[0].context
-    known = [frozenset(one) for one in crowds(config, url)]
-    found = {one for one in [*known, *memory.usage.crowds] if not memory.usage.fits(one)}
+    sets = [frozenset(crowd) for crowd in crowds(config, url)]
+    misfits = {crowd for crowd in [*sets, *memory.usage.crowds] if not memory.usage.fits(crowd)}
     # Of a set and a smaller one the smaller says more.
-    rooms[place] = sorted(sorted(one) for one in found if not any(other < one for other in found))
+    rooms[place] = sorted(
+        sorted(crowd) for crowd in misfits if not any(other < crowd for other in misfits)
+    )
     if not rooms[place]:
         del rooms[place]
     for name, old, new in zip(names, before, now, strict=True):
@@ -153,9 +155,9 @@ def _kind(config: pytest.Config, outcome: Outcome) -> str:
 
 def cache_of(config: pytest.Config) -> pytest.Cache | None:
     """Return pytest's cache, also before conftests are imported; None where there is none."""
-    found: pytest.Cache | None = getattr(config, "cache", None)
-    if found is not None:
-        return found
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is not None:
+        return cache
     # Made as pytest does it in pytest_configure, and in no way that it promises to keep.
     with tolerating("to read pytest's cache before conftests"):
         if not config.known_args_namespace.cacheclear:
@@ -178,9 +180,9 @@ def _place(config: pytest.Config, url: str) -> str:
 
 def _read(config: pytest.Config, name: str) -> dict[str, Any]:
     cache = cache_of(config)
-    found = cache.get(name, {}) if cache is not None else {}
+    content = cache.get(name, {}) if cache is not None else {}
     # Somebody may have edited it.
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _context(value: object) -> int:
@@ -188,4 +190,4 @@ def _context(value: object) -> int:
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

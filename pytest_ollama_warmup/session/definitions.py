@@ -20,20 +20,20 @@ def our_fixtures(item: pytest.Item) -> list[str]:
     if is_emulated(item):
         return []
     names = getattr(item, "fixturenames", ())
-    found = [name for name in NEEDING if name in names and is_ours(name, item)]
+    fixtures = [name for name in NEEDING if name in names and is_ours(name, item)]
     # An address is no need in itself, but one that a hook of the suite has yet to give.
     if HOST_FIXTURE in names and item.config.hook.pytest_ollama_host.get_hookimpls():
-        found += [HOST_FIXTURE] if is_ours(HOST_FIXTURE, item) else []
-    return found
+        fixtures += [HOST_FIXTURE] if is_ours(HOST_FIXTURE, item) else []
+    return fixtures
 
 
 def fixtures_of_the_run(item: pytest.Item) -> list[str]:
     """Return those of our fixtures that *item* gets and that lead to the server of the run."""
     wanted: list[str] = item.fixturenames  # type: ignore[attr-defined]
-    found = [name for name in NEEDING if name in wanted and is_ours(name, item)]
+    fixtures = [name for name in NEEDING if name in wanted and is_ours(name, item)]
     # All of these use the address.
-    addresses = () if found else (HOST_FIXTURE, "ollama_openai_base_url")
-    return found + [name for name in addresses if name in wanted and is_ours(name, item)]
+    addresses = () if fixtures else (HOST_FIXTURE, "ollama_openai_base_url")
+    return fixtures + [name for name in addresses if name in wanted and is_ours(name, item)]
 
 
 def is_emulated(item: pytest.Item) -> bool:
@@ -48,20 +48,20 @@ def is_elsewhere(item: pytest.Item) -> bool:
     if not hasattr(item, "fixturenames"):
         return False
     # The same for all tests of a class or a module.
-    known, parent = item.config.stash.setdefault(_ELSEWHERE, {}), item.parent
-    if parent not in known:
+    answers, parent = item.config.stash.setdefault(_ELSEWHERE, {}), item.parent
+    if parent not in answers:
         definitions = item.session._fixturemanager.getfixturedefs(HOST_FIXTURE, item)
         last = definitions[-1].func if definitions else None
-        known[parent] = last is not None and last.__module__ != _FIXTURES_MODULE
-    return known[parent]
+        answers[parent] = last is not None and last.__module__ != _FIXTURES_MODULE
+    return answers[parent]
 
 
 def definitions_of(name: str, item: pytest.Item) -> Sequence[pytest.FixtureDef[Any]]:
     """Return what *name* means to *item*, the last one first asked; a plain argument too."""
     info = getattr(item, "_fixtureinfo", None)
     if info is not None and name in info.name2fixturedefs:
-        found: Sequence[pytest.FixtureDef[Any]] = info.name2fixturedefs[name]
-        return found
+        definitions: Sequence[pytest.FixtureDef[Any]] = info.name2fixturedefs[name]
+        return definitions
     # A name that is only asked for at run time.
     return item.session._fixturemanager.getfixturedefs(name, item) or ()
 

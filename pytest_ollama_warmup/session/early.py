@@ -108,7 +108,9 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
     here, options = config.invocation_params.dir, config.known_args_namespace
     # Its arguments are modules, whose conftests nobody can find without importing them; what is
     # not there ends the run.
-    if options.pyargs or not all((here / _path(one)).exists() for one in options.file_or_dir):
+    if options.pyargs or not all(
+        (here / _path(argument)).exists() for argument in options.file_or_dir
+    ):
         return False
     texts = [*_texts(_first_imports(config))]
     if any(_OTHER_REQUEST.search(text) for text in texts):
@@ -122,14 +124,18 @@ def _is_sure(config: pytest.Config, settings: Settings) -> bool:
 def _first_imports(config: pytest.Config) -> Iterator[Path]:
     """Yield the files that pytest is about to import, and the plugins that the user names."""
     here, options = config.invocation_params.dir, config.known_args_namespace
-    arguments = [here / _path(one) for one in options.file_or_dir]
+    arguments = [here / _path(argument) for argument in options.file_or_dir]
     if not arguments:
-        patterns = [str(config.rootpath / one) for one in config.getini("testpaths")]
+        patterns = [str(config.rootpath / pattern) for pattern in config.getini("testpaths")]
         # pathlib refuses an absolute pattern, which a rootpath makes of each.
-        arguments = [Path(one) for pattern in patterns for one in glob.glob(pattern)]  # noqa: PTH207
+        arguments = [
+            Path(path)
+            for pattern in patterns
+            for path in glob.glob(pattern)  # noqa: PTH207
+        ]
     for argument in arguments or [here]:
         folder = argument if argument.is_dir() else argument.parent
-        yield from (one / "conftest.py" for one in (folder, *folder.parents))
+        yield from (parent / "conftest.py" for parent in (folder, *folder.parents))
         yield from folder.glob("test*/conftest.py")
     named = [*options.plugins, *os.environ.get("PYTEST_PLUGINS", "").split(",")]
     for name in named:
@@ -147,11 +153,11 @@ def _environment_files(config: pytest.Config) -> Iterator[Path]:
     """Yield the files from which plugins such as pytest-env and pytest-dotenv set variables."""
     for folder in {config.rootpath, config.invocation_params.dir}:
         yield folder / "pyproject.toml"
-        yield from (one / ".env" for one in (folder, *folder.parents))
+        yield from (parent / ".env" for parent in (folder, *folder.parents))
     if config.inipath is not None:
         yield config.inipath
     try:
-        yield from (config.rootpath / one for one in config.getini("env_files"))
+        yield from (config.rootpath / name for name in config.getini("env_files"))
     except (ValueError, TypeError):
         return
 

@@ -206,7 +206,7 @@ def _connection(config: pytest.Config, url: str) -> dict[str, Any]:
         pytest.fail(f"the certificates of {named_by()} cannot be read ({exc})", pytrace=False)
     # A plain address may lead on to one that is not: there the usual certificates count.
     # Like ours, and unlike by default, it does not send loopback addresses to HTTP_PROXY.
-    found = {"trust_env": not host.loopback, "verify": verify or True}
+    arguments = {"trust_env": not host.loopback, "verify": verify or True}
     # The official client leaves out the user and password of an address.
     own = own_headers(host, settings_of(config).headers.value)
-    return {**found, "auth": Headers(own)} if own else found
+    return {**arguments, "auth": Headers(own)} if own else arguments

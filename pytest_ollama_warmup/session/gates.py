@@ -81,7 +81,11 @@ def what_is_left(plan: Plan, skipped: Mapping[str, Gate], always: Collection[str
         left.gates.update(closed)
         left.names[key] = plan.targets[key].spec.title if key in plan.targets else "the server"
         # Tests that need the server only may look up any listed model.
-        keys = [one for one in plan.targets if one not in plan.needs] if key == SERVER else [key]
+        keys = (
+            [target for target in plan.targets if target not in plan.needs]
+            if key == SERVER
+            else [key]
+        )
         left.targets.update({*keys} & plan.targets.keys() - {*always})
     return left
 
@@ -91,18 +95,18 @@ def lines(plan: Plan, left: Left) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for key in left.names:
         by_reason.setdefault(left.gates[plan.needs[key][0].test].reason, []).append(key)
-    found = []
+    texts = []
     for reason, keys in by_reason.items():
         tests = {need.test for key in keys for need in plan.needs[key]}
-        one = len(tests) == 1
-        which = "the test that needs" if one else f"all {count(len(tests), 'test')} that need"
+        single = len(tests) == 1
+        which = "the test that needs" if single else f"all {count(len(tests), 'test')} that need"
         be, them = ("is", "it") if len(keys) == 1 else ("are", "them")
-        found.append(
+        texts.append(
             f"{' and '.join(left.names[key] for key in keys)} {be} not prepared: {which} {them} "
             f"skipped at set-up in the last run ({clean(reason, 100)}). If one runs this time, it "
             "waits for its model. --cache-clear forgets the last run."
         )
-    return found
+    return texts
 
 
 class Gates:

@@ -46,7 +46,7 @@ def header_lines(config: pytest.Config, *, looking: bool) -> list[str]:
     width = width_of(config, terminal) if terminal is not None else 0
     end = "; not preloading: no tests will run" if looking else ""
     lines = [header(config, width) + end, *([] if looking else hints(config))]
-    return [line for one in lines for line in wrapped(f"ollama: {one}", width, INDENT)]
+    return [line for text in lines for line in wrapped(f"ollama: {text}", width, INDENT)]
 
 
 def _header(settings: Settings, hosts: list[str], models: list[str]) -> str:
@@ -91,7 +91,7 @@ def hints(config: pytest.Config) -> Iterator[str]:
             "list them in OLLAMA_PRELOAD_MODELS."
         )
     elsewhere = os.environ.get("OLLAMA_BASE_URL", "").strip()
-    if elsewhere and not any(names(elsewhere, one) for one in settings.pool):
+    if elsewhere and not any(names(elsewhere, host) for host in settings.pool):
         shown = shown_without_login(elsewhere)
         yield (
             f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "
@@ -109,8 +109,8 @@ def refuse_models_as_paths(config: pytest.Config) -> None:
     if listed.given_by != "option" or config.getoption("pyargs", False):
         return
     here = config.invocation_params.dir
-    missing = [one for one in config.args if not (here / one.split("::")[0]).exists()]
-    models = [one for one in missing if _looks_like_model(one)]
+    missing = [path for path in config.args if not (here / path.split("::")[0]).exists()]
+    models = [path for path in missing if _looks_like_model(path)]
     if models:
         quoted = " ".join([*(str(spec) for spec in listed.specs), *models])
         raise pytest.UsageError(

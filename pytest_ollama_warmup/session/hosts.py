@@ -82,7 +82,7 @@ class Hosts:
     ) -> Outcome | None:
         """Prepare all hosts that answer, and move the workers of those that are *down*."""
         self.several = True
-        answering = {url: one for url, one in asked.items() if _answers(one)}
+        answering = {url: warmer for url, warmer in asked.items() if _answers(warmer)}
         # Where none answers, what follows is for the tests to say, or for the run.
         self._met = answering or asked
         if left_out := settings_of(self._config).pool[len(asked) :]:
@@ -105,7 +105,7 @@ class Hosts:
 
     def _choose(self, asked: dict[str, Warmer], down: list[Outcome]) -> None:
         """Go on with the first host that answers: one process uses one."""
-        chosen = next((one for one in asked.values() if _answers(one)), None)
+        chosen = next((warmer for warmer in asked.values() if _answers(warmer)), None)
         self.down = [] if chosen is None else down
         for warmer in asked.values():
             if warmer is not chosen:

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 @contextmanager
 def showing_log(config: pytest.Config) -> Iterator[None]:
     """Send our lines to ``--log-cli-level`` and ``--log-file``, unless pytest does so by now."""
-    found = list(_handlers(config))
+    handlers = list(_handlers(config))
     before = LOG.level
-    for handler, level in found:
+    for handler, level in handlers:
         LOG.addHandler(handler)
         LOG.setLevel(min(LOG.level or level, level))
     try:
         yield
     finally:
         LOG.setLevel(before)
-        for handler, _ in found:
+        for handler, _ in handlers:
             LOG.removeHandler(handler)
 
 

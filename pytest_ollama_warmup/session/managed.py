@@ -38,7 +38,7 @@ def start_server(
         return config.stash[MANAGED]
     command = find_binary(settings.serve_command.value, os.environ)
     wanted = list(targets)
-    contexts = {dict(one.spec.options).get("num_ctx") for one in wanted}
+    contexts = {dict(target.spec.options).get("num_ctx") for target in wanted}
     environ = tuned(
         os.environ,
         workers=workers or 1,

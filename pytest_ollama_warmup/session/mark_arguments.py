@@ -49,7 +49,7 @@ def _requires_model(
         raise TypeError(_meant_argument(name, value))
     for text in specs:
         if isinstance(text, list | tuple | set):
-            each = ", ".join(f'"{one}"' for one in text)
+            each = ", ".join(f'"{spec}"' for spec in text)
             raise TypeError(f"each model is an argument of its own: {NAME}({each})")
         if not isinstance(text, str):
             raise TypeError(f"model names must be strings, got {text!r}")
@@ -57,11 +57,13 @@ def _requires_model(
             raise TypeError("a model name is empty")
     read = parse_specs(specs, source)
     wanted = [capabilities] if isinstance(capabilities, str) else capabilities
-    if not isinstance(wanted, Iterable) or not all(isinstance(one, str) for one in wanted):
+    if not isinstance(wanted, Iterable) or not all(
+        isinstance(capability, str) for capability in wanted
+    ):
         raise TypeError(f'capabilities must be strings such as ["tools"], got {capabilities!r}')
-    for one in wanted:
-        if one not in CAPABILITIES and (meant := closest(one, CAPABILITIES)):
-            raise TypeError(f"no model has the capability {one!r}; did you mean {meant!r}?")
+    for capability in wanted:
+        if capability not in CAPABILITIES and (meant := closest(capability, CAPABILITIES)):
+            raise TypeError(f"no model has the capability {capability!r}; did you mean {meant!r}?")
     if options is not None:
         if not isinstance(options, Mapping):
             raise TypeError(f"options must be a dict of runner options, got {options!r}")
@@ -83,18 +85,18 @@ def _meant_argument(name: str, value: object) -> str:
     """Say what to write instead of ``NAME=VALUE``, which the mark does not take."""
     if name in ("model", "models", "spec", "specs", "name", "names"):
         values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
-        each = ", ".join(f'"{one}"' for one in values)
+        each = ", ".join(f'"{spec}"' for spec in values)
         return f"models are given without {name}=: {NAME}({each})"
     if name in KEYS:
         written = f'"{value}"' if isinstance(value, str) else repr(value)
         return f'{name} goes into options={{"{name}": {written}}}'
     if name in OF_REQUESTS:
         return f"{name} does not decide how a model is loaded: send it with each request"
-    known = ("capabilities", "options", "on_unavailable")
-    meant = closest(name, known)
+    arguments = ("capabilities", "options", "on_unavailable")
+    meant = closest(name, arguments)
     return f"{NAME} has no argument {name}" + (f"; did you mean {meant}?" if meant else "")
 
 
 def united(*lists: Iterable[str]) -> tuple[str, ...]:
     """Return what is in any of *lists*, each once, in their order."""
-    return tuple(dict.fromkeys(one for each in lists for one in each))
+    return tuple(dict.fromkeys(text for each in lists for text in each))

@@ -71,8 +71,8 @@ class OllamaModels:
         aliases = [alias.name for alias in listed.aliases]
         # Taken for a model's name, it would be skipped, and in CI asked of the registry.
         if key not in self and (meant := closest(key, aliases)):
-            known = ", ".join(listed.names)
-            raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {known}")
+            names = ", ".join(listed.names)
+            raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {names}")
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, listed)
         if not self._look_up or needs_no_server_now(

@@ -64,9 +64,9 @@ def order(items: list[pytest.Item], settings: Settings) -> None:
     sets: dict[object, list[Group]] = {}
     waiting = {story for story, want in zip(stories, wants, strict=True) if want is not None}
     for story, group in zip(stories, own, strict=True):
-        known = sets.setdefault(story, [])
-        if group and group not in known:
-            known.append(group)
+        of_story = sets.setdefault(story, [])
+        if group and group not in of_story:
+            of_story.append(group)
     groups = _followed(items, stories, sets, settings) if grouped else own
     ranks: dict[Group, int] = {}
     places = []
@@ -104,12 +104,12 @@ def _groups_of(wants: Iterable[Want | None], settings: Settings) -> list[Group]:
 
     listed, groups = settings.listed, list[Group]()
     # Many tests want the same.
-    known: dict[object, Group] = {None: _NONE}
+    by_want: dict[object, Group] = {None: _NONE}
     for want in wants:
         key = None if want is None else (want.specs, want.fixture, want.capabilities)
-        if want is not None and key not in known:
-            known[key] = group_of(want, listed)
-        groups.append(known[key])
+        if want is not None and key not in by_want:
+            by_want[key] = group_of(want, listed)
+        groups.append(by_want[key])
     return groups
 
 
@@ -120,7 +120,7 @@ def _stories(items: list[pytest.Item], groups: list[Group], keep: str) -> list[o
     if keep == "auto":
         whole |= {_file_of(item) for item in items if _is_ordered(item)}
     of_parent: dict[object, object] = {}
-    found: list[object] = []
+    stories: list[object] = []
     for item, group in zip(items, groups, strict=True):
         if item.parent not in of_parent:
             of_parent[item.parent] = _story_around(item, keep, whole)
@@ -130,8 +130,8 @@ def _stories(items: list[pytest.Item], groups: list[Group], keep: str) -> list[o
             # A class that runs once for each of several models has a story with each.
             by_model = story is None and outermost and has_model_of_parameter(item)
             story = (outermost, group) if by_model else outermost
-        found.append(item if story is None else story)
-    return found
+        stories.append(item if story is None else story)
+    return stories
 
 
 def _story_around(item: pytest.Item, keep: str, whole: set[object]) -> object:
@@ -180,15 +180,15 @@ def _kept(
     stories: Sequence[object],
     sets: dict[object, list[Group]],
 ) -> list[Kept]:
-    found: dict[object, Kept] = {}
+    kept: dict[object, Kept] = {}
     for item, want, story in zip(items, wants, stories, strict=True):
         of_story = sets[story]
         if len(of_story) > 1 or (of_story and want is None):
-            if story not in found:
+            if story not in kept:
                 name = item.nodeid if len(of_story) > 1 else ""
-                found[story] = Kept(sorted(_NONE.union(*of_story)), name, [])
-            found[story].tests.append(item.nodeid)
-    return list(found.values())
+                kept[story] = Kept(sorted(_NONE.union(*of_story)), name, [])
+            kept[story].tests.append(item.nodeid)
+    return list(kept.values())
 
 
 def _with_neighbours(items: list[pytest.Item], groups: list[Group]) -> list[Group]:
@@ -203,15 +203,15 @@ def _with_neighbours(items: list[pytest.Item], groups: list[Group]) -> list[Grou
         if item.parent not in of_parent:
             of_parent[item.parent] = [*reversed(item.listchain()[:-1])]
         chains.append(of_parent[item.parent])
-    found: list[tuple[int, Group]] = [(len(chain), _NONE) for chain in chains]
+    nearest: list[tuple[int, Group]] = [(len(chain), _NONE) for chain in chains]
     for indices in (range(len(items)), reversed(range(len(items)))):
         last: dict[object, Group] = {}
         for index in indices:
             if groups[index]:
                 last.update(dict.fromkeys(chains[index], groups[index]))
                 continue
-            for distance, node in enumerate(chains[index][: found[index][0]]):
+            for distance, node in enumerate(chains[index][: nearest[index][0]]):
                 if node in last:
-                    found[index] = (distance, last[node])
+                    nearest[index] = (distance, last[node])
                     break
-    return [group or found[index][1] for index, group in enumerate(groups)]
+    return [group or nearest[index][1] for index, group in enumerate(groups)]

@@ -126,5 +126,5 @@ def _one_spec(value: object, item: pytest.Item) -> ModelSpec | None:
 
 
 def _parameters(item: pytest.Item) -> Mapping[str, object]:
-    found: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-    return found
+    parameters: Mapping[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    return parameters

@@ -172,7 +172,7 @@ class Preparation:
         else:
             later = [target for target in targets if target.key not in first]
             begun = self._preloader.start(later, "pull")
-            begun += self._preloader.start([one for one in targets if one not in later])
+            begun += self._preloader.start([target for target in targets if target not in later])
         if self.background is not None and begun and is_distributing(self._config):
             # A worker that is faster would load one out of its turn, without a word of how far it
             # is, and in the midst of what its tests have mocked.

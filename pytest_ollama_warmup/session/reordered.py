@@ -63,22 +63,24 @@ class _Moved:
         """Return those on which *item* may depend, and which now come after it."""
         place = self._now[item.nodeid]
         others = [
-            one
-            for one in self._collected[: self._before[item.nodeid]]
-            if self._now[one.nodeid] > place
+            other
+            for other in self._collected[: self._before[item.nodeid]]
+            if self._now[other.nodeid] > place
         ]
-        if (found := _DEPENDS.search(reason)) is None:
-            return [one for one in others if _file(one) == _file(item)]
-        name = found[1].rpartition("::")[2]
-        return [one for one in others if name in _names(one)]
+        if (match := _DEPENDS.search(reason)) is None:
+            return [other for other in others if _file(other) == _file(item)]
+        name = match[1].rpartition("::")[2]
+        return [other for other in others if name in _names(other)]
 
     def _words(self, item: pytest.Item, reason: str, others: list[pytest.Item]) -> str:
         settings = settings_of(self._config)
         by = " and ".join(
-            one.source for one in (settings.group_by_model, settings.background) if one.value
+            setting.source
+            for setting in (settings.group_by_model, settings.background)
+            if setting.value
         )
         before = others[0].nodeid if len(others) == 1 else count(len(others), "test")
-        if any(_file(one) == _file(item) for one in others):
+        if any(_file(other) == _file(item) for other in others):
             cure = (
                 "--ollama-keep-order=module, or @pytest.mark.ollama_keep_order on the module, "
                 "keeps their order."

@@ -82,11 +82,11 @@ def is_replayed(item: pytest.Item, marks: Iterable[pytest.Mark]) -> bool:
     if _REPLAYED not in item.stash:
         all_marks = list(marks)
         of_vcr = [mark for mark in all_marks if mark.name == RECORDED]
-        found = bool(of_vcr) and (
+        replayed = bool(of_vcr) and (
             _recording_replays(item, of_vcr, all_marks) or _vcr_replays(item, of_vcr)
         )
-        item.stash[_REPLAYED] = found
-        if found:
+        item.stash[_REPLAYED] = replayed
+        if replayed:
             item.config.stash.setdefault(_REPLAYED_TESTS, set()).add(item.nodeid)
     return item.stash[_REPLAYED]
 
@@ -97,8 +97,8 @@ def may_have_recorded(options: object) -> bool:
     So it is with ``once``, which marks and fixtures can ask for too.
     """
     modes = ("record_mode", "vcr_record", "deprecated_vcr_record")
-    known = {getattr(options, name) for name in modes if hasattr(options, name)}
-    return bool(known) and known.isdisjoint({"none", "new_episodes", "all", "rewrite"})
+    values = {getattr(options, name) for name in modes if hasattr(options, name)}
+    return bool(values) and values.isdisjoint({"none", "new_episodes", "all", "rewrite"})
 
 
 def needs_no_server_now(config: pytest.Config, any_needs: Callable[[], bool]) -> bool:
@@ -137,8 +137,11 @@ def _recording_replays(
     named = [mark.args[0] for mark in marks if mark.name == _DEFAULT_CASSETTE and mark.args]
     name = named[0] if named else _recording_name(item)
     folder = item.path.parent / "cassettes" / item.path.stem
-    names = [_with_suffix(name, f".{serializer}"), *(one for mark in of_vcr for one in mark.args)]
-    return any(_is_recorded(folder, one) for one in names)
+    names = [
+        _with_suffix(name, f".{serializer}"),
+        *(cassette for mark in of_vcr for cassette in mark.args),
+    ]
+    return any(_is_recorded(folder, cassette) for cassette in names)
 
 
 def _recording_name(item: pytest.Item) -> str:
@@ -180,9 +183,9 @@ def _places(plugin: _Plugin, item: pytest.Item, settings: Mapping[str, object]) 
 
 
 def _are_of(plugin: _Plugin, fixtures: Iterable[str], item: pytest.Item) -> bool:
-    found = [definitions_of(name, item) for name in fixtures]
+    chains = [definitions_of(name, item) for name in fixtures]
     # Older versions have fewer of them.
-    return all(one[-1].func.__module__ == plugin.module for one in found if one)
+    return all(chain[-1].func.__module__ == plugin.module for chain in chains if chain)
 
 
 def _settings(
@@ -193,13 +196,15 @@ def _settings(
     settings: dict[str, object] | None = {}
     if definitions and (function := definitions[-1].func).__module__ != plugin.module:
         # Many tests share it.
-        known = item.config.stash.setdefault(_CONFIGS, {})
-        if function not in known:
-            known[function] = _returned_by(function)
-        settings = known[function]
+        configs = item.config.stash.setdefault(_CONFIGS, {})
+        if function not in configs:
+            configs[function] = _returned_by(function)
+        settings = configs[function]
     if settings is None:
         return None
-    return settings | {name: one for mark in reversed(of_vcr) for name, one in mark.kwargs.items()}
+    return settings | {
+        name: value for mark in reversed(of_vcr) for name, value in mark.kwargs.items()
+    }
 
 
 def _is_closed(settings: Mapping[str, object]) -> bool:
@@ -236,14 +241,14 @@ def _returned_by(function: Callable[..., object]) -> dict[str, object] | None:
         pairs += [(keyword.arg, keyword.value) for keyword in made.keywords]
     else:
         return None
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for name, value in pairs:
         if not isinstance(name, str):
             return None
-        found[name] = _UNKNOWN
+        settings[name] = _UNKNOWN
         with suppress(ValueError):
-            found[name] = ast.literal_eval(value)
-    return found
+            settings[name] = ast.literal_eval(value)
+    return settings
 
 
 def _with_suffix(name: str, suffix: str) -> str:

@@ -38,9 +38,9 @@ def prepare_reports(config: pytest.Config) -> Reports:
     Raises:
         pytest.UsageError: one of them cannot be written.
     """
-    known: Reports | None = config.pluginmanager.get_plugin(_REPORTS)
-    if known is not None:
-        return known
+    plugin: Reports | None = config.pluginmanager.get_plugin(_REPORTS)
+    if plugin is not None:
+        return plugin
     paths = [_path(config, text) for text in settings_of(config).report.value]
     source = settings_of(config).report.source
     for path in paths:
@@ -191,15 +191,15 @@ def is_read(config: pytest.Config) -> bool:
 
 def _note_in_junit(config: pytest.Config) -> None:
     """Give a JUnit file the versions of the servers and the digests of the models."""
-    found: dict[str, str] = {}
+    properties: dict[str, str] = {}
     for host in directory_of(config).hosts():
         if host.server is not None and host.server.ready:
-            found["ollama_version"] = clean(" ".join(host.server.notes))
-        for one in host.outcomes():
-            value = f"sha256:{one.digest}" if one.digest else one.status
-            found[f"ollama_model {clean(one.title)}"] = value
+            properties["ollama_version"] = clean(" ".join(host.server.notes))
+        for outcome in host.outcomes():
+            value = f"sha256:{outcome.digest}" if outcome.digest else outcome.status
+            properties[f"ollama_model {clean(outcome.title)}"] = value
     for plugin in _junit(config):
-        for name, value in found.items():
+        for name, value in properties.items():
             plugin.add_global_property(name, value)
 
 
@@ -224,8 +224,10 @@ def _version() -> str:
 
 def _values(settings: Settings) -> list[tuple[str, object, str]]:
     """Return the settings that a reader may see: no headers, and no passwords in addresses."""
-    found: list[tuple[str, object, str]] = [("host", settings.addresses, settings.host.source)]
-    for name, one in zip(settings._fields, settings, strict=True):
-        if isinstance(one, Setting) and isinstance(one.value, bool | int | float | str | None):
-            found.append((name, one.value, one.source))
-    return found
+    values: list[tuple[str, object, str]] = [("host", settings.addresses, settings.host.source)]
+    for name, setting in zip(settings._fields, settings, strict=True):
+        if isinstance(setting, Setting) and isinstance(
+            setting.value, bool | int | float | str | None
+        ):
+            values.append((name, setting.value, setting.source))
+    return values

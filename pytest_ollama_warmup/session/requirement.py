@@ -91,15 +91,15 @@ def _want_by(item: pytest.Item, marks: Iterable[pytest.Mark]) -> Want:
             of_listed += read.capabilities
         for spec in read.specs:
             # The closest mark comes first and wins; one further out may add to it.
-            known = specs.setdefault(spec.model_key, spec)
-            if known is not spec:
-                first = known if known.options or not spec.options else spec
+            inner = specs.setdefault(spec.model_key, spec)
+            if inner is not spec:
+                first = inner if inner.options or not spec.options else spec
                 specs[spec.model_key] = first._replace(
-                    capabilities=united(known.capabilities, spec.capabilities),
+                    capabilities=united(inner.capabilities, spec.capabilities),
                 )
     check_direct(item, specs)
     fixture = (
-        "" if specs else next((one for one in our_fixtures(item) if one in NEEDING_A_NAME), "")
+        "" if specs else next((name for name in our_fixtures(item) if name in NEEDING_A_NAME), "")
     )
     return Want(
         test=item.nodeid,
@@ -148,7 +148,7 @@ def _holds(mark: pytest.Mark, item: pytest.Item, *, without: bool = False) -> bo
     conditions = [*mark.args, *([mark.kwargs["condition"]] if "condition" in mark.kwargs else [])]
     if not conditions:
         return without
-    return any(_is_true(one, mark, item) for one in conditions)
+    return any(_is_true(condition, mark, item) for condition in conditions)
 
 
 def _is_true(condition: object, mark: pytest.Mark, item: pytest.Item) -> bool:

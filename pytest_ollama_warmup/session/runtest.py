@@ -284,12 +284,12 @@ def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.Call
 
 def _fixture_of(call: pytest.CallInfo[None]) -> str:
     """Return the fixture in whose set-up an exception was raised; empty for none."""
-    found = ""
+    fixture = ""
     for frame, _ in traceback.walk_tb(call.excinfo.tb if call.excinfo else None):
         # Whoever implements this hook has an argument of this name.
         if frame.f_code.co_name == "pytest_fixture_setup":
-            found = frame.f_locals["fixturedef"].argname
-    return found
+            fixture = frame.f_locals["fixturedef"].argname
+    return fixture
 
 
 def _mend(report: pytest.TestReport, item: pytest.Item) -> None:

@@ -86,21 +86,21 @@ def warn_unencrypted(config: pytest.Config, hosts: Iterable[Host]) -> str:
     Returns the warning where it was one of those that are errors.
     """
     extra = settings_of(config).headers.value
-    found = [host for host in hosts if host.login or extra]
-    if not found:
+    exposed = [host for host in hosts if host.login or extra]
+    if not exposed:
         return ""
     from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 
     # The processes of a run see by the flag what one of them has said.
-    new = [host for host in found if directory_of(config).warned(host.url).set()]
+    new = [host for host in exposed if directory_of(config).warned(host.url).set()]
     text = readable_on_the_way(new, extra)
     return "" if not text or warn(config, text) else text
 
 
 def worker_input(config: pytest.Config) -> dict[str, Any]:
     """Return what the controller of pytest-xdist gives this worker; empty in other processes."""
-    found: dict[str, Any] = getattr(config, "workerinput", {})
-    return found
+    values: dict[str, Any] = getattr(config, "workerinput", {})
+    return values
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -123,7 +123,7 @@ def number_of_workers(config: pytest.Config) -> int:
 def count_workers(specs: list[str]) -> int:
     """Return how many workers pytest-xdist's ``--tx`` asks for."""
     numbers = (re.match(r"(\d+)\*", text) for text in specs)
-    return sum(int(found[1]) if found else 1 for found in numbers)
+    return sum(int(match[1]) if match else 1 for match in numbers)
 
 
 def wants_report(config: pytest.Config) -> bool:
@@ -168,8 +168,8 @@ def is_asked(config: pytest.Config) -> bool:
         config.stash[_ASKED] = bool(
             (listed and listed.strip())
             or PLACE in os.environ
-            or any(getattr(options, one.dest, None) is not None for one in OPTIONS)
-            or any(_is_in_file(config, one.ini) for one in OPTIONS)
+            or any(getattr(options, option.dest, None) is not None for option in OPTIONS)
+            or any(_is_in_file(config, option.ini) for option in OPTIONS)
         )
     return config.stash[_ASKED]
 
@@ -200,11 +200,11 @@ def settings_of(config: pytest.Config) -> Settings:
         from pytest_ollama_warmup.config.sources import Sources, read_settings
         from pytest_ollama_warmup.errors import BadSetting
 
-        given = _options(config)
+        options = _options(config)
         sources = Sources(
-            given,
+            options,
             config.stash.get(_ENVIRON, os.environ),
-            ini=lambda option: from_ini(config, given, option),
+            ini=lambda option: from_ini(config, options, option),
             # Not for the runs inside of tests, which inherit the rest.
             place=os.environ.pop(PLACE, ""),
         )
@@ -226,12 +226,12 @@ def directory_of(config: pytest.Config) -> RunDirectory:
         settings = settings_of(config)
         # Who works may wait for the server, and then for a load, without a sign of progress.
         limit_s = settings.load_timeout.value + settings.wait.value
-        given = _given_path(config)
-        if given is None or not given.is_dir():
+        path = _given_path(config)
+        if path is None or not path.is_dir():
             directory = RunDirectory.make(limit_s)
             config.add_cleanup(directory.remove)
         else:
-            directory = RunDirectory(given, limit_s)
+            directory = RunDirectory(path, limit_s)
         config.stash[_DIRECTORY] = directory
     return config.stash[_DIRECTORY]
 

@@ -85,9 +85,11 @@ class Summary:
         planned = self._hosts.on_each(plan.targets.values())
         order = [target.id for target in planned if target.id in models]
         record.models = {key: models[key] for key in [*order, *models]}
-        record.known = [known for host in self._directory.hosts() for known in all_known(host)]
+        record.known = [ledger for host in self._directory.hosts() for ledger in all_known(host)]
         record.waits, record.lost = notes.waits(self._directory), notes.lost(self._directory)
-        record.unfinished = [_unfinished(one) for one in planned if one.id not in record.models]
+        record.unfinished = [
+            _unfinished(target) for target in planned if target.id not in record.models
+        ]
         record.servers = [
             host.server for host in self._directory.hosts() if host.server is not None
         ]
@@ -106,16 +108,16 @@ class Summary:
         quiet, verbose = verbosity < -1, verbosity > 0
         plain, width = not can_write_signs(sys.stdout), width_of(self._config, self._terminal)
         lines = summary_lines(record, only_failed=quiet, plain=plain, width=width)
-        found = [] if quiet else record.findings
+        shown = [] if quiet else record.findings
         waited = "" if quiet else waited_line(record)
         worth = is_worth_a_table(record) and not ended
-        if not ((lines and (worth or verbose)) or found):
+        if not ((lines and (worth or verbose)) or shown):
             return
         self._terminal.ensure_newline()
         self._terminal.section("ollama models", sep="-")
         for key, line in zip(rows_of(record, only_failed=quiet), lines, strict=True):
             self._write_signed(line, **_colour(record.models[key], consequences))
-        for finding in found:
+        for finding in shown:
             for number, line in enumerate(finding_lines(finding, plain=plain, width=width)):
                 self._write_signed(line, yellow=not number)
         # Of a run that has ended before its tests, no time is worth a word.
@@ -143,7 +145,7 @@ class Summary:
         lines = [*notes.reordered(self._directory), *lost_lines(record)]
         for memory in self.memories().values():
             lines += findings.findings(memory, run)
-        return [Finding(what, cure) for what, _, cure in (one.partition("\n") for one in lines)]
+        return [Finding(what, cure) for what, _, cure in (line.partition("\n") for line in lines)]
 
     def _write_signed(self, line: str, **colour: bool) -> None:
         """Write a line whose first character has a colour."""

@@ -138,7 +138,9 @@ class Consequences:
         if not (keys <= ready and policies):
             return ""
         urls = ", ".join(dict.fromkeys(outcome.host for outcome in failed))
-        what = " or ".join({"skip": "are skipped", "fail": "fail"}[one] for one in sorted(policies))
+        what = " or ".join(
+            {"skip": "are skipped", "fail": "fail"}[policy] for policy in sorted(policies)
+        )
         return f"so it is at {urls}, and not elsewhere: tests that need it {what} there"
 
     def _who(self, fates: list[Fate]) -> str:

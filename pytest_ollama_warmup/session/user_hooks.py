@@ -34,8 +34,8 @@ class Say(Protocol):
 
 def host_hook_files(config: pytest.Config) -> list[str]:
     """Return the files that implement ``pytest_ollama_host`` and are loaded by now."""
-    found = config.pluginmanager.hook.pytest_ollama_host.get_hookimpls()
-    return sorted(str(one.function.__code__.co_filename) for one in found)
+    hooks = config.pluginmanager.hook.pytest_ollama_host.get_hookimpls()
+    return sorted(str(hook.function.__code__.co_filename) for hook in hooks)
 
 
 def note_host_hooks(config: pytest.Config) -> None:
@@ -49,7 +49,7 @@ def refuse_late_host_hooks(config: pytest.Config, files: Iterable[str]) -> None:
     Raises:
         pytest.UsageError: names the file.
     """
-    late = [one for one in files if one not in config.stash.get(_KNOWN, frozenset())]
+    late = [file for file in files if file not in config.stash.get(_KNOWN, frozenset())]
     if late:
         raise pytest.UsageError(
             f"the hook {HOST_HOOK} in {_shown(config, late[0])} is loaded too late: only "
@@ -133,8 +133,8 @@ def _called(config: pytest.Config, what: str, call: Callable[[], Any]) -> Any:
         # The last line of theirs: below it stand the libraries that they call.
         root = str(config.rootpath)
         frames = traceback.extract_tb(exc.__traceback__)
-        own = [one for one in frames if one.filename.startswith(root)]
-        theirs = [one for one in own if "site-packages" not in one.filename] or frames
+        own = [frame for frame in frames if frame.filename.startswith(root)]
+        theirs = [frame for frame in own if "site-packages" not in frame.filename] or frames
         at = f"{_shown(config, theirs[-1].filename)}:{theirs[-1].lineno}"
         words = f"{type(exc).__name__}: {clean(exc)}"
         raise pytest.UsageError(f"{what} failed at {at}: {words}") from exc
