@@ -145,10 +145,15 @@ def sound(run: Result) -> dict[str, int]:
     return {key: number for key, number in run.counts.items() if key != "warnings"}
 
 
+def fresh_run(suite: Suite, *args: str) -> Result:
+    """Run the suite where the plugin is not imported before the suite's own modules."""
+    return suite.run(*args, fresh=True)
+
+
 @KIND
 def test_what_a_module_replaces_on_import_is_named(suite: Suite, kind: str) -> None:
     write(suite, kind)
-    run = suite.run(*CALM)
+    run = fresh_run(suite, *CALM)
     counts = sound(run)
     if name := KINDS[kind][1]:
         assert {"passed": 1, "skipped": 3} == counts
@@ -174,7 +179,7 @@ def test_what_a_module_replaces_on_import_is_named(suite: Suite, kind: str) -> N
 )
 def test_workers_look_no_more_and_run_what_is_ready(suite: Suite, kind: str) -> None:
     write(suite, kind)
-    run = suite.run(*CALM, "-n2")
+    run = fresh_run(suite, *CALM, "-n2")
     assert {"passed": 4} == sound(run)
     assert "OllamaWarmupWarning: cannot see whether models are still warm" in run.out
     assert 1 == len(suite.ollama.loads)
@@ -184,7 +189,7 @@ def test_workers_look_no_more_and_run_what_is_ready(suite: Suite, kind: str) -> 
 @PROCESSES
 def test_a_conftest_that_replaces_it_is_named(suite: Suite, kind: str, args: list[str]) -> None:
     write(suite, kind, "conftest.py")
-    run = suite.run(*CALM, *args)
+    run = fresh_run(suite, *CALM, *args)
     assert {"passed": 1, "skipped": 3} == sound(run)
     assert f"has replaced {KINDS[kind][1]} (now " in run.out
 
@@ -195,7 +200,7 @@ def test_a_session_fixture_that_replaces_it_costs_the_looks(
     suite: Suite, kind: str, args: list[str]
 ) -> None:
     write(suite, kind, "fixture")
-    run = suite.run(*CALM, *args)
+    run = fresh_run(suite, *CALM, *args)
     assert {"passed": 4} == sound(run)
     assert 1 == len(suite.ollama.loads)
 
@@ -204,7 +209,7 @@ def test_a_session_fixture_that_replaces_it_costs_the_looks(
 @pytest.mark.parametrize("where", ["conftest.py", "test_it.py"])
 def test_listed_models_do_not_change_that(suite: Suite, kind: str, where: str) -> None:
     write(suite, kind, where)
-    run = suite.run(*CALM, "--ollama-preload=llama3.2:1b", "--ollama-unload")
+    run = fresh_run(suite, *CALM, "--ollama-preload=llama3.2:1b", "--ollama-unload")
     assert sound(run) in ({"passed": 1, "skipped": 3}, {"passed": 4})
     if where == "conftest.py":
         assert f"has replaced {KINDS[kind][1]} (now " in run.out
@@ -212,7 +217,7 @@ def test_listed_models_do_not_change_that(suite: Suite, kind: str, where: str) -
 
 def test_another_process_prepares_models_all_the_same(suite: Suite) -> None:
     write(suite, "send raises")
-    run = suite.run(*CALM, "--ollama-background")
+    run = fresh_run(suite, *CALM, "--ollama-background")
     assert {"passed": 4} == sound(run)
     assert 1 == len(suite.ollama.loads)
 
