@@ -302,15 +302,18 @@ def installed(
 
 
 @pytest.mark.usefixtures("runs", "installed")
-def test_without_ollama_the_last_line_says_how_to_install_it(
+def test_without_ollama_the_first_line_says_why_and_the_last_one_how_to_install_it(
     ollama: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert 0 == main(["demo", "--wait=0"])
+    lines = unwrapped(capsys.readouterr().out)
     assert (
-        f"No real Ollama was used: no Ollama at {ollama.url} (from OLLAMA_HOST): "
-        "connection refused. Start it with 'ollama serve', or set --ollama-host. To install it: "
-        "https://ollama.com/download, then 'ollama pull smollm2:135m' (271 MB)."
-    ) == unwrapped(capsys.readouterr().out)[-1]
+        f"No real Ollama is used: no Ollama at {ollama.url} (from OLLAMA_HOST): "
+        "connection refused. Start it with 'ollama serve', or set --ollama-host."
+    ) == lines[0]
+    assert (
+        "To install Ollama: https://ollama.com/download, then 'ollama pull smollm2:135m' (271 MB)."
+    ) == lines[-1]
 
 
 # Answers as the emulator does, on the address that the variable says; leaves a file as it ends.
@@ -358,8 +361,8 @@ def test_an_ollama_that_does_not_start_says_why(
     installed("#!/bin/sh\necho no disk >&2\nexit 1\n")
     assert 0 == main(["demo", "--wait=0"])
     assert (
-        "No real Ollama was used: 'ollama serve' did not start: exit code 1 (no disk)."
-    ) == unwrapped(capsys.readouterr().out)[-1]
+        "No real Ollama is used: 'ollama serve' did not start: exit code 1 (no disk)."
+    ) == unwrapped(capsys.readouterr().out)[0]
 
 
 def test_a_server_that_the_user_names_is_not_replaced_by_a_private_one(

@@ -454,7 +454,7 @@ def test_one_that_stays_at_work_is_told_and_goes_later(
     ("arguments", "message"),
     [
         (["unload"], "ollama-warmup unload: error: no model named. Name one or more, or list them in OLLAMA_PRELOAD_MODELS, or use --all."),
-        (["stop"], "ollama-warmup unload: error: no model named."),
+        (["stop"], "ollama-warmup stop: error: no model named."),
         (["unload", "--all", "mistral"], "ollama-warmup unload: error: name models or use --all, not both."),
         (["unload", "a,b=1"], "'b=1' (from the command line): unknown key 'b'"),
         (["status", "--wait=soon"], "'soon' is not a valid --wait."),

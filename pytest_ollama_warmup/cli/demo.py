@@ -108,10 +108,10 @@ def _choose(stack: ExitStack, settings: Settings, model: str | None, *, emulator
     except WarmupError as exc:
         if model is not None or settings.given_host.given_by == "option":
             raise
-        why = f"No real Ollama was used: {exc}".replace("\n", " ")
-        if isinstance(exc, ServerUnreachable) and settings.host.loopback:
-            why += f" To install it: https://ollama.com/download, then {PULL_SMALL}."
-        return _emulated(stack, why)
+        _say(f"No real Ollama is used: {exc}".replace("\n", " "), "")
+        absent = isinstance(exc, ServerUnreachable) and settings.host.loopback
+        install = f"To install Ollama: https://ollama.com/download, then {PULL_SMALL}."
+        return _emulated(stack, install if absent else "")
 
 
 def _compare(choice: _Choice) -> bool:

@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (not misuse or options.command == "status") and not _run(options, settings):
             return FAILED
         if misuse:
-            print(f"{parser.prog} {options.command}: error: {misuse}", file=sys.stderr)
+            print(f"{parser.prog} {options.typed}: error: {misuse}", file=sys.stderr)
             return USAGE
         return READY
     except BadSetting as exc:
@@ -233,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Run 'ollama-warmup COMMAND --help' for a command's options and examples.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="Show the version, and exit.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="typed", required=True, metavar="COMMAND")
     parsers = {}
     for name, command in _COMMANDS.items():
         parsers[name] = commands.add_parser(

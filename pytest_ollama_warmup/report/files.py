@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
     Document = Mapping[str, Any]
 
-# How many tests a page names of those that waited or met a cold model.
+# How many tests a page names of those that waited or met a cold model, and of the others.
 TESTS = 10
+SLOWEST = 5
+# What is shorter is not worth a line.
+SHORT_S = 0.05
 NAME_LIMIT = 200
 LEGEND = {
     "wait": "waiting",
@@ -77,6 +80,7 @@ def page(document: Document) -> str:
     )
     environment.filters["clean"] = lambda text, limit=NAME_LIMIT: clean(text, limit)
     environment.filters["seconds"] = seconds
+    environment.filters["setting"] = _setting
     script = (folder / "page.js").read_text("utf-8")
     lanes = timeline(document)
     kinds = {bar.kind for lane in lanes.lanes for bar in lane.bars}
@@ -92,13 +96,22 @@ def page(document: Document) -> str:
         ticks=ticks(lanes.seconds),
         first_test=_first_test(lanes),
         legend=[(kind, words) for kind, words in LEGEND.items() if kind in kinds],
-        waited=(waited := _longest(document)),
-        cold=any(test["cold"] for test in waited),
+        slow=(slow := _slow(document)),
+        cold=any(test["cold"] for test in slow),
         style=(folder / "page.css").read_text("utf-8"),
         script=script,
         # Only this script runs, whatever is in the texts.
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
     )
+
+
+def _setting(value: object) -> str:
+    """Write the value of a setting as a user would: numbers with a fraction are durations."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return seconds(value) if isinstance(value, float) and value > 0 else str(value)
 
 
 def _place(bar: Bar, total_s: float) -> str:
@@ -111,7 +124,15 @@ def _first_test(lanes: Timeline) -> float | None:
     return None if early else lanes.first_test
 
 
-def _longest(document: Document) -> list[dict[str, Any]]:
-    """Return the tests that waited or met a cold model, those that waited longest in front."""
-    tests = [test for test in document["tests"] if test["waited_s"] >= 0.05 or test["cold"]]
-    return sorted(tests, key=lambda test: -float(test["waited_s"]))[:TESTS]
+def _slow(document: Document) -> list[dict[str, Any]]:
+    """Return the tests that waited, met a cold model or took longest, long waits first."""
+    tests = document["tests"]
+    waited = [test for test in tests if test["waited_s"] >= SHORT_S or test["cold"]]
+    took = sorted((test for test in tests if _took_s(test) >= SHORT_S), key=_took_s, reverse=True)
+    waited = sorted(waited, key=lambda test: -float(test["waited_s"]))[:TESTS]
+    return waited + [test for test in took[:SLOWEST] if test not in waited]
+
+
+def _took_s(test: Mapping[str, Any]) -> float:
+    # None in a test that has not ended.
+    return float(test["seconds"] or 0.0)

@@ -322,6 +322,19 @@ def poisoned(text: str) -> dict[str, Any]:
     return data
 
 
+def test_settings_are_written_as_users_do() -> None:
+    run = record(model("m"))
+    values = {"load_timeout": 900.0, "background": False, "max_parallel": None, "workers": 2}
+    run.run = RunInfo(
+        T0, T0 + 60, 0, "9", "1", "3", tuple((name, value, "x") for name, value in values.items())
+    )
+    text = " ".join(Elements(page(run.to_dict())).words.split())
+    assert "--ollama-load-timeout 15 min x" in text
+    assert "--ollama-background no x" in text
+    assert "--ollama-max-parallel not set x" in text
+    assert "--ollama-workers 2 x" in text
+
+
 class Elements(HTMLParser):
     """The elements of a page and their attributes, and its text."""
 
