@@ -385,8 +385,8 @@ def test_no_model_is_played_too(
         monkeypatch.setenv("OLLAMA_HOST", other.url)
         assert 0 == main(["demo"])
         assert [] == other.pulls
-    last = unwrapped(capsys.readouterr().out)[-1]
-    assert last.endswith("has no model that completes text. Run 'ollama pull smollm2:135m' (271 MB).")  # fmt: skip
+    first = unwrapped(capsys.readouterr().out)[0]
+    assert first.endswith("has no model that completes text. Run 'ollama pull smollm2:135m' (271 MB).")  # fmt: skip
 
 
 def test_without_xdist_it_says_so(

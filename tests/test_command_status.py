@@ -82,17 +82,18 @@ def test_nothing_named_shows_the_table_and_is_bad_usage(
     client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = (
-        "ollama-warmup status: error: no model named. "
+        "ollama-warmup {}: error: no model named. "
         "Name one or more, or list them in OLLAMA_PRELOAD_MODELS.\n"
     )
     monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "")
     assert 2 == main(["ps"])
     out, err = capsys.readouterr()
-    assert (True, said) == (out.endswith("ollama: no model is loaded\n"), err)
+    assert (True, said.format("ps")) == (out.endswith("ollama: no model is loaded\n"), err)
     load(client, "mistral")
     assert 2 == main(["status"])
     out, err = capsys.readouterr()
-    assert ("  mistral:latest   4.1 GB", said) == (out.splitlines()[-1][:25], err)
+    shown = "  mistral:latest   4.1 GB"
+    assert (shown, said.format("status")) == (out.splitlines()[-1][:25], err)
     assert 2 == main(["status", "--json"])
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert ("mistral:latest", False) == (model["model"], model["missing"])

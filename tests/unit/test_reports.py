@@ -328,11 +328,22 @@ def test_settings_are_written_as_users_do() -> None:
     run.run = RunInfo(
         T0, T0 + 60, 0, "9", "1", "3", tuple((name, value, "x") for name, value in values.items())
     )
-    text = " ".join(Elements(page(run.to_dict())).words.split())
-    assert "--ollama-load-timeout 15 min x" in text
-    assert "--ollama-background no x" in text
-    assert "--ollama-max-parallel not set x" in text
-    assert "--ollama-workers 2 x" in text
+    text = Elements(page(run.to_dict())).words
+    assert "--ollama-load-timeout15 minx" in text
+    assert "--ollama-backgroundnox" in text
+    assert "--ollama-max-parallelnot setx" in text
+    assert "--ollama-workers2x" in text
+
+
+def test_the_slowest_tests_are_named() -> None:
+    tests = [ran(f"test_it.py::test_{n}", n, float(n)) for n in range(9)]
+    tests += [ran("test_it.py::test_waited", 90, 0.1, waited_s=2.0)]
+    text = Elements(page(record(tests=tuple(tests)).to_dict())).words
+    rows = text[text.index("or took longest") :]
+    order = ["test_waited0.1 s2 s", *(f"test_{n}{n} s" for n in (8, 7, 6, 5, 4))]
+    places = [rows.index(row) for row in order]
+    assert sorted(places) == places
+    assert "test_3" not in rows
 
 
 class Elements(HTMLParser):
