@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -320,6 +321,33 @@ def test_a_run_that_needs_nothing_imports_no_settings(tmp_path: Path) -> None:
     imported = (tmp_path / "main").read_text("utf-8").split()
     ours = {one.removeprefix(PACKAGE) for one in imported if one.startswith(PACKAGE)}
     assert OF_EVERY_RUN == ours
+
+
+def test_pytest_does_not_rewrite_the_asserts_of_a_plugin_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by its entry point, as users have it: then pytest rewrites what its distribution has.
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
+    test = f"""
+    import sys
+
+    def test_it():
+        modules = [name for name in sys.modules if name.startswith("{PACKAGE}.")]
+        loaders = {{name: type(sys.modules[name].__spec__.loader).__name__ for name in modules}}
+        assert "{PACKAGE}.plugin" in loaders
+        assert {{"SourceFileLoader"}} == {{*loaders.values()}}, loaders
+        assert "AssertionRewritingHook" == type(__spec__.loader).__name__
+    """
+    (tmp_path / "test_it.py").write_text(textwrap.dedent(test), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--ollama-off"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.requires_model"], ids=["unmarked", "marked"])
