@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_ollama_warmup.cli.status import State
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel
 
 # A model that answers unloads when its requests are over, and they may take minutes.

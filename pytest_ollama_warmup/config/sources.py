@@ -255,7 +255,7 @@ class _Reader:
         if preload is None and not aliases:
             return None
         from pytest_ollama_warmup.config.listed import Listed
-        from pytest_ollama_warmup.config.spec import distinct, parse_specs
+        from pytest_ollama_warmup.config.specs import distinct, parse_specs
 
         if preload is None:
             return Listed(aliases=aliases)

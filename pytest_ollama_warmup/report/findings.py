@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.config.spec import RUNNER_KEYS
+from pytest_ollama_warmup.config.specs import RUNNER_KEYS
 from pytest_ollama_warmup.text import at, clean, count, each_of, first_of, seconds
 from pytest_ollama_warmup.warmup.room import runs_with
 

@@ -18,7 +18,7 @@ from pytest_ollama_warmup.session.state import settings_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.session.gates import SetUp
     from pytest_ollama_warmup.warmup.memory import Memory

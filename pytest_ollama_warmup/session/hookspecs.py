@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
 
 
 @pytest.hookspec(firstresult=True)

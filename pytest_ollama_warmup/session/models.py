@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.spec import parse_specs
+from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.marks import want_of, wants_of
@@ -30,7 +30,7 @@ from pytest_ollama_warmup.warmup.plan import Want, resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.warmup.warmer import Warmer
 

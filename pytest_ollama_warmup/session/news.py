@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_ollama_warmup.report.progress import Screen
+    from pytest_ollama_warmup.session.consequences import Failure
     from pytest_ollama_warmup.session.hosts import Hosts
-    from pytest_ollama_warmup.session.unavailable import Failure
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.record import Record
 

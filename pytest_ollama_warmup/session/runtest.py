@@ -1,4 +1,4 @@
-"""What a test does whose model is not ready, and how that is reported."""
+"""Before each test: may it run? If not, it is skipped or fails, and its report says so."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from pytest_ollama_warmup.session.gates import Gate
+    from pytest_ollama_warmup.warmup.on_unavailable import Verdict
     from pytest_ollama_warmup.warmup.plan import Want
-    from pytest_ollama_warmup.warmup.policy import Verdict
 
 _HERE = str(Path(__file__).parent)
 # As pytest says that a session fixture asks for one that belongs to a test.
@@ -139,7 +139,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
         want = want_of(item)
     # A worker that raises out of a hook is respawned for ever.
     except Exception as exc:
-        from pytest_ollama_warmup.warmup.policy import Verdict
+        from pytest_ollama_warmup.warmup.on_unavailable import Verdict
 
         LOG.debug("%s: what it needs cannot be read", item.nodeid, exc_info=True)
         return None, Verdict("fail", str(exc))
@@ -150,7 +150,7 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
 def _look(item: pytest.Item, want: Want) -> Verdict | None:
     """Return why *item* cannot run, after making ready what it needs."""
     from pytest_ollama_warmup.warmup.guard import CannotLook
-    from pytest_ollama_warmup.warmup.policy import Verdict
+    from pytest_ollama_warmup.warmup.on_unavailable import Verdict
 
     state = state_of(item)
     state.was_looked_at, state.has_models = True, False

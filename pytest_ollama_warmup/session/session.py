@@ -24,6 +24,7 @@ from pytest_ollama_warmup.session.cache import (
     remember_run,
     skipped,
 )
+from pytest_ollama_warmup.session.consequences import Consequences, note_in_junit
 from pytest_ollama_warmup.session.header import refuse_models_as_paths
 from pytest_ollama_warmup.session.preparation import Preparation
 from pytest_ollama_warmup.session.state import (
@@ -34,9 +35,8 @@ from pytest_ollama_warmup.session.state import (
     settings_of,
     write_notes,
 )
-from pytest_ollama_warmup.session.summary import Summary
 from pytest_ollama_warmup.session.terminal import write_error
-from pytest_ollama_warmup.session.unavailable import Consequences, note_in_junit
+from pytest_ollama_warmup.session.terminal_summary import Summary
 from pytest_ollama_warmup.text import wanted_by
 from pytest_ollama_warmup.warmup.check import Check
 from pytest_ollama_warmup.warmup.plan import SERVER, Plan, groups_of, make_plan, variants_of

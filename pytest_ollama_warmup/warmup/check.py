@@ -9,16 +9,16 @@ from pytest_ollama_warmup.errors import LoadFailed, NoModelNamed, ServerUnreacha
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.replaced import is_for_us, suppressing
 from pytest_ollama_warmup.warmup.locks import held
+from pytest_ollama_warmup.warmup.on_unavailable import Verdict, decide
 from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S
 from pytest_ollama_warmup.warmup.plan import resolve, target_of
-from pytest_ollama_warmup.warmup.policy import Verdict, decide
 from pytest_ollama_warmup.warmup.room import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target, Want
     from pytest_ollama_warmup.warmup.warmer import Warmer, Warmers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_ollama_warmup.config.spec import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import NoModelNamed
 from pytest_ollama_warmup.text import at
 

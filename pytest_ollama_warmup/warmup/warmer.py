@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.spec import ModelSpec
+    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.spec import parse_specs
+from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from pytest_ollama_warmup.config.listed import GivenBy, Listed, parse_aliases
-from pytest_ollama_warmup.config.spec import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
+from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 from pytest_ollama_warmup.warmup.plan import (
     SERVER,
     Need,
@@ -18,7 +19,6 @@ from pytest_ollama_warmup.warmup.plan import (
     make_plan,
     resolve,
 )
-from pytest_ollama_warmup.warmup.policy import decide, decisions
 
 GIVEN_BY: list[GivenBy] = ["option", "environment", "configuration", "default"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.spec import parse_specs
+from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
 from pytest_ollama_warmup.warmup.outcome import Outcome

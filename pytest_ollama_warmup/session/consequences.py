@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from pytest_ollama_warmup.text import count, wanted_by
-from pytest_ollama_warmup.warmup.policy import decide, decisions
+from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_ollama_warmup.config.settings import Settings
+    from pytest_ollama_warmup.warmup.on_unavailable import Policy
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Need, Plan
-    from pytest_ollama_warmup.warmup.policy import Policy
 
     Fate = tuple[Need, Policy]
 

@@ -1,4 +1,4 @@
-"""One model with its options: "llama3.2:1b,num_ctx=8192" ↔ ModelSpec."""
+"""Models with their options, one or a list: "llama3.2:1b,num_ctx=8192 mistral" ↔ ModelSpec."""
 
 from __future__ import annotations
 

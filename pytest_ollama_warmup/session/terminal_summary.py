@@ -28,8 +28,8 @@ from pytest_ollama_warmup.warmup.record import Finding
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_ollama_warmup.session.consequences import Consequences
     from pytest_ollama_warmup.session.hosts import Hosts
-    from pytest_ollama_warmup.session.unavailable import Consequences
     from pytest_ollama_warmup.warmup.plan import Plan, Target
     from pytest_ollama_warmup.warmup.record import Record
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory
