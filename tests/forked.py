@@ -42,7 +42,6 @@ IMPORTED = (
     "_pytest.unraisableexception",
     "_pytest.warnings",
     "concurrent.futures.thread",
-    "coverage.sqldata",
     "encodings.idna",
     "execnet.gateway_io",
     "execnet.multi",
@@ -144,14 +143,11 @@ class _Template:
     def __init__(self) -> None:
         self._python = _python_variables()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Coverage begins in each fork: what is measured here would be counted by all of them.
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
         with theirs:
             # It ends with this process, whose end of the connection is closed then.
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=environ,
             )
 
     def close(self) -> None:
@@ -295,7 +291,6 @@ def _fork_workers(connection: socket.socket) -> None:
 if __name__ == "__main__":
     import gc
     import importlib
-    import inspect
     import runpy
 
     from execnet.gateway_io import popen_bootstrapline as BOOTSTRAP
@@ -305,15 +300,13 @@ if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
-    # Coverage looks at its callers when it begins; where each module's file is, this remembers.
-    inspect.stack()
     gc.freeze()
     ARGS = _serve(socket.socket(fileno=int(sys.argv[1])))
     if ARGS is None:
         while _ended():
             pass
         sys.exit()
-    importlib.import_module("coverage").process_startup()
+    # Coverage, where it is measured, has begun with this process; each fork saves what is its own.
     CODE = 0
     try:
         if ARGS[0] == "-c":
