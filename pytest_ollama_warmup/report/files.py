@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ollama_warmup.report.headline import headline, subtitle
 from pytest_ollama_warmup.report.markdown import markdown
-from pytest_ollama_warmup.report.models import rows
+from pytest_ollama_warmup.report.models import failures, rows
 from pytest_ollama_warmup.report.timeline import Bar, Timeline, figures, ticks, timeline
 from pytest_ollama_warmup.text import clean, seconds
 
@@ -33,7 +33,7 @@ LEGEND = {
     "load": "load",
     "reload": "reload",
     "tests": "tests with a model",
-    "failed": "failed tests",
+    "failed": "failed",
     "others": "other tests",
 }
 
@@ -89,6 +89,7 @@ def page(document: Document) -> str:
         headline=headline(document),
         subtitle=subtitle(document),
         figures=figures(document),
+        failures=failures(document),
         models=rows(document),
         lanes=lanes.lanes,
         place=lambda bar: _place(bar, lanes.seconds),
@@ -115,7 +116,9 @@ def _setting(value: object) -> str:
 
 
 def _place(bar: Bar, total_s: float) -> str:
-    return f"left:{100 * bar.start / total_s:.2f}%;width:{100 * bar.seconds / total_s:.2f}%"
+    # The narrowest bar has three pixels, also at the end.
+    left, width = 100 * bar.start / total_s, 100 * bar.seconds / total_s
+    return f"left:min({left:.2f}%,100% - 3px);width:{width:.2f}%"
 
 
 def _first_test(lanes: Timeline) -> float | None:

@@ -50,6 +50,8 @@ def subtitle(document: Document) -> str:
         parts.append(f"Ollama{version} at {clean(server['host'], 200)}")
     if document["plugin_version"]:
         parts.append(f"pytest-ollama-warmup {clean(document['plugin_version'], 40)}")
+    if document["started"] and document["ended"]:
+        parts.append(f"took {seconds(document['ended'] - document['started'])}")
     if document["exit_status"] is not None:
         parts.append(f"exit code {document['exit_status']}")
     return " · ".join(parts)

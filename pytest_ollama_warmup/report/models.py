@@ -50,6 +50,16 @@ def rows(document: Document) -> list[Row]:
     ]
 
 
+def failures(document: Document) -> list[tuple[str, str]]:
+    """Return what is wrong with models that are not ready, and what to do; each once."""
+    errors = [model["error"] for model in document["models"] if model["status"] == "failed"]
+    parts = [error.partition("\n") for error in dict.fromkeys(errors) if error]
+    return [
+        (clean(what, ERROR_LIMIT), clean(cure.replace("\n", " "), ERROR_LIMIT))
+        for what, _, cure in parts
+    ]
+
+
 def _cost(model: Mapping[str, Any]) -> str:
     if model["status"] != "ready":
         return clean(model["brief"], NAME_LIMIT)
@@ -80,14 +90,15 @@ def _details(model: Mapping[str, Any]) -> list[tuple[str, str]]:
         on_gpu = f", {size(model['vram'])} on the GPU" if model["vram"] else ", all on the CPU"
         details.append(("Memory", f"{size(model['memory'])}{on_gpu}"))
     if model["context_length"]:
-        details.append(("Context length", f"{model['context_length']:,}"))
+        first = " at its first load" if model["reloads_by_tests"] else ""
+        details.append(("Context length", f"{model['context_length']:,}{first}"))
     if model["capabilities"]:
         details.append(("Capabilities", clean(", ".join(model["capabilities"]), NAME_LIMIT)))
     for name, value in model["options"].items():
         source = clean(model["option_sources"].get(name, ""), NAME_LIMIT)
         details.append((clean(name), f"{clean(value)} ({source})"))
     if model["origin"]:
-        details.append(("Listed by", clean(model["origin"], NAME_LIMIT)))
+        details.append(("Named by", clean(model["origin"].removeprefix("from "), NAME_LIMIT)))
     if model["left_out"]:
         details.append(("Not loaded before the tests", clean(model["left_out"], ERROR_LIMIT)))
     return details

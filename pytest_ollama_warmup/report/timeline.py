@@ -27,7 +27,6 @@ TICKS = (
 )
 _DONE = {
     "wait": "waited",
-    "show": "looked up",
     "pull": "pulled",
     "verify": "verified",
     "load": "loaded",
@@ -38,8 +37,8 @@ _DONE = {
 class Bar(NamedTuple):
     """Something that took a while: *start* in seconds since the run began, *words* say it all.
 
-    *kind* is one of wait, show, pull, verify, load, reload, tests, failed, others; *number* counts
-    what was merged into it.
+    *kind* is one of wait, pull, verify, load, reload, tests, failed, others; *number* counts what
+    was merged into it.
     """
 
     kind: str
@@ -80,37 +79,30 @@ class Timeline(NamedTuple):
 
 def figures(document: Document) -> list[Figure]:
     """Return what a run is measured by."""
-    loads, reloads = loads_of(document), _steps(document, "reload")
-    pulls, tests = _steps(document, "pull"), document["tests"]
+    loads, pulls = loads_of(document), _done(document, "pull")
+    tests = [test for test in document["tests"] if test["outcome"] != "skipped"]
     waited = [test for test in tests if test["waited_s"] >= WAIT_S]
-    cold = sum(bool(test["cold"]) for test in tests)
-    total = len(tests) + sum(
+    total = len(document["tests"]) + sum(
         span["number"] for worker in document["workers"] for span in worker["other_tests"]
     )
     measures = [
         Figure(
-            "Before the first test",
+            "Waited before the first test",
             seconds(document["waited_s"]),
-            "waiting for the server and the models",
+            "for the server and the models",
         ),
         Figure("Loads", str(len(loads)), _in(loads) if loads else "nothing to load"),
         Figure(
             "Pulled",
             size(sum(step["size"] for step in pulls)),
-            _in(pulls) if pulls else "all models were local",
+            _in(pulls) if pulls else "nothing was pulled",
         ),
         Figure(
             "Tests served",
             f"{len(tests):,}",
-            f"of {total:,} that ran" if total > len(tests) else "all tests that ran",
+            f"of {total:,} tests" if total > len(tests) else "all tests",
         ),
-        Figure(
-            "Lost to reloads",
-            seconds(_sum(reloads)) if reloads else "0 s",
-            f"{count(len(reloads), 'reload')}, {count(cold, 'test')} met a cold model"
-            if reloads or cold
-            else "no model was loaded again before a test",
-        ),
+        _lost(document, sum(bool(test["cold"]) for test in tests)),
     ]
     if waited:
         longest = max(waited, key=lambda test: float(test["waited_s"]))
@@ -122,6 +114,26 @@ def figures(document: Document) -> list[Figure]:
             )
         )
     return measures
+
+
+def _lost(document: Document, cold: int) -> Figure:
+    """Return the time that reloads took, of which those by tests are known by their number only."""
+    reloads = _done(document, "reload")
+    by_tests = {model["title"]: model["reloads_by_tests"] for model in document["models"]}
+    load_s = {model["title"]: _sum(loads_of({"models": [model]})) for model in document["models"]}
+    lost_s = _sum(reloads) + sum(number * load_s[title] for title, number in by_tests.items())
+    number = sum(by_tests.values())
+    words = [
+        count(len(reloads), "reload") if reloads or not number else "",
+        f"{count(number, 'reload')} by tests" if number else "",
+        f"{count(cold, 'test')} met a cold model" if cold else "",
+    ]
+    # As long as the first load, each.
+    about = "≈ " if number and lost_s else ""
+    value = f"{about}{seconds(lost_s)}" if lost_s else "unknown" if number else "0 s"
+    some = reloads or number or cold
+    more = ", ".join(filter(None, words)) if some else "no model was loaded again"
+    return Figure("Lost to reloads", value, more)
 
 
 def timeline(document: Document, finest: int = FINEST) -> Timeline:
@@ -151,12 +163,14 @@ def _model_lanes(document: Document) -> Iterator[Lane]:
         name = clean(model["title"], NAME_LIMIT)
         if several:
             name = f"{name} at {clean(model['host'].partition('://')[2], NAME_LIMIT)}"
-        yield Lane(name, "model", [_bar(step, _words(step)) for step in model["steps"]])
+        # A question takes no time that a chart could show.
+        steps = [step for step in model["steps"] if step["kind"] != "show"]
+        yield Lane(name, "model", [_bar(step, _words(step)) for step in steps])
 
 
 def _bar(step: Mapping[str, Any], words: str) -> Bar:
-    took = seconds(step["seconds"])
-    return Bar(step["kind"], step["start"], step["seconds"], words.replace("{}", took))
+    took, kind = seconds(step["seconds"]), "failed" if step["failed"] else step["kind"]
+    return Bar(kind, step["start"], step["seconds"], words.replace("{}", took))
 
 
 def _words(step: Mapping[str, Any]) -> str:
@@ -214,7 +228,7 @@ def _both(bar: Bar, other: Bar) -> Bar:
     number, took_s = bar.number + other.number, max(bar.end, other.end) - bar.start
     what = {
         "tests": f"{count(number, 'test')} with a model",
-        "failed": f"{count(number, 'test')} failed",
+        "failed": f"{number} failed",
         "others": f"{count(number, 'test')} without a model",
         "wait": f"{number} waits",
     }.get(bar.kind, f"{_DONE.get(bar.kind, bar.kind)} {count(number, 'time')}")
@@ -237,7 +251,9 @@ def loads_of(document: Document) -> list[dict[str, Any]]:
         step
         for model in document["models"]
         for step in model["steps"]
-        if step["kind"] == "load" and not (model["found_loaded"] and step["seconds"] < LOADED_S)
+        if step["kind"] == "load"
+        and not step["failed"]
+        and not (model["found_loaded"] and step["seconds"] < LOADED_S)
     ]
 
 
@@ -245,8 +261,14 @@ def _in(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"in {seconds(_sum(steps))}"
 
 
-def _steps(document: Document, kind: str) -> list[dict[str, Any]]:
-    return [step for model in document["models"] for step in model["steps"] if step["kind"] == kind]
+def _done(document: Document, kind: str) -> list[dict[str, Any]]:
+    """Return the steps of *kind* that went well."""
+    return [
+        step
+        for model in document["models"]
+        for step in model["steps"]
+        if step["kind"] == kind and not step["failed"]
+    ]
 
 
 def _sum(steps: Sequence[Mapping[str, Any]]) -> float:

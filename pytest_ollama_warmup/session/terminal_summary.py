@@ -143,8 +143,10 @@ class Summary:
     def findings(self, record: Record, run: findings.Run) -> list[Finding]:
         """Return what was seen of the models; *run* decides which advice can help."""
         lines = [*notes.reordered(self._directory), *lost_lines(record)]
-        for memory in self.memories().values():
+        for url, memory in self.memories().items():
             lines += findings.findings(memory, run)
+            keys = {outcome.key for outcome in record.outcomes if outcome.host == url}
+            record.switches |= {(key, url): len(memory.switches(key)) for key in keys}
         return [Finding(what, cure) for what, _, cure in (line.partition("\n") for line in lines)]
 
     def _write_signed(self, line: str, **colour: bool) -> None:

@@ -46,8 +46,9 @@ class Record:
     *waits* those before the tests that waited for their own models. *lost* are, by what was wrong,
     the tests whose models were ready, and could not be had any more. *unfinished* are the models
     whose preparation the end of the run has cut off, *previous* the digests that models had in the
-    last run, by key, where they differ. *ran* and *others* are the tests that ran, which are known
-    only where a report is asked for.
+    last run, by key, where they differ. *switches* says how often tests have reloaded a model with
+    another context length, by its key and host. *ran* and *others* are the tests that ran, which
+    are known only where a report is asked for.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class Record:
         self.servers: list[Outcome] = []
         self.unfinished: list[Outcome] = []
         self.previous: dict[str, str] = {}
+        self.switches: dict[tuple[str, str], int] = {}
         self.findings: list[Finding] = []
         self.ran: list[RanTest] = []
         self.others: list[OtherTests] = []
@@ -212,6 +214,7 @@ def _model(record: Record, key: str, outcome: Outcome) -> dict[str, Any]:
         },
         "found_loaded": outcome.found_loaded,
         "left_out": outcome.left_out,
+        "reloads_by_tests": record.switches.get((outcome.key, outcome.host), 0),
         "steps": sorted(steps, key=lambda step: float(step["start"])),
         "tests": record.tests.get(outcome.key, []),
     }

@@ -173,13 +173,43 @@ def test_a_worker_has_its_tests_and_a_crashed_test_no_end() -> None:
 def test_the_figures_of_a_run() -> None:
     shown = {one.name: (one.value, one.more) for one in figures(FULL.to_dict())}
     assert {
-        "Before the first test": ("26.5 s", "waiting for the server and the models"),
+        "Waited before the first test": ("26.5 s", "for the server and the models"),
         "Loads": ("1", "in 2 s"),
-        "Pulled": ("1.3 GB", "in 24.5 s"),
-        "Tests served": ("3", "of 53 that ran"),
+        # The pull that failed is none of them.
+        "Pulled": ("1.3 GB", "in 24 s"),
+        "Tests served": ("3", "of 53 tests"),
         "Lost to reloads": ("1.4 s", "1 reload, 1 test met a cold model"),
         "Tests that waited": ("1", "longest 1.5 s"),
     } == shown
+
+
+@pytest.mark.parametrize(
+    ("steps", "number", "value", "more"),
+    [
+        ((Step("load", T0, 2.5),), 3, "≈ 7.5 s", "3 reloads by tests"),
+        ((Step("load", T0, 2.5),), 0, "0 s", "no model was loaded again"),
+        # Nobody has seen how long it takes.
+        ((), 1, "unknown", "1 reload by tests"),
+    ],
+)
+def test_what_tests_lose_by_another_context_is_counted(
+    steps: tuple[Step, ...], number: int, value: str, more: str
+) -> None:
+    found = record(model(steps=steps))
+    found.switches = {(found.outcomes[0].key, found.outcomes[0].host): number}
+    shown = {one.name: (one.value, one.more) for one in figures(found.to_dict())}
+    assert (value, more) == shown["Lost to reloads"]
+
+
+def test_tests_that_were_skipped_were_not_served() -> None:
+    tests = (ran("a", 30), ran("b", 31, 0.0, outcome="skipped"))
+    shown = {one.name: (one.value, one.more) for one in figures(document(model(), tests=tests))}
+    assert ("1", "of 2 tests") == shown["Tests served"]
+
+
+def test_what_failed_is_the_first_thing_to_change() -> None:
+    text = Elements(page(document(failed("m", "m: no such model.\nCheck name and tag.")))).words
+    assert text.index("What to change") < text.index("→ Check name and tag.")
 
 
 def test_a_model_that_was_loaded_before_is_no_load() -> None:
@@ -217,18 +247,18 @@ def test_the_headline_of_a_run_that_ended_early_or_met_no_server() -> None:
 def test_the_line_below_it() -> None:
     assert (
         "2023-11-14 22:13 UTC · Ollama 0.33.0 at http://127.0.0.1:11434 · "
-        "pytest-ollama-warmup 0.1.0 · exit code 0"
+        "pytest-ollama-warmup 0.1.0 · took 60 s · exit code 0"
     ) == subtitle(FULL.to_dict())
 
 
 def test_a_lane_for_each_model_and_worker() -> None:
     lanes = timeline(FULL.to_dict())
     assert [
-        ("llama3.2:1b,num_ctx=4096", ["show", "pull", "verify", "load", "reload"]),
-        ("phi9", ["pull"]),
+        ("llama3.2:1b,num_ctx=4096", ["pull", "verify", "load", "reload"]),
+        ("phi9", ["failed"]),
         ("tests", ["wait", "tests", "tests", "failed", "others"]),
     ] == [(lane.name, sorted_kinds(lane.bars)) for lane in lanes.lanes]
-    assert pytest.approx(35.1) == lanes.seconds
+    assert pytest.approx(35.0) == lanes.seconds
     assert pytest.approx(28.6) == lanes.first_test
     words = {bar.kind: bar.words for lane in lanes.lanes for bar in lane.bars}
     assert "pull failed after 0.5 s" == words["pull"]
@@ -239,7 +269,7 @@ def test_a_lane_for_each_model_and_worker() -> None:
 
 
 def sorted_kinds(bars: list[Bar]) -> list[str]:
-    order = ["show", "pull", "verify", "load", "reload", "wait", "tests", "failed", "others"]
+    order = ["pull", "verify", "load", "reload", "wait", "tests", "failed", "others"]
     return sorted((bar.kind for bar in bars), key=order.index)
 
 
