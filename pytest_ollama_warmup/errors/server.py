@@ -81,6 +81,8 @@ class ServerUnreachable(ServerError):
             return "It has ended; its log, named at the end of the run, says why."
         if "ollama_host" in self.source:
             return f"Start it, or fix {self.source}."
+        if self.source.startswith("--"):
+            return f"Start it with 'ollama serve', or fix {self.source}."
         return "Start it with 'ollama serve', or set --ollama-host."
 
 

@@ -97,7 +97,7 @@ def _none_answers(outcomes: Collection[Outcome], source: str, waited_s: float) -
     )
     error = (
         f"no Ollama at any of {len(outcomes)} hosts (from {source}): {each}; gave up after "
-        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or set --ollama-host."
+        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or fix {source}."
     )
     return [outcome._replace(error=error) for outcome in outcomes]
 

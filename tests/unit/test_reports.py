@@ -261,7 +261,8 @@ def test_a_lane_for_each_model_and_worker() -> None:
     assert pytest.approx(35.0) == lanes.seconds
     assert pytest.approx(28.5) == lanes.first_test
     words = {bar.kind: bar.words for lane in lanes.lanes for bar in lane.bars}
-    assert "pull failed after 0.5 s" == words["pull"]
+    assert "pulled 1.3 GB in 24 s" == words["pull"]
+    assert ["pull failed after 0.5 s"] == [bar.words for bar in lanes.lanes[1].bars]
     assert "reloaded in 1.4 s before test_a.py::test_2" == words["reload"]
     assert "test_a.py::test_2 waited 1.5 s for its models" == words["wait"]
     assert "test_a.py::test_3 did not end" == words["failed"]
