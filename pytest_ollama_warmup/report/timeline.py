@@ -87,9 +87,9 @@ def figures(document: Document) -> list[Figure]:
     )
     measures = [
         Figure(
-            "Waited before the first test",
+            "Waited for models",
             seconds(document["waited_s"]),
-            "for the server and the models",
+            "before the first test",
         ),
         Figure("Loads", str(len(loads)), _in(loads) if loads else "nothing to load"),
         Figure(

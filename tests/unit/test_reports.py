@@ -173,7 +173,7 @@ def test_a_worker_has_its_tests_and_a_crashed_test_no_end() -> None:
 def test_the_figures_of_a_run() -> None:
     shown = {one.name: (one.value, one.more) for one in figures(FULL.to_dict())}
     assert {
-        "Waited before the first test": ("26.5 s", "for the server and the models"),
+        "Waited for models": ("26.5 s", "before the first test"),
         "Loads": ("1", "in 2 s"),
         # The pull that failed is none of them.
         "Pulled": ("1.3 GB", "in 24 s"),
