@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_ollama_warmup.report.headline import headline, subtitle
 from pytest_ollama_warmup.report.markdown import markdown
 from pytest_ollama_warmup.report.models import failures, rows
-from pytest_ollama_warmup.report.timeline import Bar, Timeline, figures, ticks, timeline
+from pytest_ollama_warmup.report.timeline import (
+    WAIT_S,
+    Bar,
+    Timeline,
+    figures,
+    ticks,
+    timeline,
+)
 from pytest_ollama_warmup.text import clean, seconds
 
 if TYPE_CHECKING:
@@ -23,8 +30,6 @@ if TYPE_CHECKING:
 # How many tests a page names of those that waited or met a cold model, and of the others.
 TESTS = 10
 SLOWEST = 5
-# What is shorter is not worth a line.
-SHORT_S = 0.05
 NAME_LIMIT = 200
 LEGEND = {
     "wait": "waiting",
@@ -98,6 +103,7 @@ def page(document: Document) -> str:
         first_test=_first_test(lanes),
         legend=[(kind, words) for kind, words in LEGEND.items() if kind in kinds],
         slow=(slow := _slow(document)),
+        least_s=WAIT_S,
         cold=any(test["cold"] for test in slow),
         style=(folder / "page.css").read_text("utf-8"),
         script=script,
@@ -130,8 +136,8 @@ def _first_test(lanes: Timeline) -> float | None:
 def _slow(document: Document) -> list[dict[str, Any]]:
     """Return the tests that waited, met a cold model or took longest, long waits first."""
     tests = document["tests"]
-    waited = [test for test in tests if test["waited_s"] >= SHORT_S or test["cold"]]
-    took = sorted((test for test in tests if _took_s(test) >= SHORT_S), key=_took_s, reverse=True)
+    waited = [test for test in tests if test["waited_s"] >= WAIT_S or test["cold"]]
+    took = sorted((test for test in tests if _took_s(test) >= WAIT_S), key=_took_s, reverse=True)
     waited = sorted(waited, key=lambda test: -float(test["waited_s"]))[:TESTS]
     return waited + [test for test in took[:SLOWEST] if test not in waited]
 

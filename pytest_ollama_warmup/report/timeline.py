@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FINEST, COARSEST = 600, 60
 # How many bars a page may have, so that it stays small and is drawn at once.
 BARS = 6000
-# Waits that are shorter are noise.
+# What is shorter, a wait or a test, is noise.
 WAIT_S = 0.05
 # A request for a model that is loaded is answered sooner.
 LOADED_S = 1.0
@@ -118,11 +118,11 @@ def figures(document: Document) -> list[Figure]:
 
 def _lost(document: Document, cold: int) -> Figure:
     """Return the time that reloads took, of which those by tests are known by their number only."""
-    reloads = _done(document, "reload")
-    by_tests = {model["title"]: model["reloads_by_tests"] for model in document["models"]}
-    load_s = {model["title"]: _sum(loads_of({"models": [model]})) for model in document["models"]}
-    lost_s = _sum(reloads) + sum(number * load_s[title] for title, number in by_tests.items())
-    number = sum(by_tests.values())
+    reloads, models = _done(document, "reload"), document["models"]
+    number = sum(model["reloads_by_tests"] for model in models)
+    lost_s = _sum(reloads) + sum(
+        model["reloads_by_tests"] * _sum(loads_of({"models": [model]})) for model in models
+    )
     words = [
         count(len(reloads), "reload") if reloads or not number else "",
         f"{count(number, 'reload')} by tests" if number else "",

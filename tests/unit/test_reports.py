@@ -201,6 +201,14 @@ def test_what_tests_lose_by_another_context_is_counted(
     assert (value, more) == shown["Lost to reloads"]
 
 
+def test_reloads_by_tests_of_one_model_on_two_hosts_add_up() -> None:
+    outcomes = [model()._replace(key=host, host=f"http://{host}") for host in ("a:1", "b:1")]
+    found = record(*outcomes)
+    found.switches = {(outcome.key, outcome.host): 1 for outcome in outcomes}
+    shown = {one.name: (one.value, one.more) for one in figures(found.to_dict())}
+    assert ("≈ 4 s", "2 reloads by tests") == shown["Lost to reloads"]
+
+
 def test_tests_that_were_skipped_were_not_served() -> None:
     tests = (ran("a", 30), ran("b", 31, 0.0, outcome="skipped"))
     shown = {one.name: (one.value, one.more) for one in figures(document(model(), tests=tests))}
