@@ -127,13 +127,13 @@ def _look_for(work: Work) -> None:
     if is_cloud(work.name):
         return
     try:
-        listed = work.client.local_models(limit_s=min(LIST_S, _limit_s(work)))
+        work.listed = work.client.local_models(limit_s=min(LIST_S, _limit_s(work)))
     except (ApiError, ServerError):
         # Whoever cannot list may still show.
         return
-    work.local = find(listed, work.target.spec.model_key)
+    spec = work.target.spec
     # A pin that does not fit ends the run before collection, as a model does that is missing.
-    if work.local is not None and not work.refreshes and not work.target.spec.digest:
+    if find(work.listed, spec.model_key) and not work.refreshes and not spec.digest:
         work.enter("local")
 
 
@@ -191,7 +191,7 @@ def _pull(work: Work, heartbeat: Heartbeat, info: ModelInfo | None) -> None:
     def on_resume(why: str) -> None:
         work.enter("resuming", why=why)
 
-    target, work.local = work.target, None
+    target, work.listed = work.target, []
     try:
         pulled = pull(work.client, target.spec, target.origin, work.terms, on_line, on_resume)
     except WarmupError:
@@ -213,9 +213,8 @@ def _pull(work: Work, heartbeat: Heartbeat, info: ModelInfo | None) -> None:
 def _meant(work: Work) -> str:
     """Return the model on the server's disk that was meant, if the name looks like a slip."""
     try:
-        return meant_by(
-            work.name, [model.name for model in work.client.local_models(limit_s=_limit_s(work))]
-        )
+        models = work.listed or work.client.local_models(limit_s=_limit_s(work))
+        return meant_by(work.name, [model.name for model in models])
     except (ApiError, ServerError):
         return ""
 
@@ -253,7 +252,9 @@ def _check_pin(work: Work, info: ModelInfo) -> LocalModel | None:
         return None
     try:
         # On a disk that is busy with what was just pulled the server may take a while to list it.
-        local = work.local or find(work.client.local_models(limit_s=_limit_s(work)), spec.model_key)
+        local = find(work.listed, spec.model_key) or find(
+            work.client.local_models(limit_s=_limit_s(work)), spec.model_key
+        )
     except (ApiError, ServerUnreachable) as exc:
         if not spec.digest:
             # A model can be loaded by a server that is too slow, or not able, to list all it has.

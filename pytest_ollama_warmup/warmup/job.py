@@ -96,8 +96,8 @@ class Work:
         """Whether the keep-alive has to be asked for: with the load, if that is known before."""
         self.kept = ""
         """What a refresh found to be so already."""
-        self.local: LocalModel | None = None
-        """What the server's list says of the model, as long as no pull has changed it."""
+        self.listed: list[LocalModel] = []
+        """The models that are local, as the server listed them; empty once a pull changes that."""
         self.early: EarlyLoad | None = None
         """The load of the model that was asked for before this work, if any was."""
 

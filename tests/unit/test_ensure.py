@@ -130,9 +130,9 @@ class Server:
 
     def local_models(self, *, limit_s: float) -> list[LocalModel]:
         self.asked.append("tags")
-        if self._show[0] is None:
-            return []
-        return cast("list[LocalModel]", self._next(self._stored))
+        models = cast("list[LocalModel]", self._next(self._stored))
+        unknown = self._show[0] is None
+        return [model for model in models if not (unknown and model.name == "m:latest")]
 
     def loaded_models(self) -> list[LoadedModel]:
         self.asked.append("ps")
@@ -163,7 +163,7 @@ def brought(
     return ensure(as_client(server), target(text, given_by), Terms(**terms), by="main")
 
 
-def lease(seconds: float | None, name: str = "m:latest") -> list[LoadedModel]:
+def loaded_for(seconds: float | None, name: str = "m:latest") -> list[LoadedModel]:
     return [LoadedModel("other:1b", "00", 1, 1, 5.0), LoadedModel(name, "ab", 7, 4096, seconds)]
 
 
@@ -203,7 +203,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
-    server = Server(loaded_models=[lease(600)])
+    server = Server(loaded_models=[loaded_for(600)])
     outcome = brought(server, "m,num_ctx=64")
     assert ["tags", "show", "ps", "generate", "ps"] == server.asked
     assert outcome.ready
@@ -276,14 +276,14 @@ def test_a_model_that_another_run_has_pulled_meanwhile_is_not_pulled_again() -> 
     [("m", {}), ("m", {"pull": "missing"}), ("m,num_ctx=64", {"pull": "never"})],
 )
 def test_a_model_of_the_list_is_local_before_it_is_shown(text: str, terms: dict[str, Any]) -> None:
-    told: list[tuple[str, int]] = []
-    server = Server(loaded_models=[lease(600)])
+    phases: list[tuple[str, int]] = []
+    server = Server(loaded_models=[loaded_for(600)])
 
     def say(event: Event) -> None:
-        told.append((event.phase, len(server.asked)))
+        phases.append((event.phase, len(server.asked)))
 
     assert ensure(as_client(server), target(text), Terms(**terms), by="main", say=say).ready
-    assert ("local", 1) in told
+    assert ("local", 1) in phases
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,12 @@ def test_only_the_list_alone_settles_that(text: str, terms: dict[str, Any], stor
     )
     assert outcome.ready, outcome.error
     assert "local" not in phases
+
+
+def test_what_is_listed_is_not_asked_for_again_to_find_a_slip() -> None:
+    server = Server(show=[None], stored=[[LocalModel("n:latest", "0a109f4200", 7)]])
+    assert not brought(server, pull="never").ready
+    assert ["tags", "show"] == server.asked
 
 
 def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
@@ -517,7 +523,7 @@ def test_a_server_that_denies_access_is_told_as_such() -> None:
 
 
 def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
-    server = Server(loaded_models=[lease(600)])
+    server = Server(loaded_models=[loaded_for(600)])
     brought(server, "m,num_ctx=64", load_timeout_s=900, warm="prompt")
     (load,) = server.loads
     limit_s = load.pop("limit_s")
@@ -527,14 +533,14 @@ def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
 
 
 def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
-    server = Server(show=[EMBED], loaded_models=[lease(60)])
+    server = Server(show=[EMBED], loaded_models=[loaded_for(60)])
     assert brought(server, warm="prompt").ready
     assert ["embed", "embed"] == [one["kind"] for one in server.loads]
     assert ["Hi", ""] == [one["prompt"] for one in server.loads]
 
 
 def test_where_capabilities_are_unknown_generation_comes_first_and_then_embedding() -> None:
-    server = Server(show=[UNKNOWN], load=[NO_TEXT, None], loaded_models=[lease(60)])
+    server = Server(show=[UNKNOWN], load=[NO_TEXT, None], loaded_models=[loaded_for(60)])
     outcome = brought(server)
     assert outcome.ready
     assert ["generate", "embed", "embed"] == [one["kind"] for one in server.loads]
@@ -555,7 +561,7 @@ def test_an_embedding_that_fails_too_is_the_failure() -> None:
 
 
 def test_load_only_sends_no_prompt() -> None:
-    server = Server(loaded_models=[lease(600)])
+    server = Server(loaded_models=[loaded_for(600)])
     assert brought(server, warm="load").ready
     assert [""] == [one["prompt"] for one in server.loads]
 
@@ -619,7 +625,7 @@ def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
 def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
     spec: str, there: list[LoadedModel], warm: str
 ) -> None:
-    server = Server(before=there, loaded_models=[lease(600)])
+    server = Server(before=there, loaded_models=[loaded_for(600)])
     outcome = brought(server, spec, warm=warm)
     assert (1, True) == (len(server.loads), outcome.ready)
     assert "already loaded" not in outcome.notes
@@ -656,7 +662,7 @@ def test_without_warming_presence_is_enough() -> None:
 
 def test_a_busy_server_is_asked_again_and_again(clock: Clock) -> None:
     told: list[Event] = []
-    server = Server(load=[*[BUSY] * 7, None], loaded_models=[lease(600)])
+    server = Server(load=[*[BUSY] * 7, None], loaded_models=[loaded_for(600)])
     outcome = ensure(as_client(server), target(), Terms(), by="x", say=told.append)
     assert outcome.ready
     assert [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0] == clock.slept
@@ -716,7 +722,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     ],
 )
 def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> None:
-    outcome = brought(Server(load=[failure], loaded_models=[lease(600)]))
+    outcome = brought(Server(load=[failure], loaded_models=[loaded_for(600)]))
     assert "failed" == outcome.status
     words = failure.words if isinstance(failure, ApiError) else str(failure).split(": ")[1][:9]
     what, _, said = outcome.error.partition("\n")
@@ -805,7 +811,7 @@ def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
 def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
     text: str, keep_alive_s: float, given_s: float | None, asked: float | None
 ) -> None:
-    server = Server(loaded_models=[lease(given_s)])
+    server = Server(loaded_models=[loaded_for(given_s)])
     assert brought(server, f"{text},num_ctx=64", keep_alive_s=keep_alive_s).ready
     first, *rest = server.loads
     assert None is first.get("keep_alive")
@@ -821,7 +827,7 @@ def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_resident()
 
 
 def test_a_resident_name_that_nobody_can_read_is_passed_over() -> None:
-    server = Server(loaded_models=[[LoadedModel("a/b/c/d", "", 0, 0, 1.0), *lease(300)]])
+    server = Server(loaded_models=[[LoadedModel("a/b/c/d", "", 0, 0, 1.0), *loaded_for(300)]])
     assert 4096 == brought(server).context_length
 
 
