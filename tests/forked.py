@@ -321,7 +321,8 @@ if __name__ == "__main__":
         if not isinstance(exc.code, int):
             raise
         CODE = exc.code
-    # As Python ends, without taking apart what the template has imported: a fifth of the time.
+    # As Python ends, without taking apart what the template has imported: a fifth of the time. Only
+    # Python's own end waits for threads; what it calls for that has no public name, nor a type.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

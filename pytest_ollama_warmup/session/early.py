@@ -127,10 +127,10 @@ def _first_imports(config: pytest.Config) -> Iterator[Path]:
     arguments = [here / _path(argument) for argument in options.file_or_dir]
     if not arguments:
         patterns = [str(config.rootpath / pattern) for pattern in config.getini("testpaths")]
-        # pathlib refuses an absolute pattern, which a rootpath makes of each.
         arguments = [
             Path(path)
             for pattern in patterns
+            # pathlib refuses an absolute pattern, which a rootpath makes of each.
             for path in glob.glob(pattern)  # noqa: PTH207
         ]
     for argument in arguments or [here]:

@@ -140,6 +140,7 @@ class Preparation:
 
     def _executor(self) -> Executor:
         if self._settings.background.value and not is_distributing(self._config):
+            # Imported here: most runs have no child, and pickle nothing.
             from pytest_ollama_warmup.warmup.child import Child
 
             # Mocks of tests reach threads of their process.

@@ -42,9 +42,8 @@ class Requirement:
         if NAME not in names and our_fixtures(item):
             # The test needs a model of ours: whose mark it is, is no question.
             names = (NAME, LONG_NAME)
-        self._marks = [mark for mark in marks if mark.name in names]
-        if is_emulated(item):
-            self._marks = []
+        ours = [mark for mark in marks if mark.name in names]
+        self._marks = [] if is_emulated(item) else ours
         self._conditions = [mark for mark in marks if mark.name in _CONDITIONS]
         self._recorded = marks if any(mark.name == RECORDED for mark in marks) else []
         self._want: Want | None = None

@@ -104,12 +104,12 @@ class Outcome(NamedTuple):
         """
         if not self.ready or self.capabilities is None:
             return self
-        lacking = tuple(
+        missing = tuple(
             capability for capability in capabilities if capability not in self.capabilities
         )
-        if not lacking:
+        if not missing:
             return self
-        return self.failing(LacksCapability(self.model, origin, lacking, self.capabilities))
+        return self.failing(LacksCapability(self.model, origin, missing, self.capabilities))
 
     def failing(self, exc: WarmupError) -> Outcome:
         """Return this outcome as the failure *exc*."""

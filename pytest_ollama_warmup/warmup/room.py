@@ -162,15 +162,15 @@ def make_room(
         ApiError, ServerError: the server does not say, or does not do it.
     """
     loaded_models = client.loaded_models()
-    residents = {outcome.key: outcome for outcome in loaded if _is_among(loaded_models, outcome)}
-    lacking = len(wanted - residents.keys())
+    still_loaded = {outcome.key: outcome for outcome in loaded if _is_among(loaded_models, outcome)}
+    absent = len(wanted - still_loaded.keys())
     # All that was loaded is still there: so far it had room for each.
-    if not lacking or {*map(_place, residents.values())} == {*map(_place, loaded)}:
+    if not absent or {*map(_place, still_loaded.values())} == {*map(_place, loaded)}:
         return
     needed = {key: number for number, keys in reversed([*enumerate(later)]) for key in keys}
-    others = sorted(residents.keys() - wanted, key=lambda key: needed.get(key, len(later)))
-    for key in others[-lacking:]:
-        client.unload(residents[key].model)
+    others = sorted(still_loaded.keys() - wanted, key=lambda key: needed.get(key, len(later)))
+    for key in others[-absent:]:
+        client.unload(still_loaded[key].model)
 
 
 def _as_loaded(outcome: Outcome) -> Loaded:
