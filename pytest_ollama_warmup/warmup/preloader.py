@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pytest_ollama_warmup.errors import LoadFailed, WarmupError
@@ -55,7 +55,10 @@ class Preloader:
         asked: Callable[[Target], Target] = lambda target: target,
     ) -> None:
         self._executor, self._record, self._asked = executor, record, asked
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
+        # The one that is being shown: Ctrl-C in the midst of that must not lose what it ends.
+        self._shown: Event | None = None
+        self._arrived = threading.Event()
         self._absent: set[str] = set()
         self._open: set[str] = set()
         self._begun: dict[str, Stage] = {}
@@ -78,7 +81,7 @@ class Preloader:
             # What a suite's own hook does, it may expect to do in the main thread.
             tasks.append(Task(self._asked(target), stage))
         if tasks:
-            self._executor.begin(tasks, self._events.put)
+            self._executor.begin(tasks, self._hear)
         return [task.target for task in tasks]
 
     def is_open(self, target: Target) -> bool:
@@ -100,17 +103,27 @@ class Preloader:
         Waiting is in slices, so that Ctrl-C is answered at once and a display can move.
         """
         while self._absent if until == "present" else self._open:
-            try:
-                event = self._events.get(timeout=0.1)
-            except queue.Empty:
+            if self._events:
+                # Known here before it is taken away.
+                self._shown = self._events[0]
+                self._events.popleft()
+                yield self._heard(self._shown)
+                self._shown = None
+            elif self._arrived.wait(0.1):
+                self._arrived.clear()
+            else:
                 yield None
-                continue
-            yield self._heard(event)
 
     def pending(self) -> Iterator[Event]:
-        """Yield what has happened and was not heard of yet, without waiting."""
-        while not self._events.empty():
-            yield self._heard(self._events.get())
+        """Yield what has happened and was not shown yet, without waiting."""
+        if self._shown is not None:
+            yield self._heard(self._shown)
+        while self._events:
+            yield self._heard(self._events.popleft())
+
+    def _hear(self, event: Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
 
     def _heard(self, event: Event) -> Event:
         key = event.target.id
@@ -121,7 +134,7 @@ class Preloader:
         if event.outcome is not None or event.phase == "dropped":
             self._open.discard(key)
         if event.phase == "dropped":
-            del self._begun[key]
+            self._begun.pop(key, None)
         return event
 
 

@@ -1021,6 +1021,20 @@ def test_no_more_than_four_models_are_pulled_at_once() -> None:
     assert 4 == PULLS_SIDE_BY_SIDE == server.most
 
 
+def test_what_was_not_shown_when_ctrl_c_came_is_still_known() -> None:
+    def work(model: Target, say: Say) -> Outcome:
+        say(Event(model, "loading"))
+        return ready(model)
+
+    preparation, _ = preloader(work)
+    preparation.start([target()])
+    events = preparation.events("done")
+    taken = next(event for event in events if event is not None)
+    # As an interrupt in whoever shows it leaves things: it is not asked for the next one.
+    assert "loading" == taken.phase
+    assert taken == next(preparation.pending())
+
+
 # Turns
 
 
