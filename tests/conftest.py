@@ -93,9 +93,14 @@ def is_ours(request: Request) -> bool:
     return request.headers.get("user-agent") == "pytest-ollama-warmup"
 
 
-def is_early(request: Request) -> bool:
-    """Whether a request was sent before conftests were imported: not by httpx, then."""
+def is_plain(request: Request) -> bool:
+    """Whether a request was sent without httpx: the early ones, and the looks between tests."""
     return is_ours(request) and "accept" not in request.headers
+
+
+def is_early(request: Request) -> bool:
+    """Whether a request was sent before conftests were imported: one on each connection."""
+    return is_plain(request) and request.headers.get("connection") == "close"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from pytest_ollama_warmup.emulator import Emulator
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
-from tests.conftest import LLAMA, ONE_TEST, Result, Suite, is_early, is_ours
+from tests.conftest import LLAMA, ONE_TEST, Result, Suite, is_early
 from tests.test_faults import until
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
@@ -52,13 +52,7 @@ def early(ollama: Emulator) -> list[str]:
 
 
 def sent_early(ollama: Emulator) -> list[str]:
-    found, begun = [], False
-    for one in ollama.requests:
-        begun = begun or (is_ours(one) and one.path == "/api/version")
-        # Where no test is marked, the looks between tests are sent in the same way.
-        if is_early(one) and not (begun and one.path == "/api/ps"):
-            found.append(f"{one.method} {one.path}")
-    return found
+    return [f"{one.method} {one.path}" for one in ollama.requests if is_early(one)]
 
 
 def loaded_models(ollama: Emulator) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.emulator import ScriptedModel
-from tests.conftest import LLAMA, ONE_TEST, Suite, is_early
+from tests.conftest import LLAMA, ONE_TEST, Suite, is_plain
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.emulator import Emulator
@@ -31,7 +31,7 @@ def work_on(ollama: Emulator, model: str = "llama3.2:1b") -> list[str]:
     verbs = [
         request.path.removeprefix("/api/")
         for request in ollama.requests
-        if (request.model == model or request.path == "/api/ps") and not is_early(request)
+        if (request.model == model or request.path == "/api/ps") and not is_plain(request)
     ]
     # Each test is looked at too, when the last of them is over.
     while verbs[-1:] == ["ps"]:

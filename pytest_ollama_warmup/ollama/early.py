@@ -130,7 +130,9 @@ class EarlyLoad:
         try:
             sock.settimeout(limit_s)
             sock.limit = Limit(limit_s)
-            headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
+            headers = {**self._headers, "Connection": "close"}
+            if body:
+                headers["Content-Type"] = "application/json"
             sent = json.dumps(body) if body else None
             connection.request(method, url.path + path, sent, headers)
             response = connection.getresponse()
