@@ -6,6 +6,7 @@ line. All other modules and names may change in any release.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,16 @@ class _AsWritten:
         return PathFinder.find_spec(name, path) if name.startswith(f"{__name__}.") else None
 
 
+def _stop_finding() -> None:
+    # The finder refers to the package. Left to the interpreter, which takes modules apart first, it
+    # would keep alive all that these refer to: one more garbage collection, 1 % of a short run.
+    if _AsWritten in sys.meta_path:
+        sys.meta_path.remove(_AsWritten)
+
+
 if "pytest" in sys.modules:
     sys.meta_path.insert(0, _AsWritten)
+    atexit.register(_stop_finding)
 
 # Imported when asked for: scripts need not pay for pytest, nor pytest runs for httpx.
 _MODULES = {

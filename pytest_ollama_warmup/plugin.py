@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# One name for all of its state: pytest examines each name of this module in each run.
 from pytest_ollama_warmup.config.options import add_options
+from pytest_ollama_warmup.session import state
 from pytest_ollama_warmup.session.fixtures import (
     _ollama_elsewhere,
     ollama_async_client,
@@ -25,20 +27,6 @@ from pytest_ollama_warmup.session.fixtures import (
     ollama_options,
 )
 from pytest_ollama_warmup.session.mark_names import MARK_HELPS, concerns
-from pytest_ollama_warmup.session.state import (
-    EARLY,
-    NEEDED,
-    SETTINGS,
-    begin,
-    has_other_address,
-    has_outcomes,
-    is_asked,
-    is_distributing,
-    is_looking,
-    is_worker,
-    settings_of,
-    write_notes,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Want
 
 # In the process that prepares models: the controller of xdist, or the only one.
-_SESSION = pytest.StashKey["WarmupSession"]()
+_SESSION: pytest.StashKey[WarmupSession] = pytest.StashKey()
 
 # pytest finds fixtures in the modules of its plugins.
 __all__ = [
@@ -71,9 +59,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Read the settings, and set OLLAMA_HOST before conftests create their own clients."""
-    if not begin(early_config):
+    if not state.begin(early_config):
         return
-    settings = settings_of(early_config)
+    settings = state.settings_of(early_config)
     usable = not settings.off and settings.problem is None
     if usable:
         from pytest_ollama_warmup.session.address import set_up_environment
@@ -81,7 +69,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         set_up_environment(early_config)
     # A worker, and a run inside a test, find what is listed ready.
     outer = settings.inner or settings.served or "PYTEST_XDIST_WORKER" in os.environ
-    looking = is_looking(early_config, early_config.known_args_namespace)
+    looking = state.is_looking(early_config, early_config.known_args_namespace)
     if usable and settings.lists and not (outer or looking):
         from pytest_ollama_warmup.session.early import ask_early
 
@@ -101,15 +89,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if _is_off(config):
         return
-    if is_asked(config) and settings_of(config).report.value and _prepares(config):
+    if state.is_asked(config) and state.settings_of(config).report.value and _prepares(config):
         from pytest_ollama_warmup.session.reports import prepare_reports
 
         prepare_reports(config)
-    if is_worker(config):
+    if state.is_worker(config):
         from pytest_ollama_warmup.distributed.worker import WorkerSide
 
         config.pluginmanager.register(WorkerSide(config), "ollama_warmup_worker")
-    elif is_distributing(config):
+    elif state.is_distributing(config):
         from pytest_ollama_warmup.distributed.controller import (
             ControllerSide,
             refuse_other_orders,
@@ -122,7 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which models are listed for each run, and where the server is."""
-    if _is_off(config) or is_worker(config) or not _is_up_front(config):
+    if _is_off(config) or state.is_worker(config) or not _is_up_front(config):
         return []
     from pytest_ollama_warmup.session.header import header_lines
 
@@ -141,7 +129,7 @@ def pytest_sessionstart(session: pytest.Session) -> Generator[None, object, obje
             from pytest_ollama_warmup.session.user_hooks import note_host_hooks
 
             note_host_hooks(session.config)
-        if has_other_address(session.config):
+        if state.has_other_address(session.config):
             from pytest_ollama_warmup.session.address import read_address_again
 
             read_address_again(session.config)
@@ -165,10 +153,10 @@ def pytest_collection_modifyitems(
 
         prepare_items(items)
     result = yield
-    if is_asked(config) and settings_of(config).reorders and not _is_off(config):
+    if state.is_asked(config) and state.settings_of(config).reorders and not _is_off(config):
         from pytest_ollama_warmup.session.ordering import order
 
-        order(items, settings_of(config))
+        order(items, state.settings_of(config))
     return result
 
 
@@ -178,7 +166,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     config = session.config
     # After collection errors pytest runs no test, unless asked to.
     runs = not session.testsfailed or config.option.continue_on_collection_errors
-    if _prepares(config) and not is_distributing(config) and runs:
+    if _prepares(config) and not state.is_distributing(config) and runs:
         wants = _wants_of(session)
         if wants:
             from pytest_ollama_warmup.session.runtest import watch
@@ -215,7 +203,7 @@ def _wants_of(session: pytest.Session) -> list[Want]:
 # Not first: pytest's own skip marks and the conftests of the suite come before.
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose model is not ready."""
-    if NEEDED in item.config.stash:
+    if state.NEEDED in item.config.stash:
         from pytest_ollama_warmup.session.runtest import set_up
 
         set_up(item)
@@ -224,13 +212,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep what the run has learned for the next one."""
     config = session.config
-    if SETTINGS not in config.stash:
+    if state.SETTINGS not in config.stash:
         return
-    if is_worker(config):
-        write_notes(config)
-    elif _prepares(config) and (has_outcomes(config) or _leaves(config)):
+    if state.is_worker(config):
+        state.write_notes(config)
+    elif _prepares(config) and (state.has_outcomes(config) or _leaves(config)):
         _session_of(config).learn()
-    elif EARLY in config.stash:
+    elif state.EARLY in config.stash:
         from pytest_ollama_warmup.session.cache import remember_run
 
         remember_run(config, [])
@@ -238,21 +226,21 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     """Write the table of models, where there is something in it."""
-    if has_outcomes(config) and _prepares(config) and not config.option.no_summary:
+    if state.has_outcomes(config) and _prepares(config) and not config.option.no_summary:
         _session_of(config).summarize()
 
 
 def _prepares(config: pytest.Config) -> bool:
     # A worker that raises here is respawned for ever; looking must never download.
-    return not (_is_off(config) or is_worker(config) or is_looking(config))
+    return not (_is_off(config) or state.is_worker(config) or state.is_looking(config))
 
 
 def _is_off(config: pytest.Config) -> bool:
-    return is_asked(config) and settings_of(config).off
+    return state.is_asked(config) and state.settings_of(config).off
 
 
 def _is_up_front(config: pytest.Config) -> bool:
-    return is_asked(config) and settings_of(config).up_front
+    return state.is_asked(config) and state.settings_of(config).up_front
 
 
 def _leaves(config: pytest.Config) -> bool:

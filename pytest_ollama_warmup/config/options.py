@@ -1,16 +1,17 @@
 """One table of options: into the parsers of pytest and of the command line, and out of ini files.
 
-This is part of every pytest run: named tuples, which cost a sixth of a dataclass to make, and the
-readers of addresses and specs only where one is given.
+This is part of every pytest run: a class that is written out, as a named tuple takes longer to make
+than all rows together, and the readers of addresses and specs only where one is given.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Literal, NoReturn
 
     import pytest
 
@@ -20,7 +21,7 @@ PREFIX = "ollama_warmup_"
 REPORT_SUFFIXES = (".html", ".md", ".json")
 
 
-class Option(NamedTuple):
+class Option:
     """A row: ``--ollama-NAME`` ↔ ini ``ollama_NAME`` (↔ an environment variable).
 
     *read* turns what a source holds into the value, and gets the source for its error; *default* is
@@ -29,34 +30,33 @@ class Option(NamedTuple):
     shown, unless it can be read so far that it is known what may be.
     """
 
-    name: str
-    group: str
-    help: str
-    read: Callable[[Any, str], Any]
-    default: Any = None
-    metavar: str = ""
-    ini_type: Literal["string", "args", "linelist", "bool"] = "string"
-    action: str = "store"
-    environ: str = ""
-    pytest_only: bool = False
-    secret: bool = False
-    command_help: str = ""
-    command_metavar: str = ""
-
-    @property
-    def flag(self) -> str:
+    def __init__(
+        self,
+        name: str,
+        group: str,
+        help: str,
+        read: Callable[[Any, str], Any],
+        default: Any = None,
+        metavar: str = "",
+        ini_type: Literal["string", "args", "linelist", "bool"] = "string",
+        action: str = "store",
+        environ: str = "",
+        pytest_only: bool = False,
+        secret: bool = False,
+        command_help: str = "",
+        command_metavar: str = "",
+    ) -> None:
+        self.name, self.group, self.help = name, group, help
+        self.read, self.default, self.metavar = read, default, metavar
+        self.ini_type, self.action, self.environ = ini_type, action, environ
+        self.pytest_only, self.secret = pytest_only, secret
+        self.command_help, self.command_metavar = command_help, command_metavar
+        self.flag = f"--ollama-{name.replace('_', '-')}"
         """The option on the command line."""
-        return f"--ollama-{self.name.replace('_', '-')}"
-
-    @property
-    def dest(self) -> str:
+        self.dest = PREFIX + name
         """The attribute of pytest's option namespace."""
-        return PREFIX + self.name
-
-    @property
-    def ini(self) -> str:
+        self.ini = f"ollama_{name}"
         """The key in a configuration file."""
-        return f"ollama_{self.name}"
 
 
 def _choice(*allowed: str) -> Callable[[Any, str], str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.host import Host
 
 # What OLLAMA_HOST held before the plugin set it.
-_OLLAMA_HOST = pytest.StashKey["str | None"]()
+_OLLAMA_HOST: pytest.StashKey[str | None] = pytest.StashKey()
 SET_LATE = "OLLAMA_HOST, set by conftest.py or a plugin"
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FIXTURES_MODULE = "pytest_ollama_warmup.session.fixtures"
-_ELSEWHERE = pytest.StashKey["dict[object, bool]"]()
+_ELSEWHERE: pytest.StashKey[dict[object, bool]] = pytest.StashKey()
 
 
 def our_fixtures(item: pytest.Item) -> list[str]:

@@ -6,11 +6,13 @@ without this plugin.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pytest_ollama_warmup.config.specs import ModelSpec
 
 

@@ -70,8 +70,8 @@ _SERIALIZER = "serializer"
 _CASSETTE_HEAD = 1 << 16
 
 _REPLAYED = pytest.StashKey[bool]()
-_REPLAYED_TESTS = pytest.StashKey["set[str]"]()
-_CONFIGS = pytest.StashKey["dict[Callable[..., object], dict[str, object] | None]"]()
+_REPLAYED_TESTS: pytest.StashKey[set[str]] = pytest.StashKey()
+_CONFIGS: pytest.StashKey[dict[Callable[..., object], dict[str, object] | None]] = pytest.StashKey()
 
 
 def is_replayed(item: pytest.Item, marks: Iterable[pytest.Mark]) -> bool:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +17,7 @@ from pytest_ollama_warmup.config.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.ollama.early import EarlyLoad
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 # In each process that looks at a test: what it knows of the hosts, and of the tests.
-WARMERS = pytest.StashKey["Warmers"]()
-CHECK = pytest.StashKey["Check"]()
-_GATES = pytest.StashKey["Gates"]()
+WARMERS: pytest.StashKey[Warmers] = pytest.StashKey()
+CHECK: pytest.StashKey[Check] = pytest.StashKey()
+_GATES: pytest.StashKey[Gates] = pytest.StashKey()
 # The load that was asked for before conftests were imported, by the key of its model.
 EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 # The server that was started then.
