@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# One name for all of its state: pytest examines each name of this module in each run.
 from pytest_ollama_warmup.config.options import add_options
+
+# One name for all of its state: pytest examines each name of this module in each run.
 from pytest_ollama_warmup.session import state
 from pytest_ollama_warmup.session.fixtures import (
     _ollama_elsewhere,
