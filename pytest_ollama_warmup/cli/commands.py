@@ -185,7 +185,8 @@ def _asking(settings: Settings) -> Iterator[Client]:
         yield client
     except ApiError as exc:
         raise WarmupError(
-            f"{host.url} (from {host.source}) answers with an error: {exc}. Its log may say why."
+            f"{host.url} (from {host.source}) answers with an error: {exc.message}. "
+            "Its log may say why."
         ) from exc
     finally:
         client.close()

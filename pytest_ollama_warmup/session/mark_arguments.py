@@ -32,7 +32,9 @@ def read_mark(mark: pytest.Mark, test: str) -> Arguments:
     """
     try:
         return _requires_model(*mark.args, **mark.kwargs)
-    except (TypeError, BadSpec) as exc:
+    except BadSpec as exc:
+        why = exc.message
+    except TypeError as exc:
         why = str(exc)
     raise BadMark(why, test, MARK)
 

@@ -22,6 +22,7 @@ from pytest_ollama_warmup.session.state import (
     warmers_of,
     warn_unencrypted,
 )
+from pytest_ollama_warmup.text import explained
 from pytest_ollama_warmup.warmup.check import outcome_at_run_time
 from pytest_ollama_warmup.warmup.guard import CannotLook
 from pytest_ollama_warmup.warmup.outcome import Outcome
@@ -72,7 +73,11 @@ class OllamaModels:
         # Taken for a model's name, it would be skipped, and in CI asked of the registry.
         if key not in self and (meant := closest(key, aliases)):
             names = ", ".join(listed.names)
-            raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {names}")
+            raise KeyError(
+                explained(
+                    f"no alias {key!r}: did you mean {meant!r}? Listed are {names}", "no-alias"
+                )
+            )
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, listed)
         if not self._look_up or needs_no_server_now(
@@ -190,4 +195,7 @@ def host_of(config: pytest.Config, url: object) -> Host:
             pytest.fail(str(exc), pytrace=False)
         # One that leaves out the user and password of the run's own address means the same server.
         return ours if host.url == ours.url and host.login in ("", ours.login) else host
-    pytest.fail(f"{problem}; expected a string such as 'http://host:11434'", pytrace=False)
+    pytest.fail(
+        explained(f"{problem}; expected a string such as 'http://host:11434'", "hook-failed"),
+        pytrace=False,
+    )

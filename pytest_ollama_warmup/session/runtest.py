@@ -25,7 +25,7 @@ from pytest_ollama_warmup.session.state import (
     wants_report,
     warmers_of,
 )
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.text import clean, explained
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -39,9 +39,10 @@ _HERE = str(Path(__file__).parent)
 _SCOPE = re.compile(r"ScopeMismatch: .*function scoped fixture ollama_(model|options)\b")
 
 
-_OF_ONE_TEST = (
+_OF_ONE_TEST = explained(
     "ollama_model and ollama_options belong to one test. In a fixture of a wider scope use "
-    'ollama_models["MODEL"], or ollama_models.default for the first listed model.'
+    'ollama_models["MODEL"], or ollama_models.default for the first listed model.',
+    "scope-mismatch",
 )
 
 
@@ -159,7 +160,7 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
         state.has_models = verdict is None
         return verdict
     except CannotLook as exc:
-        state.unseen = f"cannot see whether models are still warm: {exc}"
+        state.unseen = explained(f"cannot see whether models are still warm: {exc}", "cannot-see")
     # A worker that raises out of a hook is respawned for ever.
     except BaseException as exc:
         if not is_for_us(exc):

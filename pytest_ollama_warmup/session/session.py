@@ -14,6 +14,7 @@ import pytest
 from pytest_ollama_warmup.config.settings import OUTER_RUN
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.report import findings
+from pytest_ollama_warmup.report.messages import Consequences
 from pytest_ollama_warmup.session import gates
 from pytest_ollama_warmup.session.address import (
     set_environment,
@@ -24,7 +25,6 @@ from pytest_ollama_warmup.session.cache import (
     remember_run,
     skipped,
 )
-from pytest_ollama_warmup.session.consequences import Consequences, note_in_junit
 from pytest_ollama_warmup.session.header import refuse_models_as_paths
 from pytest_ollama_warmup.session.preparation import Preparation
 from pytest_ollama_warmup.session.state import (
@@ -37,7 +37,7 @@ from pytest_ollama_warmup.session.state import (
 )
 from pytest_ollama_warmup.session.terminal import write_error
 from pytest_ollama_warmup.session.terminal_summary import Summary
-from pytest_ollama_warmup.text import wanted_by
+from pytest_ollama_warmup.text import explained, wanted_by
 from pytest_ollama_warmup.warmup.check import Check
 from pytest_ollama_warmup.warmup.plan import SERVER, Plan, groups_of, make_plan, variants_of
 from pytest_ollama_warmup.warmup.record import Record
@@ -163,9 +163,12 @@ class WarmupSession:
         else:
             self._preparation.load_in_any_order()
             self._screen.say_once(
-                f"{self._settings.group_by_model.source} groups nothing: no selected test says "
-                "which model it needs. Mark those that do: "
-                '@pytest.mark.requires_model("...").',
+                explained(
+                    f"{self._settings.group_by_model.source} groups nothing: no selected test says "
+                    "which model it needs. Mark those that do: "
+                    '@pytest.mark.requires_model("...").',
+                    "groups",
+                ),
                 least=-1,
             )
         self._directory.groups.write([sorted(group) for group in groups])
@@ -259,7 +262,9 @@ class WarmupSession:
         if not self._collected and self._config.get_verbosity() > 0:
             # After an exit at session start pytest prints no summary.
             self.summarize()
-        note_in_junit(self._config, outcome, started=self._collected)
+        from pytest_ollama_warmup.session.junit import note_failure
+
+        note_failure(self._config, outcome, started=self._collected)
         named = outcome.names_host or not self._hosts.several
         error = outcome.error if named else f"{outcome.host}: {outcome.error}"
         what, *cure = error.split("\n")

@@ -28,7 +28,7 @@ from pytest_ollama_warmup.warmup.record import Finding
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_ollama_warmup.session.consequences import Consequences
+    from pytest_ollama_warmup.report.messages import Consequences
     from pytest_ollama_warmup.session.hosts import Hosts
     from pytest_ollama_warmup.warmup.plan import Plan, Target
     from pytest_ollama_warmup.warmup.record import Record
