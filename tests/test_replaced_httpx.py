@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error, is_for_us, replaced
 from tests.conftest import LLAMA
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec
+from pytest_ollama_warmup.config.model_specs import ModelSpec
 from pytest_ollama_warmup.report.bars import Row, lay_out
 from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.report.summary import ready_after, summary_lines

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from pytest_ollama_warmup.cli.status import State
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel
 
 # A model that answers unloads when its requests are over, and they may take minutes.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_ollama_warmup.cli import demo_suite
 from pytest_ollama_warmup.cli.commands import in_memory_after
 from pytest_ollama_warmup.cli.status import keep_alive
+from pytest_ollama_warmup.config.model_specs import FOREVER
 from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.specs import FOREVER
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.errors import (
     BadSpec,

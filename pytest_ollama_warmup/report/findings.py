@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.config.specs import RUNNER_KEYS
+from pytest_ollama_warmup.config.model_specs import RUNNER_KEYS
 from pytest_ollama_warmup.text import at, clean, count, each_of, explained, first_of, seconds
-from pytest_ollama_warmup.warmup.room import runs_with
+from pytest_ollama_warmup.warmup.room_in_memory import runs_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.marks import want_of, wants_of
@@ -24,14 +24,14 @@ from pytest_ollama_warmup.session.state import (
 )
 from pytest_ollama_warmup.text import explained
 from pytest_ollama_warmup.warmup.check import outcome_at_run_time
-from pytest_ollama_warmup.warmup.guard import CannotLook
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Want, resolve
+from pytest_ollama_warmup.warmup.still_loaded import CannotLook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.warmup.warmer import Warmer
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadMark, BadSpec, ParameterWithoutIndirect
 from pytest_ollama_warmup.session.definitions import definitions_of, is_direct, is_from_us, is_ours
 from pytest_ollama_warmup.session.mark_names import MARK

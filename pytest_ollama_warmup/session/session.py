@@ -15,7 +15,7 @@ from pytest_ollama_warmup.config.settings import OUTER_RUN
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.report import findings
 from pytest_ollama_warmup.report.messages import Consequences
-from pytest_ollama_warmup.session import gates
+from pytest_ollama_warmup.session import skipped_last_run
 from pytest_ollama_warmup.session.address import (
     set_environment,
 )
@@ -26,6 +26,7 @@ from pytest_ollama_warmup.session.cache import (
     skipped,
 )
 from pytest_ollama_warmup.session.header import refuse_models_as_paths
+from pytest_ollama_warmup.session.notes import write_notes
 from pytest_ollama_warmup.session.preparation import Preparation
 from pytest_ollama_warmup.session.state import (
     CHECK,
@@ -33,7 +34,6 @@ from pytest_ollama_warmup.session.state import (
     directory_of,
     gates_of,
     settings_of,
-    write_notes,
 )
 from pytest_ollama_warmup.session.terminal import write_error
 from pytest_ollama_warmup.session.terminal_summary import Summary
@@ -75,7 +75,7 @@ class WarmupSession:
         self._collected = self._interrupted = self._ended = False
         # Whether tests wait for all models before the first of them.
         self._holds_up = self._background is None
-        self._left = gates.Left({}, set(), {})
+        self._left = skipped_last_run.Left({}, set(), {})
         self._left_targets: list[Target] = []
         # For runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
@@ -187,10 +187,10 @@ class WarmupSession:
         """Leave models to tests that skipped at set-up in the last run, if only those need them."""
         listed, up_front = self._settings.listed, self._settings.up_front
         always = [spec.key for spec in listed.specs] if up_front else []
-        self._left = gates.what_is_left(self._plan, skipped(self._config), always)
+        self._left = skipped_last_run.what_is_left(self._plan, skipped(self._config), always)
         self._left_targets = [self._plan.targets.pop(key) for key in sorted(self._left.targets)]
         gates_of(self._config).expect(self._left.gates)
-        for line in gates.lines(self._plan, self._left):
+        for line in skipped_last_run.lines(self._plan, self._left):
             self._screen.say_once(line, least=-1)
 
     def _leaves_all(self) -> bool:
@@ -282,10 +282,10 @@ class WarmupSession:
         """Keep for the next run what this one has seen."""
         write_notes(self._config)
         targets = [*self._plan.targets.values(), *self._left_targets]
-        set_ups = gates.set_ups(self._directory)
+        set_ups = skipped_last_run.set_ups(self._directory)
         learn_skips(self._config, set_ups, [target.spec for target in targets])
         if self._settings.listed.given_by == "configuration":
-            left = gates.what_is_left(self._plan, skipped(self._config), ())
+            left = skipped_last_run.what_is_left(self._plan, skipped(self._config), ())
             remember_run(
                 self._config, [key for key in self._plan.targets if key not in left.targets]
             )

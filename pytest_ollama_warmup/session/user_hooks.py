@@ -16,8 +16,8 @@ from pytest_ollama_warmup.text import clean, explained
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
 
 HOST_HOOK = "pytest_ollama_host"

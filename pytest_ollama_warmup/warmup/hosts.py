@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.replaced import as_error
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error
 from pytest_ollama_warmup.text import explained, seconds
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import SERVER

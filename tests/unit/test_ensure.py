@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import parse_specs
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pytest_ollama_warmup.config.listed import GivenBy
+    from pytest_ollama_warmup.config.listed_models import GivenBy
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.warmer import Warmer

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.settings import Settings
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.config.sources import Sources, read_settings
-from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.errors import LacksCapability, NotPulled, ServerUnreachable, WarmupError
 from pytest_ollama_warmup.report.messages import Consequences, header, hints
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Want, make_plan
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.config.settings import Settings
 
 LLAMA = "llama3.2:1b"
 URL = "http://127.0.0.1:11434"
@@ -156,9 +159,7 @@ def test_what_a_model_cannot_do_concerns_the_tests_that_ask_for_it() -> None:
     (spec,) = parse_specs(LLAMA, "mark")
     seeing = Want(test="t.py::sees", specs=(spec._replace(capabilities=("vision",)),))
     plan = make_plan(settings.listed, [seeing], up_front=False)
-    ready = Outcome(
-        spec.key, LLAMA, "ready", host=URL, capabilities=("completion",)
-    )
+    ready = Outcome(spec.key, LLAMA, "ready", host=URL, capabilities=("completion",))
     ((outcome, failure, ends),) = Consequences(plan, settings, collected=True).unable(ready)
     assert "wanted by t.py::sees: 1 test skipped" == failure.who
     assert str(LacksCapability(LLAMA, "", ("vision",), ("completion",))) == failure.error

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pytest_ollama_warmup.config.listed import GivenBy, Listed, parse_aliases
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.listed_models import GivenBy, Listed, parse_aliases
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 from pytest_ollama_warmup.warmup.plan import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec
+from pytest_ollama_warmup.config.model_specs import ModelSpec
 from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,

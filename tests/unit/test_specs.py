@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.config.specs import (
+from pytest_ollama_warmup.config.model_specs import (
     FOREVER,
     KEYS,
     ModelSpec,
