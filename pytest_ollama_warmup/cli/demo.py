@@ -108,7 +108,7 @@ def _choose(stack: ExitStack, settings: Settings, model: str | None, *, emulator
     except WarmupError as exc:
         if model is not None or settings.given_host.given_by == "option":
             raise
-        _say(f"No real Ollama is used: {exc}".replace("\n", " "), "")
+        _say(f"No real Ollama is used: {exc.message}".replace("\n", " "), "")
         absent = isinstance(exc, ServerUnreachable) and settings.host.loopback
         install = f"To install Ollama: https://ollama.com/download, then {PULL_SMALL}."
         return _emulated(stack, install if absent else "")

@@ -115,7 +115,7 @@ def test_the_only_alias_is_the_only_listed_model() -> None:
 def test_an_alias_that_cannot_be_read(text: str, why: str) -> None:
     with pytest.raises(BadSpec) as caught:
         parse_aliases([text], "--ollama-alias", "option")
-    assert f"'{text}' (from --ollama-alias): {why}" == str(caught.value)
+    assert f"'{text}' (from --ollama-alias): {why}" == caught.value.message
 
 
 def test_an_alias_given_twice_must_mean_the_same() -> None:
