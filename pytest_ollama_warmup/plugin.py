@@ -216,7 +216,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if state.SETTINGS not in config.stash:
         return
     if state.is_worker(config):
-        state.write_notes(config)
+        from pytest_ollama_warmup.session.notes import write_notes
+
+        write_notes(config)
     elif _prepares(config) and (state.has_outcomes(config) or _leaves(config)):
         _session_of(config).learn()
     elif state.EARLY in config.stash:

@@ -80,6 +80,15 @@ def wrapped(text: str, width: int, indent: int) -> list[str]:
     )
 
 
+def explained(text: str, anchor: str) -> str:
+    """Name the section of docs/fix.md after a message's first line: ``... [not-pulled]``.
+
+    The other lines say what to do, and stay as they can be copied.
+    """
+    what, *rest = text.split("\n")
+    return "\n".join([f"{what} [{anchor}]", *rest])
+
+
 def each_of(names: Sequence[str]) -> str:
     """Write ``a``, ``a and b``, or ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -197,11 +197,11 @@ def ollama() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def nobody() -> str:
-    """The address of a port on which nothing listens."""
+def nobody() -> Iterator[str]:
+    """The address of a port on which nothing listens, and which nobody gets during the test."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 @pytest.fixture

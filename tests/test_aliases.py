@@ -179,7 +179,7 @@ def test_a_test_whose_model_cannot_do_what_it_needs_does_not_run(
     run = models.run("-rs", *workers)
     assert {"passed": 2, "skipped": 1} == run.counts
     said = (
-        "llama3.2:1b cannot do tools: the server says it can do completion.\n"
+        "llama3.2:1b cannot do tools: the server says it can do completion. [lacks-capability]\n"
         "wanted by test_tools.py::test_calls: 1 test skipped\n"
         "→ Use a model that can, or change capabilities= of the mark."
     )

@@ -274,7 +274,7 @@ def test_no_server_is_told_soon_and_without_a_traceback(
     assert (1, "") == (run.ret, run.out)
     assert [
         f"ollama: no Ollama at {ollama.url} (from OLLAMA_HOST): connection refused for 0.1 s. "
-        "Start it with 'ollama serve', or set --ollama-host."
+        "[server-unreachable] Start it with 'ollama serve', or set --ollama-host."
     ] == run.err.splitlines()
 
 

@@ -320,7 +320,10 @@ def test_plain_http_elsewhere_gets_them_with_one_warning(
         nothing_is_shown(run)
         run = suite.run(address, *args, *workers, "-W", "error")
         assert {"passed": 2} == run.counts
-        assert f"{what}: {RISK} Use an https:// address if the server has one." in run.ours
+        assert (
+            f"{what}: {RISK} Use an https:// address if the server has one. [sent-unencrypted]"
+            in run.ours
+        )
 
 
 @pytest.mark.parametrize("workers", [[], N2])

@@ -9,8 +9,8 @@ import pytest
 
 from docs.generated import FIXTURES, HOOKS, MARKER, expand, marked, public_names
 from pytest_ollama_warmup.cli.main import _COMMANDS
+from pytest_ollama_warmup.config.model_specs import KEYS
 from pytest_ollama_warmup.config.options import OPTIONS
-from pytest_ollama_warmup.config.specs import KEYS
 
 TOP = Path(__file__).parents[1]
 DOCS = TOP / "docs"

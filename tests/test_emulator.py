@@ -25,6 +25,7 @@ import pytest
 
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.emulator.__main__ import main as serve
+from pytest_ollama_warmup.emulator.server import Server
 from tests.conftest import hearing_signals
 
 if TYPE_CHECKING:
@@ -530,6 +531,23 @@ def test_a_server_that_goes_away_comes_back_cold_on_the_same_port() -> None:
         assert [] == api.loaded_models()
         assert 200 == api.post("show", model="far").status_code
         api.load("a")
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="the system knows no such option")
+def test_a_server_that_goes_away_holds_its_port_all_the_time() -> None:
+    with serving() as api:
+        bind, listening = Server.server_bind, []
+
+        def watched(server: Server) -> None:
+            bind(server)
+            with socket.create_connection(("127.0.0.1", api.emulator.port)):
+                listening.append(server)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Server, "server_bind", watched)
+            api.emulator.stop()
+        # The port had its holder before it was left.
+        assert [api.emulator._server] == listening
 
 
 def test_going_away_cuts_loads_and_idle_connections() -> None:

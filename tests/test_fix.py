@@ -28,6 +28,7 @@ from pytest_ollama_warmup.errors import (
     NotPulled,
     OllamaNotFound,
     OtherDigest,
+    ParameterWithoutIndirect,
     ProxyAnswered,
     PullFailed,
     ServerStartFailed,
@@ -73,6 +74,7 @@ ANCHORS: dict[type[WarmupError], str] = {
     NotPulled: "not-pulled",
     OllamaNotFound: "ollama-not-found",
     OtherDigest: "other-digest",
+    ParameterWithoutIndirect: "parameter-without-indirect",
     ProxyAnswered: "proxy-answered",
     PullFailed: "pull-failed",
     ServerStartFailed: "server-start-failed",
@@ -149,6 +151,7 @@ SHOWN = [
         "test_chat.py::test_greeting",
         MARK,
     ),
+    ParameterWithoutIndirect("qwen3:0.6b", "test_chat.py::test_greeting", "ollama_model"),
     NoModelNamed("test_chat.py::test_greeting", "ollama_model", ()),
     NoModelNamed("test_chat.py::test_greeting", "ollama_model", ("chat", "embed")),
 ]
@@ -199,6 +202,18 @@ def anchor_of(error: WarmupError) -> str:
     return BY_CAUSE.get(error.cause) or ANCHORS[type(error)]
 
 
+def anchors_in_code() -> set[str]:
+    """Return the sections that messages of the package name, other than those of errors."""
+    named = set[str]()
+    for file in Path(errors.__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "explained":
+                anchor = node.args[1]
+                if isinstance(anchor, ast.Constant):
+                    named.add(str(anchor.value))
+    return named
+
+
 def test_every_error_has_a_section() -> None:
     explained = {kind.__name__ for kind in ANCHORS}
     assert {kind.__name__ for kind in kinds(WarmupError)} - BASES == explained
@@ -233,10 +248,31 @@ WORDS: dict[FailureCause, str] = {
 }
 
 
+@pytest.mark.parametrize("error", SHOWN, ids=lambda error: type(error).__name__)
+def test_a_message_names_its_section(error: WarmupError) -> None:
+    first, *others = str(error).split("\n")
+    assert first.endswith(f" [{anchor_of(error)}]")
+    assert "[" not in "".join(others)
+    assert error.message == str(error).replace(f" [{anchor_of(error)}]", "")
+
+
+# What is said in the words of another message, or of nothing that is wrong.
+UNNAMED = {"lost"}
+
+
+def test_messages_name_all_sections_and_no_others() -> None:
+    named = {*ANCHORS.values(), *BY_CAUSE.values(), *CAUSES.values(), *anchors_in_code()}
+    sections = set(re.findall(r"^\(([a-z0-9-]+)\)=\n### ", PAGE, flags=re.MULTILINE))
+    within = {"none-of-several-hosts", "cannot-see"}
+    assert sections - UNNAMED == named - within
+    for anchor in within:
+        section(anchor)
+
+
 def test_short_forms_lead_to_their_sections() -> None:
     assert list(WORDS.values()) == [PullFailed(LLAMA, "", "", "", one).brief for one in WORDS]
     # Some are short enough as they are.
-    briefs = {one.brief: anchor_of(one) for one in SHOWN if one.brief != str(one)}
+    briefs = {one.brief: anchor_of(one) for one in SHOWN if one.brief != one.message}
     briefs |= dict.fromkeys(WORDS.values(), "")
     table = section("short-forms")
     assert len(briefs) > 18

@@ -76,7 +76,7 @@ def test_the_time_limit_of_a_gateway_is_named_as_it_showed(suite: Suite, status:
     assert {"skipped": 1} == run.counts
     # On a busy machine it takes longer.
     assert re.search(
-        rf'"HTTP {status} from a gateway before the server, after ([\d.]+ s)"\.\n.*\n        → Raise the time limit '
+        rf'"HTTP {status} from a gateway before the server, after ([\d.]+ s)"\. \[gateway-answered\]\n.*\n        → Raise the time limit '
         r"of the gateway \(proxy_read_timeout in nginx\), about \1, above what a load takes, or "
         r"connect to the server directly with --ollama-host URL\.",
         run.out,

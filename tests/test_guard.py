@@ -89,12 +89,12 @@ def test_an_evicted_model_is_back_before_the_test_that_needs_it(suite: Suite) ->
     assert re.search(
         r"^! a:1 was gone during test_it\.py::test_others when b:1, c:1 and d:1 were loaded "
         r"\(evicted, or unloaded by somebody\), and loaded again before "
-        r"test_it\.py::test_second \([\d.]+ m?s\)\.$",
+        r"test_it\.py::test_second \([\d.]+ m?s\)\. \[displaced\]$",
         run.out,
         re.MULTILINE,
     ), run.out
     assert (
-        "b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed.\n  → If these "
+        "b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. [unlisted]\n  → If these "
         "tests use them, list them or mark the tests, so that they are loaded before.\n"
     ) in run.out
 
@@ -225,7 +225,7 @@ def test_another_context_is_adopted_and_never_fought(suite: Suite) -> None:
     assert [4096, 8192] == loads(suite)
     assert re.search(
         r"a:1 was loaded with num_ctx 4096 \(server default\), and during "
-        r"test_it\.py::test_it\[0\] with 8192: 1 reload\.\n  → List a:1,num_ctx=8192 \(the next run here has "
+        r"test_it\.py::test_it\[0\] with 8192: 1 reload\. \[other-context-length\]\n  → List a:1,num_ctx=8192 \(the next run here has "
         r"learned it\)\.",
         run.out,
     ), run.out
@@ -265,7 +265,10 @@ def test_contexts_in_turn_are_said_with_their_cure(suite: Suite) -> None:
     )
     run = suite.run()
     assert [4096, *[8192, 4096] * 3] == loads(suite)
-    assert "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads.\n  → If these" in run.out
+    assert (
+        "a:1 was loaded with num_ctx 4096 and 8192 in turn: 6 reloads. [contexts-in-turn]\n  → If these"
+        in run.out
+    )
 
 
 @pytest.mark.parametrize("option", ["num_thread=1", "num_batch=256"])
@@ -303,10 +306,10 @@ def test_two_variants_of_a_model_are_no_change_of_habit(suite: Suite) -> None:
     assert [2048, 8192] == loads(suite)
     assert (
         "a:1,num_ctx=8192 is not loaded yet: it has the weights of a:1,num_ctx=2048, and the "
-        "server keeps one at a time"
+        "server keeps one at a time [not-loaded-yet]"
     ) in run.ours
     assert (
-        "a:1 is wanted with num_ctx 2048 and 8192: 1 reload.\n  → --ollama-group-by-model"
+        "a:1 is wanted with num_ctx 2048 and 8192: 1 reload. [variants]\n  → --ollama-group-by-model"
         in run.out
     )
 
@@ -487,7 +490,8 @@ def test_equal_weights_in_a_suite_without_marks(of_equal_weights: Suite) -> None
     assert ours <= without
     out = last_output(suite)
     assert (
-        "keeps one of them in memory at a time: 1 reload.\n  → To avoid that, send the same" in out
+        "keeps one of them in memory at a time: 1 reload. [variant]\n  → To avoid that, send the same"
+        in out
     )
     assert "OLLAMA_MAX_LOADED_MODELS" not in out
 
@@ -565,12 +569,12 @@ ANY_TIME = re.compile(r"\b[\d.]+ m?s\b")
 GOLDEN = """\
 ✓ a:1   loaded in TIME   6 tests
 ! a:1 was gone during test_it.py::test_others when b:1, c:1 and d:1 were loaded (evicted, or \
-unloaded by somebody), and loaded again before test_it.py::test_after_an_eviction (TIME).
+unloaded by somebody), and loaded again before test_it.py::test_after_an_eviction (TIME). [displaced]
 ! a:1 was gone (unloaded, or the server was restarted), and loaded again before \
-test_it.py::test_after_a_restart (TIME).
-! a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME.
+test_it.py::test_after_a_restart (TIME). [gone]
+! a:1 was loaded with num_ctx 4096 and 8192 in turn: 1 reload, about TIME. [contexts-in-turn]
   → If these come from your tests, send the same num_ctx in each: pass options=ollama_options.
-! b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed.
+! b:1, c:1 and d:1 were used during test_it.py::test_others, and are not listed. [unlisted]
   → If these tests use them, list them or mark the tests, so that they are loaded before."""
 
 
@@ -849,7 +853,7 @@ def test_a_model_that_tests_use_and_nobody_lists_is_named_with_its_tests(
     run = suite.run(*workers)
     assert {"passed": 4} == run.counts
     assert (
-        "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed.\n  → If these "
+        "c:1 was used during test_it.py::test_other[0] and 2 more, and is not listed. [unlisted]\n  → If these "
         "tests use it, list it or mark the tests, so that it is loaded before."
     ) in run.out
     assert "a:1 was" not in run.out
@@ -894,7 +898,7 @@ def test_a_server_that_stays_away_is_waited_for_once(suite: Suite) -> None:
     # They run, as they would without the plugin, and fail by themselves.
     assert (1, True) == (code, "2 failed, 2 passed" in out), out
     assert (
-        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s.\n  → Start it"
+        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s. [server-unreachable]\n  → Start it"
         in out
     )
     # The next one has met a refusal too, which is no other event.

@@ -157,7 +157,10 @@ def test_what_a_model_cannot_do_is_said(suite: Suite) -> None:
     suite.ollama.add(ScriptedModel("qwen3:0.6b", present=True))
     run = copied(suite, "capabilities").run("-rs")
     assert {"passed": 1, "skipped": 1} == run.counts
-    assert "qwen3:0.6b cannot do tools: the server says it can do completion." in run.out
+    assert (
+        "qwen3:0.6b cannot do tools: the server says it can do completion. [lacks-capability]"
+        in run.out
+    )
 
 
 def test_the_listed_context_length_is_loaded_once(suite: Suite) -> None:

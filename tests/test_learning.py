@@ -160,7 +160,7 @@ def test_what_did_not_fit_is_left_out_until_it_is_seen_to_fit(
         suite.ollama.add(ScriptedModel(f"{name}:1", present=True, digest=name * 64, load_s=0.3))
     suite.ollama.scheduler._max_loaded = 2
     suite.write({"test_it.py": ROTATION})
-    left_out = "c:1 is not loaded yet: it did not fit together with a:1 and b:1 in the last run"
+    left_out = "c:1 is not loaded yet: it did not fit together with a:1 and b:1 in the last run [not-loaded-yet]"
 
     def run() -> tuple[bool, str]:
         for name in "abc":

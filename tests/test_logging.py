@@ -12,7 +12,7 @@ from pytest_ollama_warmup.errors import ServerError
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.logs import tolerating
-from pytest_ollama_warmup.ollama.plain import loaded_models
+from pytest_ollama_warmup.ollama.plain_look import loaded_models
 from tests.conftest import LLAMA, ONE_TEST
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ TWO_TESTS = {
         def test_plain(): pass
     """
 }
-NO_SUCH = "phi9{origin}: the registry has no such model (pull model manifest: file does not exist)."
+NO_SUCH = "phi9{origin}: the registry has no such model (pull model manifest: file does not exist). [unknown-model]"
 CHECK = "→ Check name and tag; for an alias add --ollama-alias phi9=MODEL."
 
 
@@ -71,7 +71,7 @@ def test_exit_ends_the_run_before_the_first_test(suite: Suite, args: list[str]) 
     assert 2 == run.ret
     assert "PASSED" not in run.out
     assert (
-        "ERROR: ollama: phi9 is not pulled.\n"
+        "ERROR: ollama: phi9 is not pulled. [not-pulled]\n"
         "wanted by test_two.py::test_phi\n"
         "→ Run 'ollama pull phi9', or pytest with --ollama-pull=missing; for an alias add "
         "--ollama-alias phi9=MODEL. --ollama-on-unavailable=skip goes on without it.\n"
@@ -317,7 +317,7 @@ def test_message_1_no_server(suite: Suite, monkeypatch: pytest.MonkeyPatch, nobo
     run = suite.run("--ollama-wait=0.3")
     assert {"skipped": 60} == run.counts
     assert (
-        f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s.\n"
+        f"no Ollama at {nobody} (from OLLAMA_HOST): connection refused for 0.3 s. [server-unreachable]\n"
         "wanted by test_many.py::test_one[0] and 59 more: 60 tests skipped\n"
         "→ Start it with 'ollama serve', or set --ollama-host."
     ) in run.ours
@@ -339,7 +339,7 @@ def test_message_2_not_pulled(suite: Suite) -> None:
     )
     run = suite.run()
     assert (
-        "llama3.2:1b is not pulled.\n"
+        "llama3.2:1b is not pulled. [not-pulled]\n"
         "wanted by tests/test_chat.py::test_tone and 11 more: 12 tests skipped\n"
         "→ Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing."
     ) in run.ours
@@ -351,7 +351,7 @@ def test_message_3_a_list_without_quotes(suite: Suite, args: list[str]) -> None:
     run = suite.run("--ollama-preload", "llama3.2:1b", "nomic-embed-text", *args)
     assert 4 == run.ret
     assert (
-        "ERROR: file or directory not found: nomic-embed-text\n"
+        "ERROR: file or directory not found: nomic-embed-text [models-as-paths]\n"
         "looks like a model: --ollama-preload takes one value, quote the list: "
         '--ollama-preload "llama3.2:1b nomic-embed-text".\n'
     ) in run.err + "\n"
@@ -379,7 +379,7 @@ def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:
     run = suite.run("--ollama-preload", "chat embed vision")
     message = (
         "test_rag uses ollama_model without naming a model, and 3 are listed (chat, embed, vision). "
-        'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name.'
+        'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name. [no-model-named]'
     )
     assert {"error": 1} == run.counts
     assert message in run.ours
@@ -408,7 +408,7 @@ def test_message_7_out_of_memory(suite: Suite, monkeypatch: pytest.MonkeyPatch) 
     suite.run("-k", "small")
     run = suite.run()
     assert (
-        f'llama3.1:70b does not load: "{words}".\n'
+        f'llama3.1:70b does not load: "{words}". [load-failed]\n'
         "wanted by test_big.py::test_big[0] and 3 more: 4 tests fail (CI is set; --ollama-ci=no skips them)\n"
         "→ Try a smaller tag or num_ctx; loaded now: qwen3:4b."
     ) in run.ours
@@ -423,7 +423,7 @@ def test_message_8_another_service(suite: Suite) -> None:
     url = suite.ollama.url
     assert (
         f"{url} (from OLLAMA_HOST) answers, but is not Ollama "
-        '(GET /api/version: 200 text/html "Sign in"). Another service?\n'
+        '(GET /api/version: 200 text/html "Sign in"). Another service? [not-ollama]\n'
         "wanted by test_chat.py::test_tone: 1 test skipped\n"
         "→ Set --ollama-host."
     ) in run.ours
@@ -442,13 +442,13 @@ def test_message_8_another_service(suite: Suite) -> None:
             401,
             "application/json",
             b'{"error": "no key"}',
-            'refuses access (HTTP 401 "no key").\n→ Set OLLAMA_API_KEY',
+            'refuses access (HTTP 401 "no key"). [access-denied]\n→ Set OLLAMA_API_KEY',
         ),
         (
             403,
             "text/plain",
             b"",
-            "refuses access (HTTP 403).\n→ An Ollama bound to loopback answers so",
+            "refuses access (HTTP 403). [access-denied]\n→ An Ollama bound to loopback answers so",
         ),
         (
             404,
@@ -521,8 +521,8 @@ def test_a_service_of_another_protocol_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pull_error": "unauthorized: access denied"}, "(from --ollama-preload) could not be pulled: unauthorized: access denied.\n→ The registry wants a login."),
-        ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'.\n→ The server calls it a completion model, so its weights are damaged"""),
+        ({"pull_error": "unauthorized: access denied"}, "(from --ollama-preload) could not be pulled: unauthorized: access denied. [pull-failed]\n→ The registry wants a login."),
+        ({"damaged": True}, """does not load: '"llama3.2:1b" does not support generate'. [load-failed]\n→ The server calls it a completion model, so its weights are damaged"""),
     ],
     ids=["unauthorized", "damaged"],
 )  # fmt: skip
@@ -582,7 +582,7 @@ def test_keys_are_never_shown(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> 
             "http://10.255.255.1",
             "NO_PROXY",
             "[::1",
-            "a proxy variable cannot be used (Invalid port: ':1').\n",
+            "a proxy variable cannot be used (Invalid port: ':1'). [server-unreachable]\n",
         ),
     ],
     ids=["certificates", "proxy"],

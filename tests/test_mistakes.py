@@ -39,7 +39,7 @@ def test_an_argument_that_the_mark_does_not_take_gets_what_to_write_instead(
     )
     run = suite.run()
     assert 4 == run.ret
-    assert f"ERROR: test_it.py::test_it: {message} The mark is {SIGNATURE}.\n" in run.err
+    assert f"ERROR: test_it.py::test_it: {message} The mark is {SIGNATURE}. [bad-mark]\n" in run.err
 
 
 # No server
@@ -77,7 +77,9 @@ def test_without_a_server_on_this_machine_a_run_waits_for_a_moment(
     suite.write({**ONE_TEST, "pytest.ini": f"[pytest]\n{ini}\n"})
     run = suite.run(f"--ollama-host={nobody}", *args)
     assert {"skipped": 1} == run.counts
-    assert f"(from --ollama-host): connection refused for {waited}.\n" in run.out
+    assert (
+        f"(from --ollama-host): connection refused for {waited}. [server-unreachable]\n" in run.out
+    )
 
 
 # What an IDE or a development container sets
@@ -132,7 +134,7 @@ def test_a_download_that_the_user_asks_for_needs_no_reason(
 # Tests that say nothing of the models that they use
 
 UNLISTED = (
-    "{model} was used during test_it.py::{test}, and is not listed.\n  → If these tests use it, list it "
+    "{model} was used during test_it.py::{test}, and is not listed. [unlisted]\n  → If these tests use it, list it "
     "or mark the tests, so that it is loaded before."
 )
 CALLS = """
@@ -186,7 +188,7 @@ def test_where_several_tests_may_have_called_it_none_is_named(
     )
     run = suite.run(*args)
     assert (
-        "b:1 was used while tests ran, and is not listed.\n  → If your tests use it, list"
+        "b:1 was used while tests ran, and is not listed. [unlisted]\n  → If your tests use it, list"
         in run.out
     )
 

@@ -166,7 +166,7 @@ def test_a_bad_mark_is_refused_by_name(
     assert "test_bad.py::test_bad: " in run.err
     assert message in run.err
     assert (
-        "The mark is requires_model(*specs, capabilities=(), options=None, on_unavailable=None)."
+        "The mark is requires_model(*specs, capabilities=(), options=None, on_unavailable=None). [bad-mark]"
         in run.err
     )
     assert "Traceback" not in run.out + run.err

@@ -362,7 +362,10 @@ def test_one_that_is_down_ends_the_run_where_that_is_asked(
     run = suite.run("-n3", hosts(*three), "--ollama-wait=0", "--ollama-on-unavailable=exit", *args)
     assert 2 == run.ret
     out = run.err if args else run.out
-    assert f"no Ollama at {three[1].url} (from --ollama-host): connection refused.\n" in out
+    assert (
+        f"no Ollama at {three[1].url} (from --ollama-host): connection refused. [server-unreachable]\n"
+        in out
+    )
     assert "--ollama-on-unavailable=skip goes on without it.\n" in out
     assert "Exit: ollama: no Ollama: connection refused !" in run.out
     assert {} == used(suite)
@@ -444,7 +447,9 @@ def test_a_model_that_one_host_lacks_ends_the_run_where_that_is_asked(
     )
     assert 2 == run.ret
     who = " (from --ollama-preload)" if args else ""
-    assert f"ollama: {two[1].url}: llama3.2:1b{who} is not pulled.\n" in run.out + run.err
+    assert (
+        f"ollama: {two[1].url}: llama3.2:1b{who} is not pulled. [not-pulled]\n" in run.out + run.err
+    )
 
 
 # How many
@@ -824,7 +829,7 @@ def test_such_a_worker_skips_and_says_what_it_lacks(suite: Suite, args: list[str
     )
     assert {"skipped": 2} == run.counts
     who = " (from --ollama-preload)" if args else ""
-    assert f"llama3.2:1b{who} is not pulled. Run" in run.out
+    assert f"llama3.2:1b{who} is not pulled. [not-pulled] Run" in run.out
 
 
 def test_such_a_worker_brings_what_is_listed_also_for_tests_that_do_not_say_what_they_need(

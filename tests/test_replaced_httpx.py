@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error, is_for_us, replaced
 from tests.conftest import LLAMA
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def test_what_a_module_replaces_on_import_is_named(suite: Suite, kind: str) -> N
         assert f"has replaced {name} (now " in run.out
     elif kind == "sockets":
         assert {"passed": 1, "skipped": 3} == counts
-        assert "cannot be asked: RuntimeError: no sockets in unit tests.\n" in run.out
+        assert "cannot be asked: RuntimeError: no sockets in unit tests. [cannot-ask]\n" in run.out
     else:
         assert {"passed": 4} == counts
 
@@ -279,6 +279,6 @@ def test_the_message_says_what_was_replaced_and_by_what(monkeypatch: pytest.Monk
     problem = as_error(ValueError("no"), parse_host("h", "OLLAMA_HOST"))
     assert str(problem).startswith(
         "the server at http://h:11434 (from OLLAMA_HOST) cannot be asked: the suite, or a plugin, "
-        f"has replaced httpx.Client.send (now {__name__}.write): ValueError: no.\nReplace it"
+        f"has replaced httpx.Client.send (now {__name__}.write): ValueError: no. [cannot-ask]\nReplace it"
     )
     assert "cannot be asked: httpx.Client.send is replaced" == problem.brief

@@ -236,7 +236,8 @@ def test_a_missing_program_is_told_with_where_it_was_looked_for(suite: Served) -
     run = suite.run(SERVE, "--ollama-serve-command=/nowhere/ollama serve", "-rs")
     assert {"skipped": 3} == run.counts
     assert any(
-        "/nowhere/ollama is not there. Looked at: /nowhere/ollama." in one for one in run.ours
+        "/nowhere/ollama is not there. Looked at: /nowhere/ollama. [ollama-not-found]" in one
+        for one in run.ours
     )
     assert "--ollama-serve-command 'PATH serve'" in run.out
     assert "Traceback" not in run.out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec
+from pytest_ollama_warmup.config.model_specs import ModelSpec
 from pytest_ollama_warmup.report.bars import Row, lay_out
 from pytest_ollama_warmup.report.progress import Screen
 from pytest_ollama_warmup.report.summary import ready_after, summary_lines
@@ -281,7 +281,7 @@ def test_a_failure_breaks_between_words_and_is_said_once(suite: Suite, columns: 
     said = shown.screen[start : shown.screen.index("", start)]
     joined = " ".join(line.strip() for line in said)
     assert (
-        "ollama: llama3.2:1b is not pulled. wanted by test_chat.py::test_tone: 1 test skipped "
+        "ollama: llama3.2:1b is not pulled. [not-pulled] wanted by test_chat.py::test_tone: 1 test skipped "
         "→ Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing."
     ) == joined
     assert columns < 80 or 3 == len(said)
@@ -482,9 +482,9 @@ def test_variables_that_lead_elsewhere_are_hinted_at(
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://me:s3cret@elsewhere:1/v1")
     assert [
         "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
-        "list them in OLLAMA_PRELOAD_MODELS.",
+        "list them in OLLAMA_PRELOAD_MODELS. [models-variable]",
         "OLLAMA_BASE_URL points elsewhere (http://***@elsewhere:1/v1), to another server. "
-        "--ollama-export OLLAMA_BASE_URL sets it to this one.",
+        "--ollama-export OLLAMA_BASE_URL sets it to this one. [base-url-elsewhere]",
     ] == suite.run().ours[:2]
     monkeypatch.setenv("OLLAMA_MODELS", "/var/lib/models")
     monkeypatch.setenv("OLLAMA_BASE_URL", f"{suite.ollama.url}/v1/")

@@ -127,6 +127,8 @@ def test_workers_of_a_suite_that_marks_no_test_import_no_library(suite: Suite, m
     assert {"passed": 1} == suite.run("--ollama-preload=llama3.2:1b", "-n1", fresh=True).counts
     imported = (suite.pytester.path / "worker").read_text("utf-8").split()
     assert (
-        f"{PACKAGE}.ollama.plain" not in imported if mark else f"{PACKAGE}.ollama.plain" in imported
+        f"{PACKAGE}.ollama.plain_look" not in imported
+        if mark
+        else f"{PACKAGE}.ollama.plain_look" in imported
     )
     assert bool(mark) == bool({"httpx", "filelock", f"{PACKAGE}.warmup.warmer"} & set(imported))

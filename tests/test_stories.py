@@ -290,7 +290,7 @@ def test_a_test_that_is_skipped_because_of_the_changed_order_is_said(
     assert {"passed": 2, "skipped": 1} == run.counts
     assert (
         "\n! test_0.py::test_report was skipped (test_report depends on test_judge), as "
-        f"{' and '.join(how)} has moved it in front of test_0.py::test_judge.\n"
+        f"{' and '.join(how)} has moved it in front of test_0.py::test_judge. [moved]\n"
         "  → --ollama-keep-order=module, or @pytest.mark.ollama_keep_order on the module, keeps their "
         "order.\n" in run.out
     )
@@ -305,7 +305,10 @@ def test_so_it_is_with_overlap_and_a_name_of_its_own(suite: Suite) -> None:
     suite.write({"conftest.py": DEPENDENCY})
     run = suite.run(OVERLAP, "--ollama-keep-order=test")
     assert {"passed": 1, "skipped": 1} == run.counts
-    assert f"{OVERLAP} has moved it in front of test_0.py::test_chat.\n  → --ollama-keep" in run.out
+    assert (
+        f"{OVERLAP} has moved it in front of test_0.py::test_chat. [moved]\n  → --ollama-keep"
+        in run.out
+    )
     assert {"passed": 2} == suite.run(OVERLAP).counts
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from pytest_ollama_warmup.cli.status import State
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.responses import LoadedModel, LocalModel
 
 # A model that answers unloads when its requests are over, and they may take minutes.
@@ -185,7 +185,8 @@ def _asking(settings: Settings) -> Iterator[Client]:
         yield client
     except ApiError as exc:
         raise WarmupError(
-            f"{host.url} (from {host.source}) answers with an error: {exc}. Its log may say why."
+            f"{host.url} (from {host.source}) answers with an error: {exc.message}. "
+            "Its log may say why."
         ) from exc
     finally:
         client.close()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_ollama_warmup.cli import demo_suite
 from pytest_ollama_warmup.cli.commands import in_memory_after
 from pytest_ollama_warmup.cli.status import keep_alive
+from pytest_ollama_warmup.config.model_specs import FOREVER
 from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.specs import FOREVER
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.errors import (
     BadSpec,
@@ -108,7 +108,7 @@ def _choose(stack: ExitStack, settings: Settings, model: str | None, *, emulator
     except WarmupError as exc:
         if model is not None or settings.given_host.given_by == "option":
             raise
-        _say(f"No real Ollama is used: {exc}".replace("\n", " "), "")
+        _say(f"No real Ollama is used: {exc.message}".replace("\n", " "), "")
         absent = isinstance(exc, ServerUnreachable) and settings.host.loopback
         install = f"To install Ollama: https://ollama.com/download, then {PULL_SMALL}."
         return _emulated(stack, install if absent else "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_ollama_warmup.ollama.responses import ENDLESS_S
-from pytest_ollama_warmup.report.table import SIGNS, columns
+from pytest_ollama_warmup.report.columns import SIGNS, columns
 from pytest_ollama_warmup.text import size
 
 if TYPE_CHECKING:

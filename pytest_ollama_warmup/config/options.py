@@ -70,7 +70,7 @@ def _choice(*allowed: str) -> Callable[[Any, str], str]:
 
 def _seconds(least: float) -> Callable[[Any, str], float]:
     def read(value: Any, source: str) -> float:
-        from pytest_ollama_warmup.config.specs import read_seconds
+        from pytest_ollama_warmup.config.model_specs import read_seconds
 
         seconds = read_seconds(str(value))
         if seconds is None or not least <= seconds < math.inf:
@@ -120,7 +120,7 @@ def read_hosts(value: Any, source: str) -> tuple[Host, ...]:
 
 
 def _duration(value: Any, source: str) -> float:
-    from pytest_ollama_warmup.config.specs import parse_duration
+    from pytest_ollama_warmup.config.model_specs import parse_duration
 
     return parse_duration(str(value), source)
 

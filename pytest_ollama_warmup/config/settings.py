@@ -9,7 +9,7 @@ from pytest_ollama_warmup.errors import BadHost, BadSetting
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.config.exports import Export
-    from pytest_ollama_warmup.config.listed import GivenBy, Listed
+    from pytest_ollama_warmup.config.listed_models import GivenBy, Listed
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
@@ -102,7 +102,7 @@ class Settings(NamedTuple):
     @property
     def listed(self) -> Listed:
         """The models that are listed for the run."""
-        from pytest_ollama_warmup.config.listed import Listed
+        from pytest_ollama_warmup.config.listed_models import Listed
 
         return self.given_list or Listed()
 

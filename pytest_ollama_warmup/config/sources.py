@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_ollama_warmup.config.exports import Export
-    from pytest_ollama_warmup.config.listed import Alias, GivenBy, Listed
+    from pytest_ollama_warmup.config.listed_models import Alias, GivenBy, Listed
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.requests import Header
 
@@ -254,8 +254,8 @@ class _Reader:
         preload = next(iter(self._given(self._table["preload"])), None)
         if preload is None and not aliases:
             return None
-        from pytest_ollama_warmup.config.listed import Listed
-        from pytest_ollama_warmup.config.specs import distinct, parse_specs
+        from pytest_ollama_warmup.config.listed_models import Listed
+        from pytest_ollama_warmup.config.model_specs import distinct, parse_specs
 
         if preload is None:
             return Listed(aliases=aliases)
@@ -281,7 +281,7 @@ class _Reader:
         """Return the aliases of all sources; of two with one name the first source's."""
         aliases: dict[str, Alias] = {}
         for raw, source, given_by in self._given(self._table["alias"]):
-            from pytest_ollama_warmup.config.listed import parse_aliases
+            from pytest_ollama_warmup.config.listed_models import parse_aliases
 
             try:
                 for alias in parse_aliases(_texts(raw, source), source, given_by):

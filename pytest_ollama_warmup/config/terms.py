@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from pytest_ollama_warmup.config.listed import GivenBy
+    from pytest_ollama_warmup.config.listed_models import GivenBy
 
 
 class Terms(NamedTuple):

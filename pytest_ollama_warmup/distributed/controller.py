@@ -20,6 +20,7 @@ from pytest_ollama_warmup.session.state import (
     settings_of,
 )
 from pytest_ollama_warmup.session.user_hooks import refuse_late_host_hooks
+from pytest_ollama_warmup.text import explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -38,8 +39,11 @@ def refuse_other_orders(config: pytest.Config) -> None:
     groups, dist = settings_of(config).group_by_model, config.getoption("dist")
     if groups.value and dist not in ("load", "worksteal"):
         raise pytest.UsageError(
-            f"{groups.source} has its own order, and cannot be combined with --dist={dist}. "
-            "Leave one of them out."
+            explained(
+                f"{groups.source} has its own order, and cannot be combined with --dist={dist}. "
+                "Leave one of them out.",
+                "groups",
+            )
         )
 
 

@@ -28,6 +28,7 @@ from pytest_ollama_warmup.session.state import (
     worker_input,
 )
 from pytest_ollama_warmup.session.user_hooks import host_hook_files
+from pytest_ollama_warmup.text import explained
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -80,8 +81,11 @@ def _prepare_alone(config: pytest.Config, worker: str) -> None:
     settings, url = warmer.settings, warmer.host.url
     warn(
         config,
-        f"{worker} does not see the directory of this run: it prepares models by itself, at "
-        f"{url}, and the summary does not show them",
+        explained(
+            f"{worker} does not see the directory of this run: it prepares models by itself, at "
+            f"{url}, and the summary does not show them",
+            "worker-alone",
+        ),
     )
     if settings.preloads:
         for target in make_plan(settings.listed, (), up_front=True).targets.values():

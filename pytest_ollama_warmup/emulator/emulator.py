@@ -49,7 +49,9 @@ class Emulator:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._restart: threading.Timer | None = None
-        self._server = Server(self.state, port)
+        # Not one that was asked for: whoever else listens there would share it silently.
+        self._shared = port == 0
+        self._server = Server(self.state, port, shared=self._shared)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -170,10 +172,15 @@ class Emulator:
         """
         with self._lock:
             ran = self._thread is not None
+            # Holds the port for start(), where that can be without a moment between: another
+            # program's connection may get it otherwise.
+            holder = self._successor() if ran and self._shared else None
             self._halt()
             if ran:
-                # Holds the port for start(): another program might get it otherwise.
-                self._server = Server(self.state, self.port)
+                self._server = holder or self._successor()
+
+    def _successor(self) -> Server:
+        return Server(self.state, self.port, shared=self._shared)
 
     def restart(self, down_s: float = 0.0) -> None:
         """Stop now, and start again after *down_s* seconds, which this does not wait for."""

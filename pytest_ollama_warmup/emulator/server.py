@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 
 class Server(ThreadingHTTPServer):
-    """A port of 127.0.0.1 and its connections, each served in a thread of its own."""
+    """A port of 127.0.0.1 and its connections, each served in a thread of its own.
+
+    A *shared* port can be bound by a successor, which listens when this one does not any more.
+    """
 
     # 32 workers that connect at once must not be refused.
     request_queue_size = 512
     server_address: tuple[str, int]
 
-    def __init__(self, state: State, port: int) -> None:
+    def __init__(self, state: State, port: int, *, shared: bool) -> None:
+        # Of the base class, which sets it where the system has such an option.
+        self.allow_reuse_port = shared
         answer = functools.partial(Connection, state, NATIVE | OPENAI)
         super().__init__(("127.0.0.1", port), answer, bind_and_activate=False)
         self._connections: set[socket.socket] = set()

@@ -7,6 +7,7 @@ WarmupError
 │   ├── MissingVariable
 │   ├── BadSpec
 │   └── BadMark
+│       └── ParameterWithoutIndirect
 ├── NoModelNamed          a test asks for its model, and nothing says which
 ├── OllamaNotFound        a server is to be started, and its program is nowhere
 ├── ServerError           nothing can be had from this server
@@ -30,7 +31,8 @@ WarmupError
 
 A class declares its fields, which are its parameters in that order, and its message. What follows
 from an error follows from its class, its *cause* and *failed_by*, never from the text. The first
-line of a text says what is wrong and why, the next one what to do about it.
+line of a text says what is wrong and why, and ends in the section of docs/fix.md that explains it;
+the next one says what to do about it.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ from pytest_ollama_warmup.errors.usage import (
     Conflict,
     MissingVariable,
     NoModelNamed,
+    ParameterWithoutIndirect,
 )
 
 __all__ = [
@@ -98,6 +101,7 @@ __all__ = [
     "NotPulled",
     "OllamaNotFound",
     "OtherDigest",
+    "ParameterWithoutIndirect",
     "ProxyAnswered",
     "PullFailed",
     "ServerError",

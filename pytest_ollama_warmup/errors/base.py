@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal, dataclass_transform, get_args
+
+from pytest_ollama_warmup.text import explained
 
 FailedBy = Literal["server", "model"]
 # Why nothing answers. All but the last three are the words of the message, too.
@@ -59,6 +62,8 @@ OfModel = Literal[
     "other",
 ]
 Cause = OfServer | OfModel
+# Where the cause, and not the kind of error, says what to do.
+_ANCHOR_BY_CAUSE: dict[Cause, str] = {"gateway": "gateway-answered", "port taken": "port-taken"}
 _OF_SERVER = {cause for part in get_args(OfServer) for cause in get_args(part)}
 
 
@@ -67,17 +72,20 @@ class WarmupError(Exception):
     """Base of all errors of this package.
 
     A class declares its fields as annotations: they are its parameters, after those of its base.
+    The section of docs/fix.md that explains it has the class's name: ``#not-pulled``.
     All go to ``Exception`` by position, so that each error can be pickled.
     """
 
     cause: Cause = "other"
     names_host: ClassVar[bool] = False
     """Whether the message says which server it is about."""
+    _anchor: ClassVar[str] = ""
     _fields: ClassVar[tuple[str, ...]] = ()
     # Of the fields, as ``str.format`` takes it; empty where the message is brief.
     _brief: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
+        cls._anchor = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
         cls._fields = tuple(dict.fromkeys((*cls._fields, *cls.__annotations__)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,6 +97,22 @@ class WarmupError(Exception):
         super().__init__(*(values[n] if n in values else getattr(self, n) for n in self._fields))
         vars(self).update(zip(self._fields, self.args, strict=True))
 
+    def __str__(self) -> str:
+        return explained(self.message, self.anchor) if self.anchor else self.message
+
+    @property
+    def message(self) -> str:
+        """What failed, where the value came from, why, and what to do, without the anchor."""
+        return self._text()
+
+    @property
+    def anchor(self) -> str:
+        """Where docs/fix.md explains it; empty for what says all by itself."""
+        return _ANCHOR_BY_CAUSE.get(self.cause, self._anchor)
+
+    def _text(self) -> str:
+        return super().__str__()
+
     @property
     def failed_by(self) -> FailedBy:
         """Who failed: ``server``, where another model would fail too, or this ``model`` only."""
@@ -97,4 +121,4 @@ class WarmupError(Exception):
     @property
     def brief(self) -> str:
         """The cause in a few words, for a table."""
-        return self._brief.format_map(vars(self)) or str(self)
+        return self._brief.format_map(vars(self)) or self.message

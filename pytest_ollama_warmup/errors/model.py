@@ -67,7 +67,7 @@ class NotPulled(ModelError):
     cause = "not pulled"
     _brief = "not pulled"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         if self.cloud:
             return (
                 f"{self._who}: the server does not offer this cloud model.\n"
@@ -89,7 +89,7 @@ class UnknownModel(ModelError):
     cause = "unknown model"
     _brief = "not in the registry"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self._who}: the registry has no such model ({self.words})."
             f"{_meant(self.meant, self.model)}\n"
@@ -105,7 +105,7 @@ class OtherDigest(ModelError):
     cause = "other digest"
     _brief = "digest {digest:.12}, pinned {pinned:.12}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self._who} is another version than the pinned one: the server has "
             f"sha256:{self.digest}, pinned is sha256:{self.pinned}.\nRun pytest with "
@@ -125,7 +125,7 @@ class LacksCapability(ModelError):
         """The cause in a few words, for a table."""
         return f"cannot do {', '.join(self.missing)}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         odd = [capability for capability in self.missing if capability not in CAPABILITIES]
         note = ""
         if odd:
@@ -149,7 +149,7 @@ class PullFailed(ModelError):
         """The cause in a few words, for a table."""
         return _IN_WORDS.get(self.cause, "the pull failed")
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self._who} could not be pulled: {self.words}.\n{self.advice}"
 
 
@@ -165,7 +165,7 @@ class LoadFailed(ModelError):
         """The cause in a few words, for a table."""
         return _IN_WORDS.get(self.cause, "does not load")
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         # The server's words hold quotes now and then.
         quote = "'" if '"' in self.words else '"'
         return f"{self.model} does not load: {quote}{self.words}{quote}.\n{self.advice}"
@@ -183,7 +183,7 @@ class ApiError(WarmupError):
     cause: Cause = "other"
     after_s: float = 0.0
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{self.request}: HTTP {self.status}: {self.words}"
 
 
@@ -194,7 +194,7 @@ class WaitedTooLong(WarmupError):
     waited_s: float
     cause = "waited too long"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.what}: another process works on it and has shown no progress for "
             f"{seconds(self.waited_s)} (--ollama-load-timeout). End that process, or run again."

@@ -16,7 +16,7 @@ class OllamaNotFound(WarmupError):
     _brief = "no {program}"
     cause = "no Ollama"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"no server can be started: {clean(self.program)} is not there. Looked at: "
             f"{', '.join(clean(place) for place in self.looked)}.\nGet Ollama from "
@@ -63,7 +63,7 @@ class ServerUnreachable(ServerError):
         """The cause in a few words, for a table."""
         return f"no Ollama: {self.why}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         waited = f" for {seconds(self.waited_s)}" if self.waited_s >= 0.05 else ""
         return f"no Ollama at {self.url} (from {self.source}): {self.why}{waited}.\n{self._advice}"
 
@@ -95,7 +95,7 @@ class NotOllama(ServerError):
     cause = "not Ollama"
     _brief = "not an Ollama server"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         note = f"\nNote: {self.note}." if self.note else "\nSet --ollama-host."
         return (
             f"{self.url} (from {self.source}) answers, but is not Ollama "
@@ -111,7 +111,7 @@ class ProxyAnswered(ServerError):
     cause = "proxy"
     _brief = "a proxy answers: HTTP {status}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"the proxy of {self.variable} answers in place of {self.url} (from {self.source}): "
             f"HTTP {self.status}.\n{_no_proxy(self.url)}"
@@ -138,7 +138,7 @@ class AccessDenied(ServerError):
     cause = "access refused"
     _brief = "access refused: HTTP {status}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         words = f' "{self.words}"' if self.words else ""
         advice = _ON_KEY[self.key]
         if self.status == 403 and not self.words:
@@ -158,7 +158,7 @@ class TlsFailed(ServerError):
     cause = "no TLS"
     _brief = "no secure connection: {words}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"no secure connection to {self.url} (from {self.source}): {self.words}.\n"
             "Use http:// for a server without TLS; for a private certificate authority "
@@ -172,7 +172,7 @@ class Aborted(ServerError):
     cause = "interrupted"
     _brief = "interrupted"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"interrupted while working with {self.url} (from {self.source})."
 
 
@@ -189,7 +189,7 @@ class CannotAsk(ServerError):
         part = self.replaced.partition(" (")[0]
         return f"cannot be asked: {f'{part} is replaced' if part else self.words}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         said = f"the server at {self.url} (from {self.source}) cannot be asked: "
         if not self.replaced:
             return f"{said}{self.words}.\nDoes the suite, or a plugin, block network access?"
@@ -216,7 +216,7 @@ class ServerStartFailed(ServerError):
     cause: Literal["start failed", "port taken"] = "start failed"
     _brief = "did not start: {words}"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         said = f"the server at {self.url} (from {self.source}) did not start: {self.words}."
         if self.lines:
             said += f" The end of {self.log}:\n  " + "\n  ".join(self.lines) + "\n"

@@ -14,14 +14,14 @@ class BadSetting(WarmupError, ValueError):
     allowed: str
     cause = "bad setting"
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{clean(self.value)!r} is not a valid {self.source}. {self.allowed}"
 
 
 class Conflict(BadSetting):
     """Two settings, *value* and *source*, that cannot go together; *allowed* is what one does."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.value} {self.allowed}, and cannot go with {self.source}. Leave one of them out."
         )
@@ -30,7 +30,7 @@ class Conflict(BadSetting):
 class BadHost(BadSetting):
     """An address that no client could connect to."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"{self.value!r} (from {self.source}) is not an address of an Ollama server: "
             f"{self.allowed}. Valid: HOST, HOST:PORT, http://HOST:PORT, https://HOST[:PORT][/PATH]."
@@ -40,7 +40,7 @@ class BadHost(BadSetting):
 class MissingVariable(BadSetting):
     """A header whose value is in an environment variable that is not set."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return (
             f"the header {clean(self.value)} (from {self.source}) needs the environment variable "
             f"{self.allowed}, which is not set. Set it, or leave the header out."
@@ -50,16 +50,26 @@ class MissingVariable(BadSetting):
 class BadSpec(BadSetting):
     """A model specification that cannot be read."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return f"{clean(self.value)!r} (from {self.source}): {self.allowed}"
 
 
 class BadMark(BadSetting):
     """A mark that does not fit its signature or holds a value that cannot be used."""
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         end = "" if self.value.endswith("?") else "."
         return f"{self.source}: {self.value}{end} The mark is {self.allowed}."
+
+
+class ParameterWithoutIndirect(BadMark):
+    """A parameter that names a model, and goes to the test in place of the fixture *allowed*."""
+
+    def _text(self) -> str:
+        return (
+            f"{self.source}: parametrize({self.allowed!r}, ...) passes {self.value!r} to the test, "
+            "and nothing loads that model: add indirect=True"
+        )
 
 
 class NoModelNamed(WarmupError):
@@ -69,7 +79,7 @@ class NoModelNamed(WarmupError):
     fixture: str
     listed: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         test = self.test.rpartition("::")[2]
         if not self.listed:
             return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_ollama_warmup.errors import BadSetting, MissingVariable
-from pytest_ollama_warmup.text import Secret, clean
+from pytest_ollama_warmup.text import Secret, clean, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -165,9 +165,10 @@ def readable_on_the_way(hosts: Iterable[Host], extra: Sequence[Header]) -> str:
     what = [name for name, _ in extra]
     if any(host.login for host in servers):
         what.insert(0, "the password in the address")
-    return (
+    return explained(
         f"{clean(', '.join(what))}: sent to {', '.join(host.url for host in servers)} unencrypted, "
-        "so that others in the network can read it. Use an https:// address if the server has one."
+        "so that others in the network can read it. Use an https:// address if the server has one.",
+        "sent-unencrypted",
     )
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.config.specs import RUNNER_KEYS
-from pytest_ollama_warmup.text import at, clean, count, each_of, first_of, seconds
-from pytest_ollama_warmup.warmup.room import runs_with
+from pytest_ollama_warmup.config.model_specs import RUNNER_KEYS
+from pytest_ollama_warmup.text import at, clean, count, each_of, explained, first_of, seconds
+from pytest_ollama_warmup.warmup.room_in_memory import runs_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,13 +72,20 @@ def _reloaded(memory: Memory, run: Run, key: str, name: str) -> Iterator[str]:
             )
         if by_tests := len(comebacks) - len(reloads):
             parts.append(f"loaded again by tests {count(by_tests, 'time')}")
-        yield f"{name} was {what}, and {' and '.join(parts)}.{_cure(memory, run, cause)}"
+        yield explained(
+            f"{name} was {what}, and {' and '.join(parts)}.{_cure(memory, run, cause)}", cause
+        )
     ledger = memory.known.get(key)
     if ledger is not None and ledger.rests == "often":
         often = f"{count(len(ledger.reloads), 'time')} within 5 minutes"
-        yield f"{name} was gone {often}; the plugin stopped reloading it."
+        yield explained(
+            f"{name} was gone {often}; the plugin stopped reloading it.", "stopped-reloading"
+        )
     elif ledger is not None and ledger.rests == "unused":
-        yield f"{name} was gone again before a test used it; the plugin stopped reloading it."
+        yield explained(
+            f"{name} was gone again before a test used it; the plugin stopped reloading it.",
+            "stopped-reloading",
+        )
 
 
 def _what(cause: Cause, gone: list[Gone]) -> str:
@@ -131,17 +138,19 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
             dict.fromkeys(switch.tests[0] for switch in switches if len(switch.tests) == 1)
         )
         who = f"during {first_of(certain)}" if certain else "by tests"
-        return (
+        return explained(
             f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
-            f"{reloads}.\nList {outcome.model},num_ctx={context}{later}."
+            f"{reloads}.\nList {outcome.model},num_ctx={context}{later}.",
+            "other-context-length",
         )
     # Whoever shares the server may have asked for one of them.
     contexts = " and ".join(
         str(length) for length in sorted({switch.after for switch in switches} | {*used})
     )
-    return (
+    return explained(
         f"{name} was loaded with num_ctx {contexts} in turn: {reloads}.\nIf these come from your "
-        "tests, send the same num_ctx in each: pass options=ollama_options."
+        "tests, send the same num_ctx in each: pass options=ollama_options.",
+        "contexts-in-turn",
     )
 
 
@@ -160,8 +169,11 @@ def _variants(memory: Memory, run: Run) -> Iterator[str]:
         each = " and ".join(str(context) for context in contexts)
         cure = "\n--ollama-group-by-model makes it one for each." if not run.grouped else ""
         yield (
-            f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
-            f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}.{cure}"
+            explained(
+                f"{at(outcome.model, memory.host)} is wanted with num_ctx {each}: "
+                f"{count(len(switches), 'reload')}{_took(len(switches), outcome)}.{cure}",
+                "variants",
+            )
         )
 
 
@@ -185,8 +197,12 @@ def _sharing(memory: Memory, run: Run) -> Iterator[tuple[frozenset[str], str]]:
         took = next(filter(None, (_took(reloads, outcome) for outcome in loads)), "")
         yield (
             names,
-            f"{shown} have the same weights, and the server keeps one of them in memory at a time: "
-            f"{count(reloads, 'reload')}{took}.{_cure_of_sharing(memory, run, sorted(names))}",
+            explained(
+                f"{shown} have the same weights, and the server keeps one of them in memory at a "
+                f"time: {count(reloads, 'reload')}{took}."
+                f"{_cure_of_sharing(memory, run, sorted(names))}",
+                "variant",
+            ),
         )
 
 
@@ -218,8 +234,9 @@ def _unlisted(names: list[str], tests: list[str]) -> str:
     when = f"during {first_of(tests)}" if tests else "while tests ran"
     which = "these tests" if tests else "your tests"
     was, is_, it = ("was", "is", "it") if len(names) == 1 else ("were", "are", "them")
-    return (
+    return explained(
         f"{each_of(names)} {was} used {when}, and {is_} not listed.\n"
         f"If {which} use {it}, list {it} or mark the tests, so that "
-        f"{'it is' if len(names) == 1 else 'they are'} loaded before."
+        f"{'it is' if len(names) == 1 else 'they are'} loaded before.",
+        "unlisted",
     )

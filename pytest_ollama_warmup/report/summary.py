@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
-from pytest_ollama_warmup.report.table import SIGNS, align, columns
+from pytest_ollama_warmup.report.columns import SIGNS, align, columns
 from pytest_ollama_warmup.text import clean, count, first_of, seconds, size, wrapped
 from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S
 

@@ -85,6 +85,8 @@ def figures(document: Document) -> list[Figure]:
     total = len(document["tests"]) + sum(
         span["number"] for worker in document["workers"] for span in worker["other_tests"]
     )
+    of_all = f"of {total:,} tests" if total > len(tests) else "all tests"
+    failed = sum(test["outcome"] == "failed" for test in tests)
     measures = [
         Figure(
             "Waited for models",
@@ -100,7 +102,7 @@ def figures(document: Document) -> list[Figure]:
         Figure(
             "Tests served",
             f"{len(tests):,}",
-            f"of {total:,} tests" if total > len(tests) else "all tests",
+            ", ".join([of_all, *([f"{failed:,} failed"] if failed else [])]),
         ),
         _lost(document, sum(bool(test["cold"]) for test in tests)),
     ]

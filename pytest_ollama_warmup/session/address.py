@@ -20,7 +20,7 @@ from pytest_ollama_warmup.session.state import (
     is_worker,
     settings_of,
 )
-from pytest_ollama_warmup.text import Secret
+from pytest_ollama_warmup.text import Secret, explained
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.config.settings import Settings
@@ -110,11 +110,12 @@ def address_differs(config: pytest.Config) -> str:
     host = settings_of(config).host
     if names(now := os.environ.get("OLLAMA_HOST"), host):
         return ""
-    return (
+    return explained(
         f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
         f"prepared at "
         f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
-        "fixture ollama_host of its own"
+        "fixture ollama_host of its own",
+        "address-differs",
     )
 
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_ollama_warmup.ollama.logs import tolerating
-from pytest_ollama_warmup.session.gates import Gate
+from pytest_ollama_warmup.session.skipped_last_run import Gate
 from pytest_ollama_warmup.session.state import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.ollama.requests import LoadKind
-    from pytest_ollama_warmup.session.gates import SetUp
+    from pytest_ollama_warmup.session.skipped_last_run import SetUp
     from pytest_ollama_warmup.warmup.memory import Memory
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target

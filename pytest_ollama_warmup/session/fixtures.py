@@ -182,9 +182,10 @@ def _ollama_elsewhere(request: pytest.FixtureRequest, ollama_host: str) -> Itera
 
 
 def _official_library(fixture: str) -> ModuleType:
-    problem = (
-        f"{fixture} needs the official client: pip install ollama (or pytest-ollama-warmup[client])"
-    )
+    from pytest_ollama_warmup.text import explained
+
+    need = "pip install ollama (or pytest-ollama-warmup[client])"
+    problem = explained(f"{fixture} needs the official client: {need}", "client-missing")
     try:
         import ollama
     except ImportError:

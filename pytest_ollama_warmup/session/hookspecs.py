@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from typing import Any
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
 
 
 @pytest.hookspec(firstresult=True)

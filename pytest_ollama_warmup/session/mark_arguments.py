@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.config.specs import KEYS, OF_REQUESTS, ModelSpec, parse_specs
+from pytest_ollama_warmup.config.model_specs import KEYS, OF_REQUESTS, ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import CAPABILITIES, BadMark, BadSpec
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.mark_names import MARK, NAME
@@ -32,7 +32,9 @@ def read_mark(mark: pytest.Mark, test: str) -> Arguments:
     """
     try:
         return _requires_model(*mark.args, **mark.kwargs)
-    except (TypeError, BadSpec) as exc:
+    except BadSpec as exc:
+        why = exc.message
+    except TypeError as exc:
         why = str(exc)
     raise BadMark(why, test, MARK)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.config.options import read_host
-from pytest_ollama_warmup.config.specs import parse_specs
 from pytest_ollama_warmup.errors import BadHost, BadMark, BadSpec, NoModelNamed
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.marks import want_of, wants_of
@@ -22,15 +22,16 @@ from pytest_ollama_warmup.session.state import (
     warmers_of,
     warn_unencrypted,
 )
+from pytest_ollama_warmup.text import explained
 from pytest_ollama_warmup.warmup.check import outcome_at_run_time
-from pytest_ollama_warmup.warmup.guard import CannotLook
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Want, resolve
+from pytest_ollama_warmup.warmup.still_loaded import CannotLook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.warmup.warmer import Warmer
 
@@ -72,7 +73,11 @@ class OllamaModels:
         # Taken for a model's name, it would be skipped, and in CI asked of the registry.
         if key not in self and (meant := closest(key, aliases)):
             names = ", ".join(listed.names)
-            raise KeyError(f"no alias {key!r}: did you mean {meant!r}? Listed are {names}")
+            raise KeyError(
+                explained(
+                    f"no alias {key!r}: did you mean {meant!r}? Listed are {names}", "no-alias"
+                )
+            )
         want = Want(test=f"ollama_models[{key!r}]", specs=(_one_spec(key),))
         (spec,) = resolve(want, listed)
         if not self._look_up or needs_no_server_now(
@@ -190,4 +195,7 @@ def host_of(config: pytest.Config, url: object) -> Host:
             pytest.fail(str(exc), pytrace=False)
         # One that leaves out the user and password of the run's own address means the same server.
         return ours if host.url == ours.url and host.login in ("", ours.login) else host
-    pytest.fail(f"{problem}; expected a string such as 'http://host:11434'", pytrace=False)
+    pytest.fail(
+        explained(f"{problem}; expected a string such as 'http://host:11434'", "hook-failed"),
+        pytrace=False,
+    )

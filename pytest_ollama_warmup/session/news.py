@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup.report.messages import header, hints
 from pytest_ollama_warmup.session.cache import previous_digest
-from pytest_ollama_warmup.session.header import header, hints
 from pytest_ollama_warmup.session.state import settings_of, warn
-from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.text import explained, seconds
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_ollama_warmup.report.messages import Failure
     from pytest_ollama_warmup.report.progress import Screen
-    from pytest_ollama_warmup.session.consequences import Failure
     from pytest_ollama_warmup.session.hosts import Hosts
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.record import Record
@@ -37,14 +37,18 @@ class News:
         # Where models are listed, pytest's own header says it.
         if not settings.up_front:
             if self._config.get_verbosity() > 0:
-                self._screen.say_once(header(self._config))
-            for hint in hints(self._config):
+                self._screen.say_once(header(settings, verbose=True))
+            for hint in hints(settings):
                 self._screen.say_once(hint)
         limit_s = settings.load_timeout.value
         if limit_s < SERVERS_OWN_STALL_S:
             self.warning(
-                f"--ollama-load-timeout is {seconds(limit_s)}, shorter than the "
-                f"{seconds(SERVERS_OWN_STALL_S)} after which the server itself ends a stalled load"
+                explained(
+                    f"--ollama-load-timeout is {seconds(limit_s)}, shorter than the "
+                    f"{seconds(SERVERS_OWN_STALL_S)} after which the server itself ends a stalled "
+                    "load",
+                    "short-load-timeout",
+                )
             )
 
     def no_room(self, *, marked: bool) -> None:
@@ -59,13 +63,19 @@ class News:
             where = f"{warmer.host.url}: " if self._hosts.several else ""
             for by, names in warmer.room.displaced.items():
                 self._screen.say_once(
-                    f"{where}{' and '.join(names)} had to make room for {by}; what is left is "
-                    f"loaded when a test uses it. To keep all in memory, {cure}",
+                    explained(
+                        f"{where}{' and '.join(names)} had to make room for {by}; what is left is "
+                        f"loaded when a test uses it. To keep all in memory, {cure}",
+                        "not-loaded-yet",
+                    ),
                     least=-1,
                 )
             for outcome in warmer.directory.outcomes():
                 if outcome.left_out:
-                    text = f"{where}{outcome.title} is not loaded yet: {outcome.left_out}"
+                    text = explained(
+                        f"{where}{outcome.title} is not loaded yet: {outcome.left_out}",
+                        "not-loaded-yet",
+                    )
                     self._screen.say_once(text, least=-1)
 
     def changed(self, record: Record) -> None:
@@ -81,8 +91,11 @@ class News:
     def unchecked(self, outcome: Outcome) -> None:
         """Say that nobody knows what a model can do of which tests ask something."""
         self._screen.say_once(
-            f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not tell; tests "
-            "that ask for capabilities run all the same"
+            explained(
+                f"{outcome.model}: unknown what it can do, as servers before v0.6.4 do not tell; "
+                "tests that ask for capabilities run all the same",
+                "unknown-capabilities",
+            )
         )
 
     def failure(self, failure: Failure) -> None:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_ollama_warmup.session.state import CHECK, GATES
+
 if TYPE_CHECKING:
+    import pytest
+
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory
+
+
+def write_notes(config: pytest.Config) -> None:
+    """Leave to the controller what this process has met, if it has looked at any test."""
+    if CHECK in config.stash:
+        config.stash[CHECK].write_notes()
+    if GATES in config.stash:
+        config.stash[GATES].write_notes()
 
 
 def lost(directory: RunDirectory) -> dict[str, list[str]]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
-from pytest_ollama_warmup.errors import BadMark, BadSpec
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.errors import BadMark, BadSpec, ParameterWithoutIndirect
 from pytest_ollama_warmup.session.definitions import definitions_of, is_direct, is_from_us, is_ours
 from pytest_ollama_warmup.session.mark_names import MARK
 from pytest_ollama_warmup.session.state import OllamaWarmupWarning, settings_of, worker_input
+from pytest_ollama_warmup.text import explained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,16 +58,11 @@ def check_direct(item: pytest.Item, specs: Mapping[str, ModelSpec]) -> None:
     """Refuse a parameter that names a model which nobody prepares: ``indirect`` was forgotten.
 
     Raises:
-        BadMark: says what to add.
+        ParameterWithoutIndirect: says what to add.
     """
     spec = _direct_model(item)
     if spec is not None and spec.model_key not in specs:
-        raise BadMark(
-            f"parametrize({MODEL_FIXTURE!r}, ...) passes {str(spec)!r} to the test, and nothing "
-            "loads that model: add indirect=True",
-            item.nodeid,
-            MARK,
-        )
+        raise ParameterWithoutIndirect(str(spec), item.nodeid, MODEL_FIXTURE)
 
 
 _HINTED = pytest.StashKey[bool]()
@@ -91,9 +87,12 @@ def hint_at_indirect(item: pytest.Item) -> None:
     with suppress(OllamaWarmupWarning):
         item.warn(
             OllamaWarmupWarning(
-                f"parametrize({MODEL_FIXTURE!r}, ...) passes {str(spec)!r} to the test as a plain "
-                "argument, so nothing loads that model before the test. To have it pulled and "
-                "loaded, add indirect=True."
+                explained(
+                    f"parametrize({MODEL_FIXTURE!r}, ...) passes {str(spec)!r} to the test as a "
+                    "plain argument, so nothing loads that model before the test. To have it "
+                    "pulled and loaded, add indirect=True.",
+                    "parameter-without-indirect",
+                )
             )
         )
 
@@ -121,7 +120,7 @@ def _one_spec(value: object, item: pytest.Item) -> ModelSpec | None:
     try:
         specs = parse_specs(value, MODEL_FIXTURE)
     except BadSpec as exc:
-        raise BadMark(f"parametrize: {exc}", item.nodeid, MARK) from None
+        raise BadMark(f"parametrize: {exc.message}", item.nodeid, MARK) from None
     return specs[0] if len(specs) == 1 else None
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.session.state import directory_of, process_name, settings_of
-from pytest_ollama_warmup.text import clean, count
+from pytest_ollama_warmup.text import clean, count, explained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,9 +87,10 @@ class _Moved:
             )
         else:
             cure = f"No setting keeps the order of several files: leave out {by}."
-        return (
+        return explained(
             f"{item.nodeid} was skipped ({reason}), as {by} has moved it in front of {before}.\n"
-            f"{cure}"
+            f"{cure}",
+            "moved",
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 from pytest_ollama_warmup.config.settings import Setting
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import LOG
+from pytest_ollama_warmup.session.junit import junit_plugins, note_properties
 from pytest_ollama_warmup.session.state import (
     GITHUB_SUMMARY,
     directory_of,
@@ -24,8 +25,6 @@ from pytest_ollama_warmup.text import clean
 from pytest_ollama_warmup.warmup.record import Record, RunInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.session.session import WarmupSession
 
@@ -90,7 +89,7 @@ class Reports:
         """Keep how the run ended, and add what it used to a JUnit file."""
         self._exit_status = int(exitstatus)
         if self.session is not None:
-            _note_in_junit(self._config)
+            note_properties(self._config)
 
     # Last: what goes into the reports is complete after the table.
     @pytest.hookimpl(trylast=True)
@@ -185,28 +184,8 @@ def is_read(config: pytest.Config) -> bool:
     return (
         wants_report(config)
         or (os.environ.get("GITHUB_ACTIONS") == "true" and not settings_of(config).inner)
-        or any(_junit(config))
+        or any(junit_plugins(config))
     )
-
-
-def _note_in_junit(config: pytest.Config) -> None:
-    """Give a JUnit file the versions of the servers and the digests of the models."""
-    properties: dict[str, str] = {}
-    for host in directory_of(config).hosts():
-        if host.server is not None and host.server.ready:
-            properties["ollama_version"] = clean(" ".join(host.server.notes))
-        for outcome in host.outcomes():
-            value = f"sha256:{outcome.digest}" if outcome.digest else outcome.status
-            properties[f"ollama_model {clean(outcome.title)}"] = value
-    for plugin in _junit(config):
-        for name, value in properties.items():
-            plugin.add_global_property(name, value)
-
-
-def _junit(config: pytest.Config) -> Iterator[Any]:
-    for plugin in config.pluginmanager.get_plugins():
-        if hasattr(plugin, "add_global_property"):
-            yield plugin
 
 
 def _shown(path: Path, config: pytest.Config) -> str:

@@ -24,7 +24,7 @@ from pytest_ollama_warmup.warmup.plan import Want
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
 
 _CONDITIONS = ("skip", "skipif", "xfail")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_ollama_warmup.ollama.logs import LOG, tolerating
-from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error, is_for_us, suppressing
 from pytest_ollama_warmup.session.address import address_differs
 from pytest_ollama_warmup.session.mark_names import ELSEWHERE_FIXTURE
 from pytest_ollama_warmup.session.marks import want_of
@@ -25,12 +25,12 @@ from pytest_ollama_warmup.session.state import (
     wants_report,
     warmers_of,
 )
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.text import clean, explained
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from pytest_ollama_warmup.session.gates import Gate
+    from pytest_ollama_warmup.session.skipped_last_run import Gate
     from pytest_ollama_warmup.warmup.on_unavailable import Verdict
     from pytest_ollama_warmup.warmup.plan import Want
 
@@ -39,9 +39,10 @@ _HERE = str(Path(__file__).parent)
 _SCOPE = re.compile(r"ScopeMismatch: .*function scoped fixture ollama_(model|options)\b")
 
 
-_OF_ONE_TEST = (
+_OF_ONE_TEST = explained(
     "ollama_model and ollama_options belong to one test. In a fixture of a wider scope use "
-    'ollama_models["MODEL"], or ollama_models.default for the first listed model.'
+    'ollama_models["MODEL"], or ollama_models.default for the first listed model.',
+    "scope-mismatch",
 )
 
 
@@ -100,7 +101,7 @@ def watch(config: pytest.Config) -> None:
         config.stash[NEEDED] = True
         config.pluginmanager.register(_Watch(), "ollama_warmup_watch")
         if wants_report(config):
-            from pytest_ollama_warmup.session.times import note_times
+            from pytest_ollama_warmup.session.note_times import note_times
 
             note_times(config)
 
@@ -149,8 +150,8 @@ def _want(item: pytest.Item) -> tuple[Want | None, Verdict | None]:
 
 def _look(item: pytest.Item, want: Want) -> Verdict | None:
     """Return why *item* cannot run, after making ready what it needs."""
-    from pytest_ollama_warmup.warmup.guard import CannotLook
     from pytest_ollama_warmup.warmup.on_unavailable import Verdict
+    from pytest_ollama_warmup.warmup.still_loaded import CannotLook
 
     state = state_of(item)
     state.was_looked_at, state.has_models = True, False
@@ -159,7 +160,7 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
         state.has_models = verdict is None
         return verdict
     except CannotLook as exc:
-        state.unseen = f"cannot see whether models are still warm: {exc}"
+        state.unseen = explained(f"cannot see whether models are still warm: {exc}", "cannot-see")
     # A worker that raises out of a hook is respawned for ever.
     except BaseException as exc:
         if not is_for_us(exc):
@@ -271,7 +272,7 @@ class _AtFixtures:
 
 def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Keep for the next run whether the suite itself has skipped *item*, and where."""
-    from pytest_ollama_warmup.session.gates import Gate, SetUp
+    from pytest_ollama_warmup.session.skipped_last_run import Gate, SetUp
 
     if state_of(item).enforced is not None:
         return

@@ -14,7 +14,8 @@ import pytest
 from pytest_ollama_warmup.config.settings import OUTER_RUN
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.report import findings
-from pytest_ollama_warmup.session import gates
+from pytest_ollama_warmup.report.messages import Consequences
+from pytest_ollama_warmup.session import skipped_last_run
 from pytest_ollama_warmup.session.address import (
     set_environment,
 )
@@ -24,8 +25,8 @@ from pytest_ollama_warmup.session.cache import (
     remember_run,
     skipped,
 )
-from pytest_ollama_warmup.session.consequences import Consequences, note_in_junit
 from pytest_ollama_warmup.session.header import refuse_models_as_paths
+from pytest_ollama_warmup.session.notes import write_notes
 from pytest_ollama_warmup.session.preparation import Preparation
 from pytest_ollama_warmup.session.state import (
     CHECK,
@@ -33,11 +34,10 @@ from pytest_ollama_warmup.session.state import (
     directory_of,
     gates_of,
     settings_of,
-    write_notes,
 )
 from pytest_ollama_warmup.session.terminal import write_error
 from pytest_ollama_warmup.session.terminal_summary import Summary
-from pytest_ollama_warmup.text import wanted_by
+from pytest_ollama_warmup.text import explained, wanted_by
 from pytest_ollama_warmup.warmup.check import Check
 from pytest_ollama_warmup.warmup.plan import SERVER, Plan, groups_of, make_plan, variants_of
 from pytest_ollama_warmup.warmup.record import Record
@@ -75,7 +75,7 @@ class WarmupSession:
         self._collected = self._interrupted = self._ended = False
         # Whether tests wait for all models before the first of them.
         self._holds_up = self._background is None
-        self._left = gates.Left({}, set(), {})
+        self._left = skipped_last_run.Left({}, set(), {})
         self._left_targets: list[Target] = []
         # For runs inside this run's tests: what the environment lists is there already.
         set_environment(config, OUTER_RUN, str(os.getpid()))
@@ -163,9 +163,12 @@ class WarmupSession:
         else:
             self._preparation.load_in_any_order()
             self._screen.say_once(
-                f"{self._settings.group_by_model.source} groups nothing: no selected test says "
-                "which model it needs. Mark those that do: "
-                '@pytest.mark.requires_model("...").',
+                explained(
+                    f"{self._settings.group_by_model.source} groups nothing: no selected test says "
+                    "which model it needs. Mark those that do: "
+                    '@pytest.mark.requires_model("...").',
+                    "groups",
+                ),
                 least=-1,
             )
         self._directory.groups.write([sorted(group) for group in groups])
@@ -184,10 +187,10 @@ class WarmupSession:
         """Leave models to tests that skipped at set-up in the last run, if only those need them."""
         listed, up_front = self._settings.listed, self._settings.up_front
         always = [spec.key for spec in listed.specs] if up_front else []
-        self._left = gates.what_is_left(self._plan, skipped(self._config), always)
+        self._left = skipped_last_run.what_is_left(self._plan, skipped(self._config), always)
         self._left_targets = [self._plan.targets.pop(key) for key in sorted(self._left.targets)]
         gates_of(self._config).expect(self._left.gates)
-        for line in gates.lines(self._plan, self._left):
+        for line in skipped_last_run.lines(self._plan, self._left):
             self._screen.say_once(line, least=-1)
 
     def _leaves_all(self) -> bool:
@@ -259,7 +262,9 @@ class WarmupSession:
         if not self._collected and self._config.get_verbosity() > 0:
             # After an exit at session start pytest prints no summary.
             self.summarize()
-        note_in_junit(self._config, outcome, started=self._collected)
+        from pytest_ollama_warmup.session.junit import note_failure
+
+        note_failure(self._config, outcome, started=self._collected)
         named = outcome.names_host or not self._hosts.several
         error = outcome.error if named else f"{outcome.host}: {outcome.error}"
         what, *cure = error.split("\n")
@@ -277,10 +282,10 @@ class WarmupSession:
         """Keep for the next run what this one has seen."""
         write_notes(self._config)
         targets = [*self._plan.targets.values(), *self._left_targets]
-        set_ups = gates.set_ups(self._directory)
+        set_ups = skipped_last_run.set_ups(self._directory)
         learn_skips(self._config, set_ups, [target.spec for target in targets])
         if self._settings.listed.given_by == "configuration":
-            left = gates.what_is_left(self._plan, skipped(self._config), ())
+            left = skipped_last_run.what_is_left(self._plan, skipped(self._config), ())
             remember_run(
                 self._config, [key for key in self._plan.targets if key not in left.targets]
             )

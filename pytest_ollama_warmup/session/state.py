@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.process import ManagedServer
-    from pytest_ollama_warmup.session.gates import Gates
+    from pytest_ollama_warmup.session.skipped_last_run import Gates
     from pytest_ollama_warmup.warmup.check import Check
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory
     from pytest_ollama_warmup.warmup.warmer import Warmers
@@ -32,7 +32,7 @@ SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 # In each process that looks at a test: what it knows of the hosts, and of the tests.
 WARMERS: pytest.StashKey[Warmers] = pytest.StashKey()
 CHECK: pytest.StashKey[Check] = pytest.StashKey()
-_GATES: pytest.StashKey[Gates] = pytest.StashKey()
+GATES: pytest.StashKey[Gates] = pytest.StashKey()
 # The load that was asked for before conftests were imported, by the key of its model.
 EARLY: pytest.StashKey[Mapping[str, EarlyLoad]] = pytest.StashKey()
 # The server that was started then.
@@ -281,16 +281,8 @@ def check_of(config: pytest.Config) -> Check:
 
 def gates_of(config: pytest.Config) -> Gates:
     """Return the gates of the run as this process sees them."""
-    if _GATES not in config.stash:
-        from pytest_ollama_warmup.session.gates import Gates
+    if GATES not in config.stash:
+        from pytest_ollama_warmup.session.skipped_last_run import Gates
 
-        config.stash[_GATES] = Gates(directory_of(config), process_name(config))
-    return config.stash[_GATES]
-
-
-def write_notes(config: pytest.Config) -> None:
-    """Leave to the controller what this process has met, if it has looked at any test."""
-    if CHECK in config.stash:
-        config.stash[CHECK].write_notes()
-    if _GATES in config.stash:
-        config.stash[_GATES].write_notes()
+        config.stash[GATES] = Gates(directory_of(config), process_name(config))
+    return config.stash[GATES]

@@ -19,16 +19,16 @@ from pytest_ollama_warmup.report.summary import (
 from pytest_ollama_warmup.session import notes
 from pytest_ollama_warmup.session.terminal import width_of
 from pytest_ollama_warmup.text import at, wrapped
-from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import SERVER
 from pytest_ollama_warmup.warmup.record import Finding
+from pytest_ollama_warmup.warmup.still_loaded import all_known
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_ollama_warmup.session.consequences import Consequences
+    from pytest_ollama_warmup.report.messages import Consequences
     from pytest_ollama_warmup.session.hosts import Hosts
     from pytest_ollama_warmup.warmup.plan import Plan, Target
     from pytest_ollama_warmup.warmup.record import Record

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.config.options import read_host
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.ollama.replaced import suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import suppressing
 from pytest_ollama_warmup.warmup.in_use import InUse
 
 if TYPE_CHECKING:

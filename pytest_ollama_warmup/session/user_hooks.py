@@ -11,13 +11,13 @@ import pytest
 
 from pytest_ollama_warmup.config.options import read_host
 from pytest_ollama_warmup.errors import BadSetting
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.text import clean, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.host import Host
 
 HOST_HOOK = "pytest_ollama_host"
@@ -52,9 +52,12 @@ def refuse_late_host_hooks(config: pytest.Config, files: Iterable[str]) -> None:
     late = [file for file in files if file not in config.stash.get(_KNOWN, frozenset())]
     if late:
         raise pytest.UsageError(
-            f"the hook {HOST_HOOK} in {_shown(config, late[0])} is loaded too late: only "
-            "during collection, and with pytest-xdist only in the workers. Move it to the "
-            f"conftest.py of the root directory ({config.rootpath})."
+            explained(
+                f"the hook {HOST_HOOK} in {_shown(config, late[0])} is loaded too late: only "
+                "during collection, and with pytest-xdist only in the workers. Move it to the "
+                f"conftest.py of the root directory ({config.rootpath}).",
+                "hook-failed",
+            )
         )
 
 
@@ -75,8 +78,11 @@ def ask_host(config: pytest.Config, settings: Settings, say: Say) -> Host | None
         return None
     if not isinstance(value, str):
         raise pytest.UsageError(
-            f"{where} returned {clean(repr(value), 80)}; "
-            "expected a string such as 'http://host:11434'"
+            explained(
+                f"{where} returned {clean(repr(value), 80)}; "
+                "expected a string such as 'http://host:11434'",
+                "hook-failed",
+            )
         )
     try:
         return read_host(value, where)
@@ -101,7 +107,9 @@ def ask_request(config: pytest.Config, spec: ModelSpec) -> dict[str, Any] | None
         return None
     problem = _problem_of(body)
     if problem:
-        raise pytest.UsageError(f"{REQUEST_HOOK} for {spec.name}: {problem}")
+        raise pytest.UsageError(
+            explained(f"{REQUEST_HOOK} for {spec.name}: {problem}", "hook-failed")
+        )
     return dict(body)
 
 
@@ -137,7 +145,9 @@ def _called(config: pytest.Config, what: str, call: Callable[[], Any]) -> Any:
         theirs = [frame for frame in own if "site-packages" not in frame.filename] or frames
         at = f"{_shown(config, theirs[-1].filename)}:{theirs[-1].lineno}"
         words = f"{type(exc).__name__}: {clean(exc)}"
-        raise pytest.UsageError(f"{what} failed at {at}: {words}") from exc
+        raise pytest.UsageError(
+            explained(f"{what} failed at {at}: {words}", "hook-failed")
+        ) from exc
 
 
 def _shown(config: pytest.Config, file: str) -> str:

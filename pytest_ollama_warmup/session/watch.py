@@ -11,7 +11,7 @@ import pytest
 
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import tolerating
-from pytest_ollama_warmup.ollama.replaced import suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import suppressing
 from pytest_ollama_warmup.session.state import (
     directory_of,
     process_name,
@@ -34,7 +34,7 @@ def watch_unmarked(config: pytest.Config) -> None:
     """
     config.pluginmanager.register(_Glances(config), "ollama_warmup_glances")
     if wants_report(config):
-        from pytest_ollama_warmup.session.times import note_times
+        from pytest_ollama_warmup.session.note_times import note_times
 
         note_times(config)
 
@@ -91,10 +91,10 @@ class _Glances:
         self._config.pluginmanager.unregister(self)
 
     def _loaded_models(self) -> list[LoadedModel]:
-        from pytest_ollama_warmup.ollama import plain
+        from pytest_ollama_warmup.ollama import plain_look
 
         settings = settings_of(self._config)
-        return plain.loaded(
+        return plain_look.loaded(
             settings.host,
             settings.api_key,
             settings.headers.value,

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.errors import LoadFailed, NoModelNamed, ServerUnreachable
 from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.replaced import is_for_us, suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import is_for_us, suppressing
 from pytest_ollama_warmup.warmup.locks import held
 from pytest_ollama_warmup.warmup.on_unavailable import Verdict, decide
 from pytest_ollama_warmup.warmup.outcome import NOTICEABLE_S
 from pytest_ollama_warmup.warmup.plan import resolve, target_of
-from pytest_ollama_warmup.warmup.room import make_room
+from pytest_ollama_warmup.warmup.room_in_memory import make_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target, Want
     from pytest_ollama_warmup.warmup.warmer import Warmer, Warmers
@@ -158,7 +158,7 @@ class Check:
     def _look_before(
         self, watched: list[tuple[Target, Outcome]], test: str, warmer: Warmer
     ) -> None:
-        from pytest_ollama_warmup.warmup.guard import CannotLook
+        from pytest_ollama_warmup.warmup.still_loaded import CannotLook
 
         self._looked = (warmer, watched)
         unmarked = self._taken_unmarked()

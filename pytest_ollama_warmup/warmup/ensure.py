@@ -20,6 +20,7 @@ from pytest_ollama_warmup.errors import (
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
+from pytest_ollama_warmup.text import explained
 from pytest_ollama_warmup.warmup.job import Event, Work, failed
 from pytest_ollama_warmup.warmup.load import ensure_loaded, failed_load, reason_to_leave_out
 from pytest_ollama_warmup.warmup.locks import Heartbeat, held
@@ -160,7 +161,12 @@ def _ensure_present(work: Work) -> ModelInfo:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
             work.notes.append("not refreshed")
-            work.enter("outdated", why=f"is not refreshed, what is there is used: {exc.words}")
+            work.enter(
+                "outdated",
+                why=explained(
+                    f"is not refreshed, what is there is used: {exc.words}", "not-refreshed"
+                ),
+            )
             return info
     # A stream can end with success for a manifest whose parts were cleared away meanwhile.
     info = _show(work)

@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.replaced import as_error
-from pytest_ollama_warmup.text import seconds
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error
+from pytest_ollama_warmup.text import explained, seconds
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import SERVER
 
@@ -95,9 +95,10 @@ def _none_answers(outcomes: Collection[Outcome], source: str, waited_s: float) -
     each = "; ".join(
         f"{outcome.host}: {outcome.brief.removeprefix('no Ollama: ')}" for outcome in outcomes
     )
-    error = (
+    error = explained(
         f"no Ollama at any of {len(outcomes)} hosts (from {source}): {each}; gave up after "
-        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or fix {source}."
+        f"{seconds(waited_s)}.\nStart one with 'ollama serve', or fix {source}.",
+        "none-of-several-hosts",
     )
     return [outcome._replace(error=error) for outcome in outcomes]
 

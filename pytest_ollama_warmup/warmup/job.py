@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.responses import LocalModel, ModelInfo
     from pytest_ollama_warmup.warmup.locks import Heartbeat
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.room import Room
+    from pytest_ollama_warmup.warmup.room_in_memory import Room
 
 Phase = Literal[
     "server",

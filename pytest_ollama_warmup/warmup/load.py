@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.config.specs import FOREVER, RUNNER_KEYS
+from pytest_ollama_warmup.config.model_specs import FOREVER, RUNNER_KEYS
 from pytest_ollama_warmup.errors import (
     ApiError,
     LoadFailed,

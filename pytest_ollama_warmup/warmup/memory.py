@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo
-from pytest_ollama_warmup.warmup.guard import all_known
 from pytest_ollama_warmup.warmup.looks import read_looks
+from pytest_ollama_warmup.warmup.still_loaded import all_known
 from pytest_ollama_warmup.warmup.usage import Usage, unlisted, usage_of, uses_by_key
 
 if TYPE_CHECKING:

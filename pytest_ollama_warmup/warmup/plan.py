@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import NoModelNamed
 from pytest_ollama_warmup.text import at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pytest_ollama_warmup.config.listed import GivenBy, Listed
+    from pytest_ollama_warmup.config.listed_models import GivenBy, Listed
 
 
 class Want(NamedTuple):

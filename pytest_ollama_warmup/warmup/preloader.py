@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pytest_ollama_warmup.errors import LoadFailed, WarmupError
-from pytest_ollama_warmup.ollama.replaced import replaced, suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import replaced, suppressing
 from pytest_ollama_warmup.text import clean
 from pytest_ollama_warmup.warmup.job import Event, failed
 

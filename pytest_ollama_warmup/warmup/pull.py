@@ -18,7 +18,7 @@ from pytest_ollama_warmup.text import count, seconds, size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_ollama_warmup.config.specs import ModelSpec
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.terms import Terms
     from pytest_ollama_warmup.errors import Cause
     from pytest_ollama_warmup.ollama.client import Client

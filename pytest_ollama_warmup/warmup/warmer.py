@@ -10,31 +10,31 @@ from pytest_ollama_warmup.errors import CannotAsk, WaitedTooLong
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import LOG
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.ollama.replaced import as_error, is_for_us, replaced, suppressing
+from pytest_ollama_warmup.ollama.replaced_httpx import as_error, is_for_us, replaced, suppressing
 from pytest_ollama_warmup.text import seconds
 from pytest_ollama_warmup.warmup.job import Work, failed
 from pytest_ollama_warmup.warmup.locks import Slots
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.outcome import Outcome, Step
 from pytest_ollama_warmup.warmup.plan import SERVER
-from pytest_ollama_warmup.warmup.room import Room
+from pytest_ollama_warmup.warmup.room_in_memory import Room
 from pytest_ollama_warmup.warmup.turns import Turns
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from pytest_ollama_warmup.config.model_specs import ModelSpec
     from pytest_ollama_warmup.config.settings import Settings
-    from pytest_ollama_warmup.config.specs import ModelSpec
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.early import EarlyLoad
     from pytest_ollama_warmup.ollama.host import Host
     from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
-    from pytest_ollama_warmup.warmup.guard import Guard
     from pytest_ollama_warmup.warmup.job import Event, Say
     from pytest_ollama_warmup.warmup.locks import Heartbeat
     from pytest_ollama_warmup.warmup.plan import Target
     from pytest_ollama_warmup.warmup.run_directory import RunDirectory, Stage
+    from pytest_ollama_warmup.warmup.still_loaded import Guard
 
 SAY_WAITING_AFTER_S = 2.0
 # How long the server may take to describe a model when the run is over.
@@ -287,7 +287,7 @@ class Warmer:
     def guard(self) -> Guard:
         """What looks before and after tests, made when first needed."""
         if self._guard is None:
-            from pytest_ollama_warmup.warmup.guard import Guard
+            from pytest_ollama_warmup.warmup.still_loaded import Guard
 
             settings = self.settings
             # Nobody starts a server of our own again.
@@ -322,10 +322,10 @@ class Warmer:
         if self._client is not None:
             return self._client.loaded_models()
         # A worker that has run no test with a mark has not imported httpx, which takes 40 ms.
-        from pytest_ollama_warmup.ollama import plain
+        from pytest_ollama_warmup.ollama.plain_look import loaded
 
         settings = self.settings
-        return plain.loaded(settings.host, settings.api_key, settings.headers.value, self.client)
+        return loaded(settings.host, settings.api_key, settings.headers.value, self.client)
 
     def describe(self, name: str) -> ModelInfo | None:
         """Return what the server says of a model at the end of the run; None where it does not."""

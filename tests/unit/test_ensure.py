@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import parse_specs
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,
@@ -37,12 +37,13 @@ from pytest_ollama_warmup.warmup.preloader import PULLS_SIDE_BY_SIDE, Preloader,
 from pytest_ollama_warmup.warmup.record import Record
 from pytest_ollama_warmup.warmup.turns import Turns
 from pytest_ollama_warmup.warmup.user_directory import shared_lock_path
+from tests.sections import unnamed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pytest_ollama_warmup.config.listed import GivenBy
+    from pytest_ollama_warmup.config.listed_models import GivenBy
     from pytest_ollama_warmup.ollama.client import Client
     from pytest_ollama_warmup.ollama.requests import LoadKind
     from pytest_ollama_warmup.warmup.warmer import Warmer
@@ -241,7 +242,7 @@ def test_nothing_is_downloaded_by_surprise(
         assert (
             "m (from --ollama-preload) is not pulled.\nRun 'ollama pull m', "
             "or pytest with --ollama-pull=missing; for an alias add --ollama-alias m=MODEL."
-        ) == outcome.error
+        ) == unnamed(outcome.error)
         assert "not pulled" == outcome.brief
         # The list tells what the name may have been meant for.
         assert ["tags", "show", "tags"] == server.asked
@@ -322,7 +323,7 @@ def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
     assert (
         "m (from --ollama-preload) could not be pulled: pulled, but the server does not show it.\n"
         "Run again: a pull goes on where it stopped."
-    ) == outcome.error
+    ) == unnamed(outcome.error)
     assert ["tags", "show", "pull", "show"] == server.asked
 
 
@@ -368,7 +369,7 @@ def test_always_keeps_the_old_one_where_the_registry_is_away(failure: ApiError) 
     outcome = ensure(server, target(), Terms(pull="always"), by="main", say=told.append)
     assert outcome.ready
     assert ("not refreshed",) == outcome.notes
-    assert [f"is not refreshed, what is there is used: {failure.words}"] == [
+    assert [f"is not refreshed, what is there is used: {failure.words} [not-refreshed]"] == [
         event.why for event in told if event.phase == "outdated"
     ]
 
@@ -439,7 +440,7 @@ def test_a_pull_that_fails_is_the_outcome() -> None:
     assert (
         "m (from --ollama-preload) could not be pulled: unauthorized: access denied.\n"
         "The registry wants a login."
-    ) == outcome.error
+    ) == unnamed(outcome.error)
 
 
 def test_a_pull_that_had_to_be_resumed_says_so(clock: Clock) -> None:
@@ -508,7 +509,7 @@ def test_a_missing_cloud_model_is_not_pulled() -> None:
 def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: str) -> None:
     denied = AccessDenied(HOST.url, HOST.source, status, words, "none")
     outcome = brought(Server(show=[denied]), "m:cloud")
-    assert f'm:cloud does not load: "{words}".' == outcome.error.partition("\n")[0]
+    assert f'm:cloud does not load: "{words}".' == unnamed(outcome.error).partition("\n")[0]
     assert "ollama signin" in outcome.error
     assert "OLLAMA_API_KEY" not in outcome.error
 
@@ -679,7 +680,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     assert (
         'm does not load: "server busy, please try again.".\nThe server stayed busy for 30 s; '
         "see its OLLAMA_MAX_QUEUE."
-    ) == outcome.error
+    ) == unnamed(outcome.error)
     assert [30.0, 29.75, 29.25] == [one["limit_s"] for one in server.loads][:3]
 
 
@@ -725,7 +726,7 @@ def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> N
     outcome = brought(Server(load=[failure], loaded_models=[loaded_for(600)]))
     assert "failed" == outcome.status
     words = failure.words if isinstance(failure, ApiError) else str(failure).split(": ")[1][:9]
-    what, _, said = outcome.error.partition("\n")
+    what, _, said = unnamed(outcome.error).partition("\n")
     assert advice == said
     quote = "'" if '"' in words else '"'
     assert re.fullmatch(f"m does not load: {quote}{re.escape(words)}.*{quote}[.]", what)
@@ -753,7 +754,7 @@ def test_weights_that_show_cannot_read_are_called_damaged() -> None:
     assert (
         'm does not load: "invalid file magic".\nIts weights look damaged: '
         "'ollama rm m' and pull it again."
-    ) == outcome.error
+    ) == unnamed(outcome.error)
 
 
 def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
@@ -775,7 +776,7 @@ def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) 
     pinned = brought(Server(stored=[failure]), "m@sha256:0a109f42")
     assert (
         'm does not load: "no answer".\nIts digest is not known, and the pin cannot be checked.'
-    ) == pinned.error
+    ) == unnamed(pinned.error)
 
 
 def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
@@ -932,7 +933,11 @@ def test_a_failure_is_an_end_of_waiting_for_presence_too() -> None:
     preparation.start(targets("a"))
     (event,) = drain(preparation, "present")
     assert event.outcome is not None
-    assert ("failed", "a (x) could not be pulled: words.\nadvice", "the pull failed") == (
+    assert (
+        "failed",
+        "a (x) could not be pulled: words. [pull-failed]\nadvice",
+        "the pull failed",
+    ) == (
         event.outcome.status,
         event.outcome.error,
         event.outcome.brief,
@@ -954,7 +959,7 @@ def test_a_crash_of_the_work_is_a_failed_outcome(error: BaseException) -> None:
     assert (
         f'a does not load: "{type(error).__name__}: boom".\n'
         "This is an error in pytest-ollama-warmup; please report it."
-    ) == outcome.error
+    ) == unnamed(outcome.error)
 
 
 def test_while_nothing_happens_the_display_gets_its_turn() -> None:

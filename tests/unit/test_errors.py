@@ -27,6 +27,7 @@ from pytest_ollama_warmup.errors import (
     NotPulled,
     OllamaNotFound,
     OtherDigest,
+    ParameterWithoutIndirect,
     ProxyAnswered,
     PullFailed,
     ServerError,
@@ -65,6 +66,7 @@ EACH = [
     TlsFailed("https://h:443", "--ollama-host", "certificate refused (self-signed)"),
     NotPulled("llama3.2:1b", "from --ollama-preload", True),
     UnknownModel("phi9", "from x", "pull model manifest: file does not exist"),
+    ParameterWithoutIndirect("m", "a.py::test_a", "ollama_model"),
     OtherDigest("m", "from x", "0a109f42", "c3d4" * 16),
     LacksCapability("m", "from x", ("tools", "vision"), ("completion",)),
     PullFailed("m", "from x", "max retries exceeded: EOF", "Run again."),
@@ -103,7 +105,7 @@ def test_an_error_names_all_that_it_was_given(error: WarmupError) -> None:
     assert texts or isinstance(error, WaitedTooLong)
     for text in texts:
         # Of a test only its name is said.
-        assert text.rpartition("::")[2] in str(error) or text in str(error)
+        assert text.rpartition("::")[2] in error.message or text in error.message
 
 
 @pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
@@ -168,19 +170,19 @@ def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
     assert (
         "no Ollama at http://127.0.0.1:11434 (from default): connection refused for 2 s.\n"
         "Start it with 'ollama serve', or set --ollama-host."
-    ) == str(ServerUnreachable(URL, "default", "connection refused", 2.0))
+    ) == ServerUnreachable(URL, "default", "connection refused", 2.0).message
     assert (
         "no Ollama at http://127.0.0.1:11434 (from default): connection lost.\n"
         "Start it with 'ollama serve', or set --ollama-host."
-    ) == str(ServerUnreachable(URL, "default", "connection lost", 0.0))
+    ) == ServerUnreachable(URL, "default", "connection lost", 0.0).message
 
 
 @pytest.mark.parametrize("cause", ["connection refused", "no connection"])
 def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: NoAnswer) -> None:
     note = "http:// without a port means port 80; Ollama listens on 11434"
     error = ServerUnreachable("http://127.0.0.1:80", "OLLAMA_HOST", cause, 2.0, note)
-    assert f"no Ollama at http://127.0.0.1:80 (from OLLAMA_HOST): {cause} for 2 s.\n{note}." == str(
-        error
+    assert f"no Ollama at http://127.0.0.1:80 (from OLLAMA_HOST): {cause} for 2 s.\n{note}." == (
+        error.message
     )
 
 
@@ -190,19 +192,19 @@ def test_the_advice_follows_the_cause_and_not_its_words() -> None:
     assert (
         f"no Ollama at {url} (from OLLAMA_HOST): {words}.\n"
         "If the server needs no proxy, add ollama to NO_PROXY."
-    ) == str(unreachable)
+    ) == unreachable.message
     setting = ServerUnreachable(url, "OLLAMA_HOST", "proxy setting", 0.0, words="no SOCKS")
-    assert str(setting).endswith("no SOCKS.\nFix it, or name the host in NO_PROXY.")
+    assert setting.message.endswith("no SOCKS.\nFix it, or name the host in NO_PROXY.")
     other = ServerUnreachable(url, "OLLAMA_HOST", "no server", 0.0, words=words)
-    assert str(other).endswith(f"{words}.\nStart it with 'ollama serve', or set --ollama-host.")
+    assert other.message.endswith(f"{words}.\nStart it with 'ollama serve', or set --ollama-host.")
     assert f"no Ollama: {words}" == other.brief
 
 
 def test_a_missing_model_says_who_lists_it_and_how_to_pull_it() -> None:
     how = "Run 'ollama pull llama3.2:1b', or pytest with --ollama-pull=missing."
-    assert f"llama3.2:1b is not pulled.\n{how}" == str(NotPulled("llama3.2:1b", ""))
-    assert f"llama3.2:1b (from OLLAMA_PRELOAD_MODELS) is not pulled.\n{how}" == str(
-        NotPulled("llama3.2:1b", "from OLLAMA_PRELOAD_MODELS")
+    assert f"llama3.2:1b is not pulled.\n{how}" == NotPulled("llama3.2:1b", "").message
+    assert f"llama3.2:1b (from OLLAMA_PRELOAD_MODELS) is not pulled.\n{how}" == (
+        NotPulled("llama3.2:1b", "from OLLAMA_PRELOAD_MODELS").message
     )
 
 
@@ -215,12 +217,12 @@ def test_a_missing_model_says_who_lists_it_and_how_to_pull_it() -> None:
 )
 def test_a_name_with_the_prefix_of_a_client_library_is_one_without(meant: str, words: str) -> None:
     name, origin = "ollama_chat/llama3.2:1b", "from --ollama-preload"
-    assert f". {words}\n" in str(NotPulled(name, origin, meant=meant))
-    assert f". {words}\n" in str(UnknownModel(name, origin, "no", meant))
+    assert f". {words}\n" in NotPulled(name, origin, meant=meant).message
+    assert f". {words}\n" in UnknownModel(name, origin, "no", meant).message
 
 
 def test_a_missing_cloud_model_is_never_to_be_pulled() -> None:
-    said = str(NotPulled("m:cloud", "from --ollama-preload", True))
+    said = NotPulled("m:cloud", "from --ollama-preload", True).message
     assert "'ollama signin'" in said
     assert "never pulled" in said
     assert "ollama pull" not in said
@@ -235,18 +237,20 @@ def test_a_model_that_does_not_exist_says_who_named_it() -> None:
         "phi9 (from ollama_preload in pyproject.toml): the registry has no such model "
         "(pull model manifest: file does not exist).\nCheck name and tag; "
         "for an alias add --ollama-alias phi9=MODEL."
-    ) == str(UnknownModel("phi9", origin, words))
+    ) == UnknownModel("phi9", origin, words).message
 
 
 def test_a_test_that_names_no_model_is_told_how() -> None:
     assert (
         "test_rag uses ollama_model without naming a model, and 3 are listed (chat, embed, vision). "
         'Add @pytest.mark.requires_model("chat"), or use ollama_models["chat"].name.'
-    ) == str(NoModelNamed("tests/a.py::C::test_rag", "ollama_model", ("chat", "embed", "vision")))
+    ) == NoModelNamed(
+        "tests/a.py::C::test_rag", "ollama_model", ("chat", "embed", "vision")
+    ).message
     assert (
         "test_rag uses ollama_model without naming a model, and no model is listed. "
         'Add @pytest.mark.requires_model("MODEL"), or run with --ollama-preload MODEL.'
-    ) == str(NoModelNamed("a.py::test_rag", "ollama_model", ()))
+    ) == NoModelNamed("a.py::test_rag", "ollama_model", ()).message
 
 
 def test_a_model_that_does_not_load_repeats_the_servers_words() -> None:
@@ -255,7 +259,7 @@ def test_a_model_that_does_not_load_repeats_the_servers_words() -> None:
     assert (
         'llama3.1:70b does not load: "model requires more system memory (41 GiB) than is available '
         '(15 GiB)".\nTry a smaller tag or num_ctx; loaded now: qwen3:4b.'
-    ) == str(LoadFailed("llama3.1:70b", "from x", words, advice))
+    ) == LoadFailed("llama3.1:70b", "from x", words, advice).message
 
 
 def test_another_service_at_the_address_is_described() -> None:
@@ -264,8 +268,8 @@ def test_another_service_at_the_address_is_described() -> None:
         "http://127.0.0.1:11434 (from OLLAMA_HOST) answers, but is not Ollama "
         '(GET /api/version: 200 text/html "Sign in"). Another service?\n'
         "Note: http:// without a port means port 80."
-    ) == str(NotOllama(URL, "OLLAMA_HOST", seen, note))
-    assert str(NotOllama(URL, "OLLAMA_HOST", seen, "")).endswith(
+    ) == NotOllama(URL, "OLLAMA_HOST", seen, note).message
+    assert NotOllama(URL, "OLLAMA_HOST", seen, "").message.endswith(
         "Another service?\nSet --ollama-host."
     )
     assert "but is not Ollama (GET /api/ps: more than" in str(
@@ -305,17 +309,16 @@ def test_a_server_that_lets_wait_is_known(cause: NoAnswer) -> None:
 def test_refused_access_says_what_became_of_the_key(
     status: int, words: str, key: str, said: str
 ) -> None:
-    assert f"http://h:1 (from OLLAMA_HOST) refuses access {said}" in str(
-        AccessDenied("http://h:1", "OLLAMA_HOST", status, words, key)
-    )
+    error = AccessDenied("http://h:1", "OLLAMA_HOST", status, words, key)
+    assert f"http://h:1 (from OLLAMA_HOST) refuses access {said}" in error.message
 
 
 def test_a_bad_value_is_quoted_without_what_could_repaint_a_terminal() -> None:
-    assert str(BadSetting("\x1b[31msoon\n", "--ollama-pull", "x")).startswith(
+    assert BadSetting("\x1b[31msoon\n", "--ollama-pull", "x").message.startswith(
         "'soon' is not a valid --ollama-pull."
     )
 
 
 def test_the_target_of_an_alias_is_not_taken_for_an_alias() -> None:
     error = errors.UnknownModel("typo", "from --ollama-alias", "file does not exist")
-    assert str(error).endswith("Check name and tag.")
+    assert error.message.endswith("Check name and tag.")

@@ -12,6 +12,7 @@ from pytest_ollama_warmup.report.findings import Run, findings
 from pytest_ollama_warmup.warmup.memory import Memory
 from pytest_ollama_warmup.warmup.outcome import Known, Outcome, Reload, Step
 from pytest_ollama_warmup.warmup.usage import Gone, Switch, Usage, Use
+from tests.sections import unnamed
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.usage import Cause
@@ -30,6 +31,11 @@ def use(
 
 def gone(cause: Cause, *tests: str, at: float = 1.0, by: tuple[str, ...] = ()) -> Gone:
     return Gone("a:1", "", 4096, at, cause, tests, by, frozenset(["a:1", *by]))
+
+
+def said(seen: Memory, run: Run) -> list[str]:
+    """Return the findings without the sections that they name."""
+    return [unnamed(line) for line in findings(seen, run)]
 
 
 def reload(at: float = 2.0, test: str = "u") -> Reload:
@@ -96,7 +102,7 @@ def reloaded(cause: Cause, *tests: str, by: tuple[str, ...] = (), **usage: Any) 
     ],
 )
 def test_why_a_model_was_loaded_again(seen: Memory, line: str) -> None:
-    assert [line] == findings(seen, RUN)
+    assert [line] == said(seen, RUN)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_why_a_model_was_loaded_again(seen: Memory, line: str) -> None:
     ],
 )
 def test_what_has_cost_nothing_is_not_said(seen: Memory) -> None:
-    assert [] == findings(seen, RUN)
+    assert [] == said(seen, RUN)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_only_a_cure_that_can_work_is_offered(run: Run, kept: int, cure: str) ->
     evicted = gone("evicted", "t", by=("d:1",))
     seen = memory(*outcomes, known=known, gone=[evicted], uses=MORE, kept=kept)
     start = "a:1 was evicted during t when d:1 was loaded, and loaded again before u (1.5 s)."
-    assert [f"{start}{cure}"] == findings(seen, run)
+    assert [f"{start}{cure}"] == said(seen, run)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +178,8 @@ def test_only_a_cure_that_can_work_is_offered(run: Run, kept: int, cure: str) ->
 )
 def test_that_a_model_is_no_longer_loaded_again(rests: Any, line: str) -> None:
     known = Known(key="a", model="a:1", reloads=(reload(),), rests=rests)
-    said = [one for one in findings(memory(known=known), RUN) if "stopped" in one]
-    assert ([line] if line else []) == said
+    stopped = [one for one in said(memory(known=known), RUN) if "stopped" in one]
+    assert ([line] if line else []) == stopped
 
 
 def switch(before: int, after: int, *tests: str, model: str = "a:1") -> Switch:
@@ -235,7 +241,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
     ],
 )
 def test_what_another_context_cost(seen: Memory, run: Run, line: str) -> None:
-    assert [line] == findings(seen, run)
+    assert [line] == said(seen, run)
 
 
 @pytest.mark.parametrize(
@@ -248,16 +254,16 @@ def test_what_another_context_cost(seen: Memory, run: Run, line: str) -> None:
     ],
 )
 def test_a_context_that_no_test_has_changed_is_not_mentioned(seen: Memory) -> None:
-    assert [] == findings(seen, RUN)
+    assert [] == said(seen, RUN)
 
 
 def test_variants_are_told_with_what_they_cost() -> None:
     small = A._replace(key="a,num_ctx=512", options=(("num_ctx", 512),))
     seen = memory(A, small, switches=[switch(4096, 512, "t"), switch(512, 4096, "u")])
     start = "a:1 is wanted with num_ctx 512 and 4096: 2 reloads, about 4 s."
-    assert [f"{start}\n--ollama-group-by-model makes it one for each."] == findings(seen, RUN)
-    assert [start] == findings(seen, Run({}, grouped=True))
-    assert [] == findings(memory(A, small), RUN)
+    assert [f"{start}\n--ollama-group-by-model makes it one for each."] == said(seen, RUN)
+    assert [start] == said(seen, Run({}, grouped=True))
+    assert [] == said(memory(A, small), RUN)
 
 
 def of_weights(model: str, key: str = "", parameters: str = "") -> Outcome:
@@ -334,7 +340,7 @@ TO_AVOID = "\nTo avoid that, "
 def test_models_of_equal_weights_are_said_once_with_cures_that_can_work(
     seen: Memory, run: Run, line: str
 ) -> None:
-    assert [line] == findings(seen, run)
+    assert [line] == said(seen, run)
     assert [] == seen.usage.crowds
 
 
@@ -350,7 +356,7 @@ def test_models_of_equal_weights_are_said_once_with_cures_that_can_work(
     ],
 )
 def test_of_equal_weights_nothing_is_said_without_cost_or_proof(seen: Memory) -> None:
-    assert not any("weights" in line for line in findings(seen, RUN))
+    assert not any("weights" in line for line in said(seen, RUN))
 
 
 def test_models_of_equal_weights_need_one_place() -> None:
@@ -386,4 +392,4 @@ SEVERAL = (
     ],
 )
 def test_models_that_nobody_listed(uses: list[Use], lines: list[str]) -> None:
-    assert lines == findings(memory(uses=uses), RUN)
+    assert lines == said(memory(uses=uses), RUN)

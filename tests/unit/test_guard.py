@@ -10,9 +10,9 @@ from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import ServerUnreachable
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
-from pytest_ollama_warmup.warmup.guard import Guard
-from pytest_ollama_warmup.warmup.room import Room
+from pytest_ollama_warmup.warmup.room_in_memory import Room
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory
+from pytest_ollama_warmup.warmup.still_loaded import Guard
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -71,4 +71,7 @@ def test_whatever_goes_wrong_in_a_thread_is_an_outcome(
     monkeypatch.setattr(warmer, "wait_until_ready", lambda: 1 / 0)
     found = ask([warmer], print, all_of_them=True)["http://a:11434"]
     assert ("failed", "http://a:11434") == (found.status, found.host)
-    assert "cannot be asked: ZeroDivisionError: division by zero.\nDoes the suite" in found.error
+    assert (
+        "cannot be asked: ZeroDivisionError: division by zero. [cannot-ask]\nDoes the suite"
+        in found.error
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_ollama_warmup.errors import ApiError, NotOllama, ServerUnreachable
-from pytest_ollama_warmup.ollama import early, plain
+from pytest_ollama_warmup.ollama import early, plain_look
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.early import EarlyLoad
 from pytest_ollama_warmup.ollama.host import parse_host
@@ -97,10 +97,10 @@ def test_so_is_it_without_httpx(
 ) -> None:
     fast = answer in FAST.values()
     if not fast:
-        monkeypatch.setattr(plain, "LIMIT_S", 0.2)
+        monkeypatch.setattr(plain_look, "LIMIT_S", 0.2)
     with talking(answer, 0.0 if fast else 0.02) as (talker, client):
         with pytest.raises((OSError, ValueError, HTTPException)):
-            plain.loaded_models(client.host, "")
+            plain_look.loaded_models(client.host, "")
         assert talker.left.wait(BOUND_S)
         assert talker.sent < ANSWER_BYTES + BUFFERS
 
@@ -204,7 +204,7 @@ def test_nothing_compressed_is_asked_for() -> None:
         client.version()
         plain_host = client.host
         with suppress(OSError, ValueError, HTTPException):
-            plain.loaded_models(plain_host, "")
+            plain_look.loaded_models(plain_host, "")
         assert 2 == len(talker.requests)
         for request in talker.requests:
             assert 1 == request.lower().count(b"accept-encoding: identity\r\n")

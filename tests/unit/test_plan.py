@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pytest_ollama_warmup.config.listed import GivenBy, Listed, parse_aliases
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.listed_models import GivenBy, Listed, parse_aliases
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadSpec, NoModelNamed
 from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 from pytest_ollama_warmup.warmup.plan import (
@@ -115,7 +115,7 @@ def test_the_only_alias_is_the_only_listed_model() -> None:
 def test_an_alias_that_cannot_be_read(text: str, why: str) -> None:
     with pytest.raises(BadSpec) as caught:
         parse_aliases([text], "--ollama-alias", "option")
-    assert f"'{text}' (from --ollama-alias): {why}" == str(caught.value)
+    assert f"'{text}' (from --ollama-alias): {why}" == caught.value.message
 
 
 def test_an_alias_given_twice_must_mean_the_same() -> None:

@@ -474,7 +474,7 @@ def test_a_server_that_exits_at_once_is_told_with_its_words(fakes: Fakes) -> Non
     assert "exit code 3" == error.words
     assert ("Error: mkdir /models: read-only file system",) == error.lines
     assert str(error).startswith(f"the server at {error.url} (from --ollama-serve) did not start: ")
-    assert f"The end of {fakes.log}:\n  Error: mkdir /models" in str(error)
+    assert f"The end of {fakes.log}:\n  Error: mkdir /models" in error.message
     assert "--ollama-host URL" in str(error)
     assert "start failed" == error.cause
     assert {} == fakes.processes()
@@ -566,7 +566,7 @@ def test_a_server_that_reads_its_input_gets_none(fakes: Fakes) -> None:
 def test_a_port_that_was_taken_since_is_told_before_anything_starts(fakes: Fakes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server = fakes.new("serve", port=other.getsockname()[1])
-        said = r"port \d+ is taken[.]\nRun again: each run takes another port"
+        said = r"port \d+ is taken[.] \[port-taken\]\nRun again: each run takes another port"
         with pytest.raises(ServerStartFailed, match=said):
             server.start()
     assert {} == fakes.processes()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import ModelSpec
+from pytest_ollama_warmup.config.model_specs import ModelSpec
 from pytest_ollama_warmup.config.terms import Terms
 from pytest_ollama_warmup.errors import (
     AccessDenied,
@@ -339,7 +339,7 @@ def test_what_does_not_pass_fails_at_once_and_says_what_to_do(
     server = Server([[MANIFEST, part(10), said(words)]])
     with pytest.raises(PullFailed) as caught:
         pulled(monkeypatch, server)
-    assert f"m (from x) could not be pulled: {words}.\n{advice}" == str(caught.value)
+    assert f"m (from x) could not be pulled: {words}.\n{advice}" == caught.value.message
     assert [] == server.slept
 
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_ollama_warmup.config.specs import parse_specs
+from pytest_ollama_warmup.config.model_specs import parse_specs
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.ollama.responses import LoadedModel, ModelInfo
 from pytest_ollama_warmup.warmup.outcome import Outcome
 from pytest_ollama_warmup.warmup.plan import Target
-from pytest_ollama_warmup.warmup.room import Room, make_room
+from pytest_ollama_warmup.warmup.room_in_memory import Room, make_room
 from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
 if TYPE_CHECKING:

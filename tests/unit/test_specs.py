@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.config.specs import (
+from pytest_ollama_warmup.config.model_specs import (
     FOREVER,
     KEYS,
     ModelSpec,
@@ -30,7 +30,7 @@ def only(text: str) -> ModelSpec:
 def refusal(text: str, source: str = "--ollama-preload") -> str:
     with pytest.raises(BadSpec) as caught:
         parse_specs(text, source)
-    return str(caught.value)
+    return caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_lease_that_unloads_at_once_or_means_nothing_is_refused(text: str) -> 
     assert (
         f"{text!r} (from --ollama-keep-alive): expected a duration: seconds (600), 10m, 1h30m, "
         "or -1 for no limit; at least 1 s"
-    ) == str(caught.value)
+    ) == caught.value.message
 
 
 def test_options_of_a_mark_are_added() -> None:
@@ -306,7 +306,7 @@ def test_options_of_a_mark_may_repeat_what_the_spec_says() -> None:
 def test_a_bad_option_of_a_mark_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(BadSpec) as caught:
         only("m,num_ctx=64").given(options, "mark")
-    assert str(caught.value).startswith(said)
+    assert caught.value.message.startswith(said)
 
 
 def test_options_leave_the_spec_they_are_added_to_as_it_was() -> None:
@@ -388,7 +388,7 @@ def test_a_text_is_read_or_refused_in_one_line(text: str) -> None:
     try:
         specs = parse_specs(text, "x")
     except BadSpec as exc:
-        said = str(exc)
+        said = exc.message
     assert said.isprintable()
     assert specs == parse_specs([str(spec) for spec in specs], "x")
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable, WarmupError
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import ModelName
-from pytest_ollama_warmup.ollama.replaced import is_for_us
+from pytest_ollama_warmup.ollama.replaced_httpx import is_for_us
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, loaded_as
 from pytest_ollama_warmup.warmup.job import Work
 from pytest_ollama_warmup.warmup.load import ensure_loaded
 from pytest_ollama_warmup.warmup.locks import Door, Heartbeat, Users, held
 from pytest_ollama_warmup.warmup.looks import LookLog
 from pytest_ollama_warmup.warmup.outcome import Known, Reload
-from pytest_ollama_warmup.warmup.room import fits_runner, runs_with
+from pytest_ollama_warmup.warmup.room_in_memory import fits_runner, runs_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.ollama.responses import LoadedModel
     from pytest_ollama_warmup.warmup.outcome import Outcome
     from pytest_ollama_warmup.warmup.plan import Target
-    from pytest_ollama_warmup.warmup.room import Room
+    from pytest_ollama_warmup.warmup.room_in_memory import Room
     from pytest_ollama_warmup.warmup.run_directory import HostDirectory
 
     Wanted = Sequence[tuple[Target, Outcome]]

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.config.specs import RUNNER_KEYS
+from pytest_ollama_warmup.config.model_specs import RUNNER_KEYS
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.responses import loaded_as
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pytest_ollama_warmup.config.specs import ModelSpec, parse_specs
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.errors import BadSpec
 
 if TYPE_CHECKING:

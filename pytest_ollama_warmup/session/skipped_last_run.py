@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ollama_warmup.text import clean, count
+from pytest_ollama_warmup.text import clean, count, explained
 from pytest_ollama_warmup.warmup.plan import SERVER
 
 if TYPE_CHECKING:
@@ -102,9 +102,12 @@ def lines(plan: Plan, left: Left) -> list[str]:
         which = "the test that needs" if single else f"all {count(len(tests), 'test')} that need"
         be, them = ("is", "it") if len(keys) == 1 else ("are", "them")
         texts.append(
-            f"{' and '.join(left.names[key] for key in keys)} {be} not prepared: {which} {them} "
-            f"skipped at set-up in the last run ({clean(reason, 100)}). If one runs this time, it "
-            "waits for its model. --cache-clear forgets the last run."
+            explained(
+                f"{' and '.join(left.names[key] for key in keys)} {be} not prepared: {which} "
+                f"{them} skipped at set-up in the last run ({clean(reason, 100)}). If one runs "
+                "this time, it waits for its model. --cache-clear forgets the last run.",
+                "not-prepared",
+            )
         )
     return texts
 

@@ -1,13 +1,18 @@
-"""What follows from models that cannot be made ready: for tests and for the run, in words."""
+"""What a run says before its tests: the header, hints, and what follows from a failure.
+
+Each text is put together here, of settings, a plan and outcomes; who says it is in ``session``.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import pytest
-
-from pytest_ollama_warmup.text import count, wanted_by
+from pytest_ollama_warmup.ollama.host import again, names, shown_without_login
+from pytest_ollama_warmup.report.progress import INDENT
+from pytest_ollama_warmup.text import count, explained, wanted_by, wrapped
 from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 
 if TYPE_CHECKING:
@@ -19,6 +24,79 @@ if TYPE_CHECKING:
     from pytest_ollama_warmup.warmup.plan import Need, Plan
 
     Fate = tuple[Need, Policy]
+
+
+def header(settings: Settings, *, verbose: bool, width: int = 0) -> str:
+    """Say where the server is and what is listed, each with its source.
+
+    Of many models and hosts as many are named as fit on two lines of *width*, 0 for no limit. If
+    *verbose*, all are, and what follows when a model is not available.
+    """
+    hosts = [host.url for host in settings.pool]
+    models = [str(spec) for spec in settings.listed.specs]
+    if verbose:
+        return f"{_header(settings, hosts, models)}, missing models: {_policy(settings)}"
+    shown, urls = len(models), len(hosts)
+    while True:
+        text = _header(settings, _some(hosts, urls), _some(models, shown))
+        if len(wrapped(f"ollama: {text}", width, INDENT)) <= 2 or shown <= 1 >= urls:
+            return text
+        shown, urls = (shown - 1, urls) if shown > 1 else (shown, urls - 1)
+
+
+def _header(settings: Settings, hosts: list[str], models: list[str]) -> str:
+    listed = settings.listed
+    what = f", preload: {', '.join(models)} ({listed.source})" if models else ""
+    return f"{', '.join(hosts)} ({settings.host.source}){what}"
+
+
+def _some(names: list[str], number: int) -> list[str]:
+    left_out = len(names) - number
+    return (
+        names
+        if left_out <= 0
+        else [*names[: number - 1], f"{names[number - 1]} and {left_out} more"]
+    )
+
+
+def _policy(settings: Settings) -> str:
+    listed, on_unavailable = settings.listed, settings.on_unavailable
+    if on_unavailable.value != "auto":
+        return f"{on_unavailable.value} (from {on_unavailable.source})"
+    what = f"{'fail' if settings.ci else 'skip'} ({settings.ci_words})"
+    ends = listed.given_by == "option" and listed.specs
+    return f"{what}, but listed ones end the run" if ends else what
+
+
+def hints(settings: Settings) -> Iterator[str]:
+    """Yield what the user may have meant otherwise."""
+    for host in again(settings.hosts):
+        yield f"{host.url} is given more than once (from {host.source}): it is one host."
+    for host in settings.hosts:
+        if host.dropped:
+            yield (
+                f"{host.dropped} at the end of the address (from {host.source}) is a path of the "
+                f"API: {host.url} is used."
+            )
+    models = os.environ.get("OLLAMA_MODELS", "")
+    if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
+        yield (
+            explained(
+                "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
+                "list them in OLLAMA_PRELOAD_MODELS.",
+                "models-variable",
+            )
+        )
+    elsewhere = os.environ.get("OLLAMA_BASE_URL", "").strip()
+    if elsewhere and not any(names(elsewhere, host) for host in settings.pool):
+        shown = shown_without_login(elsewhere)
+        yield (
+            explained(
+                f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "
+                "--ollama-export OLLAMA_BASE_URL sets it to this one.",
+                "base-url-elsewhere",
+            )
+        )
 
 
 class Failure(NamedTuple):
@@ -182,23 +260,3 @@ def concerned(settings: Settings, fates_of_needs: list[Fate]) -> str:
             because += f"; --ollama-ci=no skips {'it' if number == 1 else 'them'}"
         parts.append(f"{count(number, 'test')} {does}{f' ({because})' if because else ''}")
     return f"{wanted_by(list(fates))}: {', '.join(parts)}"
-
-
-def note_in_junit(config: pytest.Config, outcome: Outcome, *, started: bool) -> None:
-    """Give a JUnit file an errored test case: an empty one would look green.
-
-    Where pytest has not *started* its session, it would not write the file either.
-    """
-    name = f"ollama-preload[{outcome.title}]"
-    where = ("ollama-preload", None, name)
-    failed = pytest.TestReport(name, where, {}, "failed", outcome.error, "setup")
-    # A test case is written when its teardown is over.
-    over = pytest.TestReport(name, where, {}, "passed", None, "teardown")
-    for plugin in config.pluginmanager.get_plugins():
-        if hasattr(plugin, "add_global_property"):
-            if not started:
-                plugin.pytest_sessionstart()
-            plugin.pytest_runtest_logreport(failed)
-            plugin.pytest_runtest_logreport(over)
-            if not started:
-                plugin.pytest_sessionfinish()
