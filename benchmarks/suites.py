@@ -22,7 +22,7 @@ FILES = {
     "pytest.ini": """
 [pytest]
 addopts = -q -p no:cacheprovider
-markers = requires_model: known also where the plugin is not
+markers = requires_model: Ollama models, known also where the plugin is not
 """,
     # Each line of the file is a name and a figure; processes append to it side by side.
     "stamp.py": """
