@@ -171,7 +171,7 @@ def workers(rounds: int) -> Iterator[Row]:
 
     Both controllers block in the same hook, so the difference is the plugin's, and what xdist
     does to hand out the tests is in both. Ready is when, after the last load, the plugin asks for
-    the keep-alives.
+    the keep-alive.
     """
     models = [ScriptedModel(name, load_s=HOLD_S / 2) for name in ("one:1b", "two:1b")]
     spread = ["-p", "xdist", "-n", str(WORKERS), "spread.py"]
@@ -183,9 +183,9 @@ def workers(rounds: int) -> Iterator[Row]:
             done = Suites(folder).pytest(*spread, "--ollama-pull=missing", OLLAMA_HOST=emulator.url)
             pulls.append(len(emulator.pulls))
             loads.append(len(emulator.loads))
-            # Later ones are looks before a test.
-            asked = sorted(one.at for one in emulator.calls("ps"))
-            return done.stamped("ready", asked[len(models) - 1])
+            # The last request is for the keep-alive of the model that was loaded last.
+            ready = max(one.at for one in emulator.calls("generate"))
+            return done.stamped("ready", ready)
 
     def slept() -> Done:
         with _folder() as folder:

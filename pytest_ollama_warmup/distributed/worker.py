@@ -16,6 +16,7 @@ from pytest_ollama_warmup.session.marks import wants_of
 from pytest_ollama_warmup.session.ordering import KEPT
 from pytest_ollama_warmup.session.runtest import watch
 from pytest_ollama_warmup.session.state import (
+    NEEDED,
     SETTINGS,
     WORKER_INPUT,
     check_of,
@@ -45,13 +46,24 @@ class WorkerSide:
             config.stash[SETTINGS] = settings._replace(max_parallel=slots)
 
     # First: xdist's own sends the event on which the controller reads this file.
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> Generator[None, object, object]:
         """Write down what this worker's tests want; every worker collects the same."""
-        config = session.config
         # --setup-plan and --setup-only set tests up, and run none.
-        if is_looking(config):
-            return
+        if not is_looking(session.config):
+            self._write_requirements(session)
+        result = yield
+        if NEEDED in session.config.stash:
+            # While the controller prepares models, and not in the first test of each worker, when
+            # all would import at once.
+            with tolerating("to import what the tests of this worker need"):
+                check_of(session.config)
+                import pytest_ollama_warmup.ollama.client
+                import pytest_ollama_warmup.warmup.still_loaded  # noqa: F401
+        return result
+
+    def _write_requirements(self, session: pytest.Session) -> None:
+        config = session.config
         # A worker that raises out of a hook is respawned for ever, and what it cannot say here its
         # tests will: each asks for its model at set-up.
         with tolerating("to write what the tests of this worker need"):
@@ -62,8 +74,6 @@ class WorkerSide:
                 watch_unmarked(config)
             if content.get("wants") != []:
                 watch(config)
-                # Here, where the worker waits for its tests anyway, and not in the first of them.
-                check_of(config)
                 if content["host_hooks"] or settings_of(config).several_hosts:
                     config.pluginmanager.register(_BeforeFirstTest(), "ollama_warmup_first")
             worker: str = worker_input(config)["workerid"]
