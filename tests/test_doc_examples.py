@@ -162,7 +162,8 @@ def steps_of_the_tutorial() -> Iterator[tuple[str, str]]:
     """Yield what a reader does and sees: files, commands, output, and the server's state."""
     pattern = re.compile(
         r"^```\{literalinclude\} examples/tutorial/(?P<file>\S+)$|^ {4}(?P<command>\S.*)$|"
-        r"^```text\n(?P<output>(?:.*\n)*?)```$|^(?P<server>Stop|Start) Ollama",
+        r"^```text\n(?P<output>(?:.*\n)*?)```$|^(?P<server>Stop) Ollama|"
+        r"^Change the mark in `(?P<edited>\S+)` to the alias",
         re.MULTILINE,
     )
     for found in pattern.finditer(page("tutorial")):
@@ -185,8 +186,11 @@ def test_the_tutorial_works_as_written(
     for kind, text in steps_of_the_tutorial():
         if kind == "file":
             shutil.copy(EXAMPLES / "tutorial" / text, suite.pytester.path)
+        elif kind == "edited":
+            path = suite.pytester.path / text
+            path.write_text(path.read_text("utf-8").replace(f'"{LLAMA.name}"', '"chat"'), "utf-8")
         elif kind == "server":
-            monkeypatch.setenv("OLLAMA_HOST", nobody if text == "Stop" else suite.ollama.url)
+            monkeypatch.setenv("OLLAMA_HOST", nobody)
         elif kind == "output":
             said = text.replace("http://127.0.0.1:11434 (from default)", "DEFAULT")
             for line in said.splitlines():

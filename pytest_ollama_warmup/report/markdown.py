@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ollama_warmup.report.headline import headline, subtitle
 from pytest_ollama_warmup.report.models import rows
 from pytest_ollama_warmup.report.timeline import figures, timeline
-from pytest_ollama_warmup.text import clean
+from pytest_ollama_warmup.text import clean, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,7 +118,8 @@ def _axis(total_s: float) -> str:
 
 def _chart_text(text: str, limit: int) -> str:
     """Return *text* without what Mermaid gives a meaning."""
-    plain = re.sub(r"[^\w .,()/+=\[\]:-]", " ", clean(text, limit))
+    # The end says how long it took.
+    plain = re.sub(r"[^\w .,()/+=\[\]:-]", " ", shorten(clean(text), limit).replace("…", ".."))
     return re.sub(r"\s+", " ", plain).strip().replace(":", "#58;") or "-"
 
 

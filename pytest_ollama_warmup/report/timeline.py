@@ -80,7 +80,7 @@ class Timeline(NamedTuple):
 def figures(document: Document) -> list[Figure]:
     """Return what a run is measured by."""
     loads, pulls = loads_of(document), _done(document, "pull")
-    tests = [test for test in document["tests"] if test["outcome"] != "skipped"]
+    tests = _served(document)
     waited = [test for test in tests if test["waited_s"] >= WAIT_S]
     total = len(document["tests"]) + sum(
         span["number"] for worker in document["workers"] for span in worker["other_tests"]
@@ -116,6 +116,19 @@ def figures(document: Document) -> list[Figure]:
             )
         )
     return measures
+
+
+def _served(document: Document) -> list[Mapping[str, Any]]:
+    """Return the tests that ran, with all their models ready."""
+    failed = {
+        (one["title"], one["host"]) for one in document["models"] if one["status"] == "failed"
+    }
+    return [
+        test
+        for test in document["tests"]
+        if test["outcome"] != "skipped"
+        and failed.isdisjoint((title, test["host"]) for title in test["models"])
+    ]
 
 
 def _lost(document: Document, cold: int) -> Figure:

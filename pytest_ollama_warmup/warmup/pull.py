@@ -222,7 +222,7 @@ def _wait_for_server(client: Client, spec: ModelSpec, origin: str, terms: Terms,
 
 
 _CANNOT_REACH = (
-    "The server cannot reach the registry: pull while online, or see its proxy settings."
+    "The server cannot reach the registry: pull when online, or set HTTPS_PROXY for the server."
 )
 _ADVICE: dict[Cause, str] = {
     "registry without TLS": "For a registry without TLS write {name},insecure=true.",

@@ -292,7 +292,7 @@ def test_a_registry_that_is_away_fails_at_once(monkeypatch: pytest.MonkeyPatch, 
         pulled(monkeypatch, Server([[MANIFEST, said(words)]]))
     assert words == caught.value.words
     assert (
-        "The server cannot reach the registry: pull while online, or see its proxy settings."
+        "The server cannot reach the registry: pull when online, or set HTTPS_PROXY for the server."
     ) == caught.value.advice
 
 

@@ -215,6 +215,24 @@ def test_tests_that_were_skipped_were_not_served() -> None:
     assert ("1", "of 2 tests") == shown["Tests served"]
 
 
+def test_tests_whose_model_was_not_ready_were_not_served_and_failed_ones_are_counted() -> None:
+    tests = (ran("a", 30, keys=("phi9",), outcome="failed"), ran("b", 31, outcome="failed"))
+    found = document(model(), failed("phi9"), tests=(*tests, ran("c", 32)))
+    shown = {one.name: (one.value, one.more) for one in figures(found)}
+    assert ("2", "of 3 tests, 1 failed") == shown["Tests served"]
+    # It is ready at another host, where that test did not run.
+    elsewhere = failed("phi9")._replace(host="http://b:1")
+    found = document(model(), model("phi9"), elsewhere, tests=tests)
+    shown = {one.name: (one.value, one.more) for one in figures(found)}
+    assert ("2", "all tests, 2 failed") == shown["Tests served"]
+
+
+def test_a_chart_shortens_the_name_of_a_test_and_not_how_long_it_took() -> None:
+    found = markdown(document(model(), tests=(ran(f"test_a.py::test_{'long_' * 20}end", 30, 3.2),)))
+    (bar,) = (line for line in found.splitlines() if "test_a.py" in line)
+    assert re.fullmatch(r" +test_a[.]py\S+[.][.]\S+_end passed in 3[.]2 s :\S+, \d+, \d+", bar), bar
+
+
 def test_what_failed_is_the_first_thing_to_change() -> None:
     text = Elements(page(document(failed("m", "m: no such model.\nCheck name and tag.")))).words
     assert text.index("What to change") < text.index("→ Check name and tag.")
