@@ -149,7 +149,7 @@ def test_a_download_that_stalls_for_ever_fails_after_five_resumptions(
     assert 2 == run.ret
     assert (
         f"{model} (from --ollama-preload) could not be pulled: no new byte for 0.5 s "
-        "(--ollama-stall), also after 5 resumptions.\n"
+        "(--ollama-stall), also after 5 resumptions. [pull-failed]\n"
         "→ The registry sends nothing. Run again: a pull goes on where it stopped. --ollama-on-unavailable=skip goes on without it."
     ) in run.err
     assert 6 <= pulls(server)
@@ -180,7 +180,8 @@ def test_silence_has_its_own_limit(
     run = suite.run(preload(own_registry.name("completion")), "-o", "ollama_load_timeout=1")
     assert 2 == run.ret
     assert (
-        "no word from the server for 1 s (--ollama-load-timeout).\n→ Is the server still" in run.err
+        "no word from the server for 1 s (--ollama-load-timeout). [pull-failed]\n→ Is the server"
+        in run.err
     )
     until(lambda: 1 == pulls(server))
 
@@ -240,7 +241,10 @@ def test_a_download_that_the_server_is_winding_up_is_no_failure(
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        (Faults(unauthorized=True), "unauthorized: access denied.\n→ The registry wants a login."),
+        (
+            Faults(unauthorized=True),
+            "unauthorized: access denied. [pull-failed]\n→ The registry wants",
+        ),
         (Faults(unknown=True), "the registry has no such model (pull model manifest: file does"),
     ],
     ids=["unauthorized", "unknown"],
