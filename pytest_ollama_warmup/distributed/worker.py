@@ -1,4 +1,7 @@
-"""A worker of pytest-xdist: the requirements of its tests out, its host in."""
+"""A worker of pytest-xdist: the requirements of its tests out, its host in.
+
+What it has met is written at its end, as in any other process: ``session.notes``.
+"""
 
 from __future__ import annotations
 
