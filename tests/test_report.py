@@ -17,7 +17,7 @@ import pytest
 
 import pytest_ollama_warmup.report.files as files_module
 from pytest_ollama_warmup.emulator import ScriptedModel
-from tests.conftest import LLAMA
+from tests.conftest import LLAMA, ONE_TEST
 from tests.test_faults import end, until, wait_for
 
 if TYPE_CHECKING:
@@ -56,6 +56,31 @@ def outcomes(record: dict[str, Any]) -> dict[str, str]:
 
 
 # What is in it
+
+
+@pytest.mark.parametrize(
+    ("ci", "pull", "on_unavailable"),
+    [
+        ("", "missing models that the command line or the environment lists", "skip (CI not set)"),
+        ("yes", "missing", "fail (CI is set)"),
+    ],
+    ids=["home", "ci"],
+)
+def test_it_says_what_auto_stands_for(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, ci: str, pull: str, on_unavailable: str
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    suite.write(ONE_TEST)
+    suite.run("--ollama-report=r.json", "--ollama-report=r.html")
+    found = record_of(suite)["settings"]
+    assert {"pull": pull, "on_unavailable": on_unavailable, "warm": "", "host": ""} == {
+        name: found[name]["means"] for name in ("pull", "on_unavailable", "warm", "host")
+    }
+    shown = (suite.pytester.path / "r.html").read_text("utf-8")
+    assert f"<bdi>auto: {on_unavailable}</bdi>" in shown
+    # What is given says it by itself.
+    suite.run("--ollama-report=r.json", "--ollama-on-unavailable=fail")
+    assert "" == record_of(suite)["settings"]["on_unavailable"]["means"]
 
 
 @WORKERS

@@ -32,7 +32,7 @@ TESTS = 10
 SLOWEST = 5
 NAME_LIMIT = 200
 LEGEND = {
-    "wait": "waiting",
+    "wait": "waiting for a model or server",
     "pull": "pull",
     "verify": "verify",
     "load": "load",

@@ -35,7 +35,7 @@ def header(settings: Settings, *, verbose: bool, width: int = 0) -> str:
     hosts = [host.url for host in settings.pool]
     models = [str(spec) for spec in settings.listed.specs]
     if verbose:
-        return f"{_header(settings, hosts, models)}, missing models: {_policy(settings)}"
+        return f"{_header(settings, hosts, models)}, missing models: {policy(settings)}"
     shown, urls = len(models), len(hosts)
     while True:
         text = _header(settings, _some(hosts, urls), _some(models, shown))
@@ -59,7 +59,8 @@ def _some(names: list[str], number: int) -> list[str]:
     )
 
 
-def _policy(settings: Settings) -> str:
+def policy(settings: Settings) -> str:
+    """Say what happens to the tests of a model that is missing, and who says so."""
     listed, on_unavailable = settings.listed, settings.on_unavailable
     if on_unavailable.value != "auto":
         return f"{on_unavailable.value} (from {on_unavailable.source})"

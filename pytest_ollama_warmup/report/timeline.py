@@ -112,7 +112,7 @@ def figures(document: Document) -> list[Figure]:
             Figure(
                 "Tests that waited",
                 f"{len(waited):,}",
-                f"longest {seconds(longest['waited_s'])}",
+                f"longest {seconds(longest['waited_s'])}, before their own time began",
             )
         )
     return measures

@@ -14,6 +14,7 @@ import pytest
 from pytest_ollama_warmup.config.settings import Setting
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.logs import LOG
+from pytest_ollama_warmup.report.messages import policy
 from pytest_ollama_warmup.session.junit import junit_plugins, note_properties
 from pytest_ollama_warmup.session.state import (
     GITHUB_SUMMARY,
@@ -25,6 +26,8 @@ from pytest_ollama_warmup.text import clean
 from pytest_ollama_warmup.warmup.record import Record, RunInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_ollama_warmup.config.settings import Settings
     from pytest_ollama_warmup.session.session import WarmupSession
 
@@ -166,6 +169,7 @@ class Reports:
             pytest=pytest.__version__,
             python=platform.python_version(),
             settings=tuple(_values(settings_of(config))),
+            means=tuple(_meanings(settings_of(config))),
         )
         return record
 
@@ -199,6 +203,18 @@ def _version() -> str:
         return metadata.version("pytest-ollama-warmup")
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _meanings(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what ``auto`` stands for in this run, by the name of the setting."""
+    listed = "missing models that the command line or the environment lists"
+    meanings = {
+        "on_unavailable": policy(settings),
+        "pull": "missing" if settings.ci else listed,
+    }
+    for name, meaning in meanings.items():
+        if getattr(settings, name).value == "auto":
+            yield name, meaning
 
 
 def _values(settings: Settings) -> list[tuple[str, object, str]]:

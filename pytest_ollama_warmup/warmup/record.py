@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 class RunInfo(NamedTuple):
     """When and how a run took place; *exit_status* is None where it never had one.
 
-    *settings* are values and their sources by name.
+    *settings* are values and their sources by name, *means* what ``auto`` stands for.
     """
 
     started: float = 0.0
@@ -34,6 +34,7 @@ class RunInfo(NamedTuple):
     pytest: str = ""
     python: str = ""
     settings: tuple[tuple[str, object, str], ...] = ()
+    means: tuple[tuple[str, str], ...] = ()
 
 
 class Record:
@@ -111,7 +112,8 @@ def _document(record: Record) -> dict[str, Any]:
         "waited_s": record.waited_s,
         "prepared": record.prepared,
         "settings": {
-            name: {"value": value, "source": source} for name, value, source in run.settings
+            name: {"value": value, "source": source, "means": dict(run.means).get(name, "")}
+            for name, value, source in run.settings
         },
         "servers": [_server(outcome) for outcome in servers],
         "models": [

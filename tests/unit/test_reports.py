@@ -179,7 +179,7 @@ def test_the_figures_of_a_run() -> None:
         "Pulled": ("1.3 GB", "in 24 s"),
         "Tests served": ("3", "of 53 tests"),
         "Lost to reloads": ("1.4 s", "1 reload, 1 test met a cold model"),
-        "Tests that waited": ("1", "longest 1.5 s"),
+        "Tests that waited": ("1", "longest 1.5 s, before their own time began"),
     } == shown
 
 
@@ -373,7 +373,7 @@ def poisoned(text: str) -> dict[str, Any]:
     found.known = [Known(text, text, host=HOST, reloads=(Reload(text, text, T0, 0.0, 1.0),))]
     found.others = [OtherTests(text, text, T0 + 40, 1.0, 3)]
     settings = (("pull", text, text),)
-    found.run = RunInfo(T0, T0 + 60, 1, text, text, text, settings)
+    found.run = RunInfo(T0, T0 + 60, 1, text, text, text, settings, (("pull", text),))
     data = found.to_dict()
     jsonschema.validate(data, SCHEMA)
     return data
