@@ -98,6 +98,7 @@ def page(document: Document) -> str:
         models=rows(document),
         lanes=lanes.lanes,
         place=lambda bar: _place(bar, lanes.seconds),
+        wide=lambda bar: bar.seconds >= lanes.seconds / 8,
         percent=lambda at_s: f"{100 * at_s / lanes.seconds:.2f}" if lanes.seconds else "0",
         ticks=ticks(lanes.seconds),
         first_test=_first_test(lanes),

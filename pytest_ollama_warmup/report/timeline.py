@@ -38,7 +38,7 @@ class Bar(NamedTuple):
     """Something that took a while: *start* in seconds since the run began, *words* say it all.
 
     *kind* is one of wait, pull, verify, load, reload, tests, failed, others; *number* counts what
-    was merged into it.
+    was merged into it. *label* is the name of a single test, which a wide bar shows.
     """
 
     kind: str
@@ -46,6 +46,7 @@ class Bar(NamedTuple):
     seconds: float
     words: str = ""
     number: int = 1
+    label: str = ""
 
     @property
     def end(self) -> float:
@@ -210,7 +211,8 @@ def _worker_lanes(document: Document) -> Iterator[Lane]:
         words = f"{name} {test['outcome'] or 'did not end'}"
         if took_s is not None:
             words += f" in {seconds(took_s)}"
-        bars.append(Bar(kind, test["start"], took_s or 0.0, words))
+        label = name.rpartition("::")[2]
+        bars.append(Bar(kind, test["start"], took_s or 0.0, words, label=label))
     for worker in document["workers"]:
         for span in worker["other_tests"]:
             words = f"{count(span['number'], 'test')} without a model, {seconds(span['seconds'])}"

@@ -227,6 +227,12 @@ def test_tests_whose_model_was_not_ready_were_not_served_and_failed_ones_are_cou
     assert ("2", "all tests, 2 failed") == shown["Tests served"]
 
 
+def test_a_wide_bar_shows_the_name_of_its_test() -> None:
+    tests = (ran("test_a.py::test_long[<b>]", 30, 20.0), ran("test_a.py::test_brief", 51, 0.5))
+    text = page(document(model(), tests=tests))
+    assert ["test_long[&lt;b&gt;]"] == re.findall(r'data-n="([^"]*)"', text)
+
+
 def test_a_chart_shortens_the_name_of_a_test_and_not_how_long_it_took() -> None:
     found = markdown(document(model(), tests=(ran(f"test_a.py::test_{'long_' * 20}end", 30, 3.2),)))
     (bar,) = (line for line in found.splitlines() if "test_a.py" in line)
