@@ -5,6 +5,7 @@ What it has met is written at its end, as in any other process: ``session.notes`
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,8 +62,8 @@ class WorkerSide:
             # all would import at once.
             with tolerating("to import what the tests of this worker need"):
                 check_of(session.config)
-                import pytest_ollama_warmup.ollama.client
-                import pytest_ollama_warmup.warmup.still_loaded  # noqa: F401
+                for name in ("ollama.client", "warmup.still_loaded"):
+                    import_module(f"pytest_ollama_warmup.{name}")
         return result
 
     def _write_requirements(self, session: pytest.Session) -> None:

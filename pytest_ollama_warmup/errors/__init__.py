@@ -42,6 +42,7 @@ from pytest_ollama_warmup.errors.base import (
     FailedBy,
     NoAnswer,
     WarmupError,
+    words_of,
 )
 from pytest_ollama_warmup.errors.model import (
     CAPABILITIES,
@@ -111,4 +112,5 @@ __all__ = [
     "UnknownModel",
     "WaitedTooLong",
     "WarmupError",
+    "words_of",
 ]

@@ -79,13 +79,11 @@ class WarmupError(Exception):
     cause: Cause = "other"
     names_host: ClassVar[bool] = False
     """Whether the message says which server it is about."""
-    _anchor: ClassVar[str] = ""
     _fields: ClassVar[tuple[str, ...]] = ()
     # Of the fields, as ``str.format`` takes it; empty where the message is brief.
     _brief: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        cls._anchor = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
         cls._fields = tuple(dict.fromkeys((*cls._fields, *cls.__annotations__)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -108,7 +106,8 @@ class WarmupError(Exception):
     @property
     def anchor(self) -> str:
         """Where docs/fix.md explains it; empty for what says all by itself."""
-        return _ANCHOR_BY_CAUSE.get(self.cause, self._anchor)
+        name = re.sub(r"(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
+        return _ANCHOR_BY_CAUSE.get(self.cause, "" if type(self) is WarmupError else name)
 
     def _text(self) -> str:
         return super().__str__()
@@ -122,3 +121,8 @@ class WarmupError(Exception):
     def brief(self) -> str:
         """The cause in a few words, for a table."""
         return self._brief.format_map(vars(self)) or self.message
+
+
+def words_of(exc: BaseException) -> str:
+    """Return what *exc* says, for a message that names a section of its own."""
+    return exc.message if isinstance(exc, WarmupError) else str(exc)

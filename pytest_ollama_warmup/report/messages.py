@@ -81,22 +81,18 @@ def hints(settings: Settings) -> Iterator[str]:
             )
     models = os.environ.get("OLLAMA_MODELS", "")
     if not settings.listed.specs and ":" in models and not Path(models).is_absolute():
-        yield (
-            explained(
-                "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
-                "list them in OLLAMA_PRELOAD_MODELS.",
-                "models-variable",
-            )
+        yield explained(
+            "OLLAMA_MODELS looks like a list of models, but is the server's storage directory; "
+            "list them in OLLAMA_PRELOAD_MODELS.",
+            "models-variable",
         )
     elsewhere = os.environ.get("OLLAMA_BASE_URL", "").strip()
     if elsewhere and not any(names(elsewhere, host) for host in settings.pool):
         shown = shown_without_login(elsewhere)
-        yield (
-            explained(
-                f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "
-                "--ollama-export OLLAMA_BASE_URL sets it to this one.",
-                "base-url-elsewhere",
-            )
+        yield explained(
+            f"OLLAMA_BASE_URL points elsewhere ({shown}), to another server. "
+            "--ollama-export OLLAMA_BASE_URL sets it to this one.",
+            "base-url-elsewhere",
         )
 
 

@@ -40,9 +40,12 @@ def refuse_models_as_paths(config: pytest.Config) -> None:
     if models:
         quoted = " ".join([*(str(spec) for spec in listed.specs), *models])
         raise pytest.UsageError(
-            f"{explained(f'file or directory not found: {clean(missing[0])}', 'models-as-paths')}\n"
-            "looks like a model: --ollama-preload takes one value, quote the list: "
-            f'--ollama-preload "{clean(quoted)}".'
+            explained(
+                f"file or directory not found: {clean(missing[0])}\n"
+                "looks like a model: --ollama-preload takes one value, quote the list: "
+                f'--ollama-preload "{clean(quoted)}".',
+                "models-as-paths",
+            )
         )
 
 

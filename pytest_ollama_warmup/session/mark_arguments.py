@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.config.model_specs import KEYS, OF_REQUESTS, ModelSpec, parse_specs
-from pytest_ollama_warmup.errors import CAPABILITIES, BadMark, BadSpec
+from pytest_ollama_warmup.errors import CAPABILITIES, BadMark, BadSpec, words_of
 from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.mark_names import MARK, NAME
 
@@ -32,10 +32,8 @@ def read_mark(mark: pytest.Mark, test: str) -> Arguments:
     """
     try:
         return _requires_model(*mark.args, **mark.kwargs)
-    except BadSpec as exc:
-        why = exc.message
-    except TypeError as exc:
-        why = str(exc)
+    except (TypeError, BadSpec) as exc:
+        why = words_of(exc)
     raise BadMark(why, test, MARK)
 
 

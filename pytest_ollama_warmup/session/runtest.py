@@ -160,7 +160,7 @@ def _look(item: pytest.Item, want: Want) -> Verdict | None:
         state.has_models = verdict is None
         return verdict
     except CannotLook as exc:
-        state.unseen = explained(f"cannot see whether models are still warm: {exc}", "cannot-see")
+        state.unseen = str(exc)
     # A worker that raises out of a hook is respawned for ever.
     except BaseException as exc:
         if not is_for_us(exc):

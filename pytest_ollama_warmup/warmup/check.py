@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.errors import LoadFailed, NoModelNamed, ServerUnreachable
+from pytest_ollama_warmup.errors import LoadFailed, NoModelNamed, ServerUnreachable, words_of
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.replaced_httpx import is_for_us, suppressing
 from pytest_ollama_warmup.warmup.locks import held
@@ -175,7 +175,7 @@ class Check:
         except BaseException as exc:
             if not is_for_us(exc):
                 raise
-            raise CannotLook(f"{type(exc).__name__}: {exc}") from exc
+            raise CannotLook(f"{type(exc).__name__}: {words_of(exc)}") from exc
 
     def _taken_unmarked(self) -> list[str]:
         tests, self._unmarked = self._unmarked, []

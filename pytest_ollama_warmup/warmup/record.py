@@ -99,6 +99,7 @@ def _document(record: Record) -> dict[str, Any]:
     servers, run = _servers(record), record.run
     server = servers[0] if servers else None
     titles = {outcome.key: outcome.title for outcome in record.models.values()}
+    means = dict(run.means)
     return {
         "schema": SCHEMA,
         "plugin_version": run.plugin,
@@ -112,7 +113,7 @@ def _document(record: Record) -> dict[str, Any]:
         "waited_s": record.waited_s,
         "prepared": record.prepared,
         "settings": {
-            name: {"value": value, "source": source, "means": dict(run.means).get(name, "")}
+            name: {"value": value, "source": source, "means": means.get(name, "")}
             for name, value, source in run.settings
         },
         "servers": [_server(outcome) for outcome in servers],

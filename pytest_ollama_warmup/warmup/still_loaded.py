@@ -12,7 +12,13 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pytest_ollama_warmup.errors import ApiError, ServerError, ServerUnreachable, WarmupError
+from pytest_ollama_warmup.errors import (
+    ApiError,
+    ServerError,
+    ServerUnreachable,
+    WarmupError,
+    words_of,
+)
 from pytest_ollama_warmup.ollama import clock
 from pytest_ollama_warmup.ollama.names import ModelName
 from pytest_ollama_warmup.ollama.replaced_httpx import is_for_us
@@ -51,6 +57,11 @@ SHOW_S = 10.0
 
 class CannotLook(WarmupError):
     """What answers is no Ollama: a mocking library, or a proxy that has come between."""
+
+    words: str
+
+    def _text(self) -> str:
+        return f"cannot see whether models are still warm: {self.words}"
 
 
 class Ledger:
@@ -184,7 +195,7 @@ class Guard:
         except BaseException as exc:
             if not is_for_us(exc):
                 raise
-            raise CannotLook(str(exc)) from exc
+            raise CannotLook(words_of(exc)) from exc
 
     def _try_to_look(self) -> tuple[list[LoadedModel] | None, bool]:
         try:
