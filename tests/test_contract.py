@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 A = ScriptedModel("a", present=True, digest="a" * 64, context_length=4096)
-FAR = ScriptedModel("far", size=35_000_000, pull_retry_s=0.3)
+FAR = ScriptedModel("far", size=35_000_000, pull_retry_s=1.0)
 MODELS = [
     A,
     *(replace(A, name=name, digest=name * 64) for name in "bcd"),
