@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from tests import forked
-from tests.conftest import hearing_signals
+from tests.forked import hearing_signals
 
 
 class Run:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,23 +100,6 @@ def is_early(request: Request) -> bool:
     return is_plain(request) and request.headers.get("connection") == "close"
 
 
-@contextmanager
-def hearing_signals() -> Iterator[None]:
-    """Let what is started in here hear Ctrl-C and the end of a terminal, as for a user.
-
-    A shell starts background jobs deaf to the one, nohup starts any deaf to the other, and their
-    children with them.
-    """
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    if sys.platform != "win32":
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class UserSuite:
     """A user's suite in an empty folder."""
 
@@ -147,18 +127,9 @@ class UserSuite:
         print(done.err, file=sys.stderr)
         return Result(*done)
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
+    def start(self, *args: str, fresh: bool = False) -> forked.Process:
         """Start pytest in a process group of its own, so that what it leaves can be counted."""
-        with hearing_signals():
-            return subprocess.Popen(
-                self.command(*args),
-                cwd=self.pytester.path,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                start_new_session=True,
-            )
+        return forked.start(*self.command(*args)[2:], cwd=self.pytester.path, fresh=fresh)
 
 
 class Suite(UserSuite):

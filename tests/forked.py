@@ -11,19 +11,21 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 IMPORTED = (
     "pytest",
@@ -93,8 +95,8 @@ def run(*args: str, cwd: Path | str = ".", timeout: float = 100, fresh: bool = F
 
     A *fresh* program is started, not forked.
     """
-    if not fresh and hasattr(os, "fork") and _template().begins_alike():
-        return _template().run(args, cwd, timeout)
+    if not fresh and _can_fork():
+        return _run(args, cwd, timeout)
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=cwd,
@@ -107,70 +109,158 @@ def run(*args: str, cwd: Path | str = ".", timeout: float = 100, fresh: bool = F
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-class Forked:
-    """A forked program, with as much of ``subprocess.Popen`` as execnet uses.
+def start(
+    *args: str,
+    cwd: Path | str,
+    environ: Mapping[str, str] | None = None,
+    terminal: int | None = None,
+    fresh: bool = False,
+) -> Process:
+    """Start ``python -m`` with *args* in a process group of its own, so that all it leaves is seen.
 
-    *connection* leads to the process that forks; *descriptors* become the program's 0, 1 and 2.
+    It hears Ctrl-C. Its output, that for errors too, can be read, or goes to a *terminal*.
+    """
+    if not fresh and _can_fork():
+        return Forked.started(args, cwd, environ, terminal)
+    with hearing_signals():
+        return subprocess.Popen(
+            [sys.executable, "-m", *args],
+            cwd=cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL if terminal is None else terminal,
+            stdout=subprocess.PIPE if terminal is None else terminal,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def hearing_signals() -> Iterator[None]:
+    """Let what is started in here hear Ctrl-C and the end of a terminal, as for a user.
+
+    A shell starts background jobs deaf to the one, nohup starts any deaf to the other, and their
+    children with them.
+    """
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    if sys.platform != "win32":
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Forked:
+    """A forked program, with as much of ``subprocess.Popen`` as its users need.
+
+    *connection* leads to the process that forks; *descriptors* become the program's 0, 1 and 2. It
+    joins a process *group*, or leads its own where that is 0.
     """
 
     def __init__(
-        self, connection: socket.socket, args: Sequence[str], cwd: str, descriptors: Sequence[int]
+        self,
+        connection: socket.socket,
+        args: Sequence[str],
+        cwd: str,
+        descriptors: Sequence[int],
+        group: int,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         read, write = os.pipe()
-        request = json.dumps([args, cwd, dict(os.environ)]).encode()
+        request = json.dumps([args, cwd, dict(environ), group]).encode()
         socket.send_fds(connection, [request], [*descriptors, write])
         for descriptor in (*descriptors, write):
             os.close(descriptor)
-        self._status = os.fdopen(read, encoding="ascii")
+        # Without a buffer a line is all that is read, and select() sees what is left.
+        self._status = os.fdopen(read, "rb", buffering=0)
+        self._args = list(args)
         self.pid = int(self._status.readline())
-        self._code: int | None = None
+        self.returncode: int | None = None
+        self.stdout: TextIO | None = None
 
-    def wait(self) -> int:
-        """Return its exit status when it has ended."""
-        if self._code is None:
+    @classmethod
+    def started(
+        cls,
+        args: Sequence[str],
+        cwd: Path | str,
+        environ: Mapping[str, str] | None,
+        terminal: int | None,
+    ) -> Forked:
+        """Start a program for start()."""
+        if terminal is not None:
+            descriptors = [os.dup(terminal) for _ in range(3)]
+        else:
+            read, write = os.pipe()
+            descriptors = [os.open(os.devnull, os.O_RDONLY), write, os.dup(write)]
+        program = cls(_template().connection, args, str(cwd), descriptors, 0, environ or os.environ)
+        if terminal is None:
+            program.stdout = os.fdopen(read, encoding="utf-8")
+        return program
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """Return the rest of its output when it has ended, within *timeout* seconds."""
+        assert self.stdout is not None
+        if self.stdout.closed:
+            return "", None
+        with self.stdout, ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(self.stdout.read)
+            try:
+                self.wait(timeout)
+                return rest.result(timeout), None
+            except (TimeoutError, subprocess.TimeoutExpired):
+                os.killpg(self.pid, signal.SIGKILL)
+                raise
+
+    def poll(self) -> int | None:
+        """Return its exit status, or None as long as it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit status when it has ended, within *timeout* seconds."""
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self._args, timeout or 0)
             with self._status:
-                self._code = int(self._status.readline())
-        return self._code
+                self.returncode = int(self._status.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, as long as it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once."""
-        os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
+
+
+Process = subprocess.Popen[str] | Forked
 
 
 class _Template:
     """A process that has imported what runs need, and is forked for each."""
 
     def __init__(self) -> None:
-        self._python = _python_variables()
-        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.python = _python_variables()
+        self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # What is forked needs our end as well: for its workers.
+        both = [theirs.fileno(), self.connection.fileno()]
         with theirs:
-            # It ends with this process, whose end of the connection is closed then.
+            # It ends with this process, whose end of its standard input is closed then.
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, *map(str, both)],
+                stdin=subprocess.PIPE,
+                pass_fds=both,
             )
 
     def close(self) -> None:
         """End it, and see it end."""
-        self._connection.close()
-        self._process.wait()
-
-    def begins_alike(self) -> bool:
-        """Whether a new Python would read the same variables when it starts."""
-        return self._python == _python_variables()
-
-    def run(self, args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
-        out, err = os.pipe(), os.pipe()
-        descriptors = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
-        program = Forked(self._connection, args, str(cwd), descriptors)
-        with ThreadPoolExecutor(3) as pool:
-            texts = [pool.submit(_read, out[0]), pool.submit(_read, err[0])]
-            code = pool.submit(program.wait)
-            try:
-                return Done(code.result(timeout), *(text.result(timeout) for text in texts))
-            except TimeoutError:
-                program.kill()
-                raise
+        self.connection.close()
+        self._process.communicate()
 
 
 @cache
@@ -178,6 +268,24 @@ def _template() -> _Template:
     template = _Template()
     atexit.register(template.close)
     return template
+
+
+def _can_fork() -> bool:
+    """Whether a new Python would read the same variables when it starts."""
+    return hasattr(os, "fork") and _template().python == _python_variables()
+
+
+def _run(args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
+    out, err = os.pipe(), os.pipe()
+    descriptors = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
+    program = Forked(_template().connection, args, str(cwd), descriptors, os.getpgrp())
+    with ThreadPoolExecutor(2) as pool:
+        texts = [pool.submit(_read, one[0]) for one in (out, err)]
+        try:
+            return Done(program.wait(timeout), *(text.result(timeout) for text in texts))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            program.kill()
+            raise
 
 
 def _python_variables() -> dict[str, str]:
@@ -189,70 +297,71 @@ def _read(descriptor: int) -> str:
         return pipe.read()
 
 
-def _serve(connection: socket.socket) -> list[str] | None:
-    """Fork for each request that comes, until the other side closes.
+def _serve(requests: socket.socket, ours: socket.socket) -> list[str] | None:
+    """Fork for each request that comes, and report how each program ended.
 
-    Returns the arguments in a forked program, and None in the process that forks.
+    Returns the arguments in a forked program, and None in the process that forks when its standard
+    input is closed.
     """
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What a program starts in its turn has no part in this.
+    ours.set_inheritable(False)
+    ended, woken = os.pipe()
+    for descriptor in (ended, woken):
+        os.set_blocking(descriptor, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken)
+    statuses: dict[int, int] = {}
     while True:
-        request, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 4)
-        if not request:
+        ready, _, _ = select.select([0, requests.fileno(), ended], [], [])
+        if 0 in ready:
             return None
-        if os.fork() == 0:
-            connection.close()
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _keep(request, descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        while _ended():
-            pass
+        if ended in ready:
+            os.read(ended, 4096)
+            _report(statuses)
+        if requests.fileno() in ready:
+            request, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                for descriptor in (ended, woken, *statuses.values()):
+                    os.close(descriptor)
+                requests.close()
+                return _begin(request, descriptors, ours)
+            *rest, statuses[pid] = descriptors
+            os.write(statuses[pid], b"%d\n" % pid)
+            for descriptor in rest:
+                os.close(descriptor)
 
 
-def _keep(request: bytes, descriptors: list[int]) -> list[str]:
-    """Fork once more; report the end of the program, and fork for it meanwhile."""
-    status = descriptors.pop()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        os.close(status)
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        args, cwd, environ = json.loads(request)
-        os.environ.clear()
-        os.environ.update(environ)
-        os.chdir(cwd)
-        _fork_workers(theirs)
-        return list(args)
-    theirs.close()
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-    def look(*_: object) -> None:
-        while ended := _ended():
-            if ended[0] == pid:
+def _report(statuses: dict[int, int]) -> None:
+    """Tell those who wait for a program that it has ended."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            status = statuses.pop(ended[0])
+            # Nobody may be there any more to read it.
+            with suppress(BrokenPipeError):
                 os.write(status, b"%d\n" % os.waitstatus_to_exitcode(ended[1]))
-                os._exit(0)
-
-    os.write(status, b"%d\n" % pid)
-    signal.signal(signal.SIGCHLD, look)
-    look()
-    worker = _serve(ours)
-    # The program has closed its end: its own end follows, and look() reports it and leaves.
-    while worker is None:
-        time.sleep(0.01)
-    return worker
+            os.close(status)
 
 
-def _ended() -> tuple[int, int] | None:
-    try:
-        ended = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return ended if ended[0] else None
+def _begin(request: bytes, descriptors: list[int], ours: socket.socket) -> list[str]:
+    """Become the program that was asked for."""
+    # Whoever started the tests may be deaf to these, as a background job of a shell is.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.close(descriptors.pop())
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    args, cwd, environ, group = json.loads(request)
+    os.setpgid(0, group)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.chdir(cwd)
+    _fork_workers(ours)
+    return list(args)
 
 
 def _pretend_that_pytest_has_imported(*packages: str) -> None:
@@ -263,6 +372,54 @@ def _pretend_that_pytest_has_imported(*packages: str) -> None:
     for name, module in [*sys.modules.items()]:
         if name.partition(".")[0] in packages:
             module.__loader__ = loader
+
+
+def _register_default_plugins() -> None:
+    """Let the first configuration of a run be one that has the default plugins already."""
+    from _pytest import config, fixtures
+
+    build, look = config.get_config, fixtures.FixtureManager.pytest_plugin_registered
+    ready = build()
+
+    def pytest_plugin_registered(self, plugin, plugin_name):  # type: ignore[no-untyped-def]
+        place = getattr(plugin, "__name__", type(plugin).__module__)
+        parts = vars(plugin).values()
+        # A fifth of a run went by in looking for fixtures where pytest itself has none.
+        if not place.startswith("_pytest.") or any(
+            isinstance(part, fixtures.FixtureFunctionDefinition) for part in parts
+        ):
+            look(self, plugin, plugin_name)
+
+    def first(args=None, plugins=None, **prog):  # type: ignore[no-untyped-def]
+        config.get_config = build
+        # "-p no:" keeps one from being registered.
+        if any("no:" in arg for arg in args or ()):
+            return build(args, plugins, **prog)
+        ready.invocation_params = ready.InvocationParams(
+            args=args or (), plugins=plugins, dir=Path.cwd()
+        )
+        for name in prog.values():
+            ready._parser.prog = name
+        return ready
+
+    config.get_config = first
+    fixtures.FixtureManager.pytest_plugin_registered = pytest_plugin_registered  # type: ignore[method-assign]
+
+
+def _remember_entry_points() -> None:
+    """Read the entry points of each distribution once; "-p name" reads those of all."""
+    read = vars(metadata.Distribution)["entry_points"].fget
+    known: dict[object, object] = {}
+
+    def entry_points(dist):  # type: ignore[no-untyped-def]
+        path = getattr(dist, "_path", None)
+        if path not in known:
+            known[path] = read(dist)
+        return known[path]
+
+    # There is no setting for it, and it takes longer than to import the plugin.
+    metadata.Distribution.entry_points = property(entry_points)  # type: ignore[assignment, method-assign]
+    metadata.entry_points()
 
 
 def _fork_workers(connection: socket.socket) -> None:
@@ -279,7 +436,7 @@ def _fork_workers(connection: socket.socket) -> None:
             return
         stdin, stdout = os.pipe(), os.pipe()
         descriptors = [stdin[0], stdout[1], os.dup(2)]
-        self.popen = Forked(connection, args[2:], str(Path.cwd()), descriptors)
+        self.popen = Forked(connection, args[2:], str(Path.cwd()), descriptors, os.getpgrp())
         gateway_base.Popen2IO.__init__(
             self, os.fdopen(stdin[1], "wb", 0), os.fdopen(stdout[0], "rb", 0), execmodel=execmodel
         )
@@ -300,11 +457,13 @@ if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
+    _register_default_plugins()
+    _remember_entry_points()
+    # A run is over before there is enough to collect; what was imported stays as it is.
+    gc.set_threshold(100_000)
     gc.freeze()
-    ARGS = _serve(socket.socket(fileno=int(sys.argv[1])))
+    ARGS = _serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:]))
     if ARGS is None:
-        while _ended():
-            pass
         sys.exit()
     # Coverage, where it is measured, has begun with this process; each fork saves what is its own.
     CODE = 0

@@ -9,13 +9,14 @@ import re
 import select
 import signal
 import struct
-import subprocess
 import termios
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests import forked
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 LIMIT_S = 60.0
@@ -55,24 +56,23 @@ class Shown(NamedTuple):
 
 
 def run(
-    command: list[str],
+    command: Sequence[str],
     cwd: Path,
     environ: Mapping[str, str],
     columns: int,
     *,
     resize: tuple[str, int] | None = None,
     limit_s: float = LIMIT_S,
+    fresh: bool = False,
 ) -> Shown:
-    """Run *command* on a terminal of so many *columns*, for *limit_s* seconds at most.
+    """Run ``python -m`` with *command* on a terminal of so many *columns*, for *limit_s* seconds at most.
 
     With *resize* the terminal gets another width when a text was written, as when a user drags the
     edge of its window.
     """
     main, side = pty.openpty()
     _set_size(side, columns)
-    process = subprocess.Popen(
-        command, stdin=side, stdout=side, stderr=side, cwd=cwd, env=environ, close_fds=True
-    )
+    process = forked.start(*command, cwd=cwd, environ=environ, terminal=side, fresh=fresh)
     os.close(side)
     written, deadline = b"", time.monotonic() + limit_s
     while time.monotonic() < deadline:

@@ -135,7 +135,7 @@ def test_in_a_terminal_pytest_has_its_colours_and_lines_break_between_words(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     environ = {**os.environ, "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "pytest_ollama_warmup", "demo", "--emulator"]
+    command = ["pytest_ollama_warmup", "demo", "--emulator"]
     shown = terminals.run(command, tmp_path, environ, 64)
     assert 0 == shown.code, shown.text
     assert "green" == shown.colour_of("✓")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -243,7 +242,7 @@ def test_no_row_is_wider_than_the_terminal(plain: bool) -> None:
 def test_a_terminal_of_80_columns_gets_80_columns(ollama: Emulator, client: Client) -> None:
     ollama.add(ScriptedModel(LONG, present=True))
     load(client, LONG)
-    command = [sys.executable, "-m", "pytest_ollama_warmup", "ps"]
+    command = ["pytest_ollama_warmup", "ps"]
     shown = terminals.run(
         [*command, f"{LONG},num_ctx=131072", "mistral"], Path.cwd(), os.environ, 80
     )

@@ -26,7 +26,7 @@ import pytest
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.emulator.__main__ import main as serve
 from pytest_ollama_warmup.emulator.server import Server
-from tests.conftest import hearing_signals
+from tests.forked import hearing_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

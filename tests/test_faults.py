@@ -14,8 +14,9 @@ from pytest_ollama_warmup.emulator import Emulator
 from tests.conftest import LLAMA, ONE_TEST, Suite
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
+
+    from tests.forked import Process
 
 BOUND_S = 30.0
 
@@ -28,16 +29,16 @@ def until(check: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> None:
+def wait_for(process: Process, text: str) -> None:
     """Read the output up to a line with *text*."""
     assert process.stdout is not None
     assert any(text in line for line in process.stdout), "the output ended without it"
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end(process: Process) -> tuple[int, str]:
     out, _ = process.communicate(timeout=BOUND_S)
     until(lambda: not group_is_alive(process.pid))
-    return process.returncode, out
+    return process.wait(), out
 
 
 def group_is_alive(group: int) -> bool:

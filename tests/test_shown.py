@@ -145,13 +145,16 @@ def in_a_terminal(
     columns: int = 80,
     environ: dict[str, str] | None = None,
     resize: tuple[str, int] | None = None,
+    fresh: bool = False,
 ) -> terminals.Shown:
     # pytester takes colours away.
     away = ("COLUMNS", "LINES", "PY_COLORS")
     variables = {k: v for k, v in os.environ.items() if k not in away}
     variables |= {"TERM": "xterm-256color", **(environ or {})}
     cwd = suite.pytester.path
-    return terminals.run(suite.command(*args), cwd, variables, columns, resize=resize)
+    return terminals.run(
+        suite.command(*args)[2:], cwd, variables, columns, resize=resize, fresh=fresh
+    )
 
 
 SLOW = replace(LLAMA, size=3_000_000, pull_rate=2_000_000, load_s=0.5)
@@ -300,7 +303,7 @@ def test_a_terminal_that_is_drawn_nothing_on_does_not_pay_for_bars(suite: Suite)
             """,
         }
     )
-    shown = in_a_terminal(suite, LIST)
+    shown = in_a_terminal(suite, LIST, fresh=True)
     assert "1 passed" in shown.text
     assert "RICH False" in shown.text
 

@@ -228,13 +228,13 @@ class Example:
         for name in self.server.loaded():
             self.server.unload(name)
         # Not ``run``: that one gives up after 100 seconds.
-        with self.suite.start("-p", "offline", *args) as process:
-            try:
-                out, _ = process.communicate(timeout=LIMIT_S)
-            finally:
-                process.kill()
+        process = self.suite.start("-p", "offline", *args, fresh=True)
+        try:
+            out, _ = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
         print(out)
-        return Result(process.returncode, out, "")
+        return Result(process.wait(), out, "")
 
 
 @pytest.fixture

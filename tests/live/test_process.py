@@ -16,7 +16,7 @@ from pytest_ollama_warmup.errors import ApiError, ServerStartFailed
 from pytest_ollama_warmup.ollama.client import Client
 from pytest_ollama_warmup.ollama.host import parse_host
 from pytest_ollama_warmup.ollama.process import ManagedServer, find_binary, free_port, tuned
-from tests.conftest import hearing_signals
+from tests.forked import hearing_signals
 from tests.test_faults import until
 
 if TYPE_CHECKING:

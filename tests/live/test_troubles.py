@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.conftest import Result
+    from tests.forked import Process
     from tests.live.provide import Provided
     from tests.live.server import RealServer
 
@@ -38,7 +39,7 @@ def suite(
     with ExitStack() as runs:
         start = suite.start
 
-        def started(*args: str) -> subprocess.Popen[str]:
+        def started(*args: str) -> Process:
             process = start(*args)
             # A test that fails must not leave a run behind.
             runs.callback(process.communicate)
@@ -56,7 +57,7 @@ def until(check: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def heard(process: subprocess.Popen[str], words: str) -> str:
+def heard(process: Process, words: str) -> str:
     """Return what a run prints up to the line with *words*."""
     assert process.stdout is not None
     lines = []
@@ -72,10 +73,10 @@ def heard(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"{words!r} is not in\n{''.join(lines)}")
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: Process) -> tuple[int, str]:
     """Return how a run ended and what it printed since it was last heard."""
     out, _ = process.communicate(timeout=BOUND_S)
-    return process.returncode, out
+    return process.wait(), out
 
 
 def preload(*names: str) -> str:

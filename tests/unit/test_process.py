@@ -32,7 +32,7 @@ from pytest_ollama_warmup.ollama.process import (
     is_folder,
     tuned,
 )
-from tests.conftest import hearing_signals
+from tests.forked import hearing_signals
 from tests.test_faults import until
 
 if TYPE_CHECKING:
