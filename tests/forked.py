@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 IMPORTED = (
     "pytest",
+    "_pytest._argcomplete",
     "_pytest.cacheprovider",
     "_pytest.faulthandler",
     "_pytest.helpconfig",
@@ -47,11 +49,14 @@ IMPORTED = (
     "encodings.idna",
     "execnet.gateway_io",
     "execnet.multi",
+    "faulthandler",
     "filelock",
+    "getpass",
     "httpcore",
     "httpx",
     "pdb",
     "pytest_ollama_warmup.config.ini",
+    "pytest_ollama_warmup.config.listed_models",
     "pytest_ollama_warmup.config.sources",
     "pytest_ollama_warmup.distributed.controller",
     "pytest_ollama_warmup.distributed.worker",
@@ -63,13 +68,18 @@ IMPORTED = (
     "pytest_ollama_warmup.session.hookspecs",
     "pytest_ollama_warmup.session.live_log",
     "pytest_ollama_warmup.session.models",
+    "pytest_ollama_warmup.session.note_times",
     "pytest_ollama_warmup.session.ordering",
     "pytest_ollama_warmup.session.reports",
     "pytest_ollama_warmup.session.runtest",
     "pytest_ollama_warmup.session.session",
     "pytest_ollama_warmup.session.watch",
     "pytest_ollama_warmup.warmup.child",
+    "pytest_ollama_warmup.warmup.cold",
     "pytest_ollama_warmup.warmup.ensure",
+    "pytest_ollama_warmup.warmup.ran_tests",
+    "pytest_ollama_warmup.warmup.run_directory",
+    "readline",
     "rich.console",
     "rich.progress",
     "rich.table",
@@ -381,13 +391,22 @@ def _register_default_plugins() -> None:
     build, look = config.get_config, fixtures.FixtureManager.pytest_plugin_registered
     ready = build()
 
+    # A fifth of a run went by in looking for fixtures where pytest itself has none.
+    without = {
+        plugin.__name__
+        for plugin in ready.pluginmanager.get_plugins()
+        if isinstance(plugin, ModuleType)
+        and not any(
+            isinstance(part, fixtures.FixtureFunctionDefinition) for part in vars(plugin).values()
+        )
+    }
+
     def pytest_plugin_registered(self, plugin, plugin_name):  # type: ignore[no-untyped-def]
-        place = getattr(plugin, "__name__", type(plugin).__module__)
-        parts = vars(plugin).values()
-        # A fifth of a run went by in looking for fixtures where pytest itself has none.
-        if not place.startswith("_pytest.") or any(
-            isinstance(part, fixtures.FixtureFunctionDefinition) for part in parts
-        ):
+        if isinstance(plugin, ModuleType):
+            has_none = plugin.__name__ in without
+        else:
+            has_none = type(plugin).__module__.startswith("_pytest.")
+        if not has_none:
             look(self, plugin, plugin_name)
 
     def first(args=None, plugins=None, **prog):  # type: ignore[no-untyped-def]
@@ -449,6 +468,7 @@ if __name__ == "__main__":
     import gc
     import importlib
     import runpy
+    import ssl
 
     from execnet.gateway_io import popen_bootstrapline as BOOTSTRAP
 
@@ -459,6 +479,8 @@ if __name__ == "__main__":
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
     _remember_entry_points()
+    # The first one reads what OpenSSL is set to.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # A run is over before there is enough to collect; what was imported stays as it is.
     gc.set_threshold(100_000)
     gc.freeze()
