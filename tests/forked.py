@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-IMPORTED = (
+PYTEST = (
     "pytest",
     "_pytest._argcomplete",
     "_pytest.cacheprovider",
@@ -46,15 +46,23 @@ IMPORTED = (
     "_pytest.unraisableexception",
     "_pytest.warnings",
     "concurrent.futures.thread",
-    "encodings.idna",
     "execnet.gateway_io",
     "execnet.multi",
     "faulthandler",
-    "filelock",
     "getpass",
+    "pdb",
+    "readline",
+    "xdist.dsession",
+    "xdist.newhooks",
+    "xdist.remote",
+    "xdist.scheduler",
+    "xdist.workermanage",
+)
+PLUGIN = (
+    "encodings.idna",
+    "filelock",
     "httpcore",
     "httpx",
-    "pdb",
     "pytest_ollama_warmup.config.ini",
     "pytest_ollama_warmup.config.listed_models",
     "pytest_ollama_warmup.config.sources",
@@ -79,16 +87,10 @@ IMPORTED = (
     "pytest_ollama_warmup.warmup.ensure",
     "pytest_ollama_warmup.warmup.ran_tests",
     "pytest_ollama_warmup.warmup.run_directory",
-    "readline",
     "rich.console",
     "rich.progress",
     "rich.table",
     "unittest.mock",
-    "xdist.dsession",
-    "xdist.newhooks",
-    "xdist.remote",
-    "xdist.scheduler",
-    "xdist.workermanage",
 )
 
 
@@ -103,10 +105,10 @@ class Done(NamedTuple):
 def run(*args: str, cwd: Path | str = ".", timeout: float = 100, fresh: bool = False) -> Done:
     """Run ``python -m`` with *args* in *cwd*, for at most *timeout* seconds.
 
-    A *fresh* program is started, not forked.
+    A *fresh* program imports the plugin, and what that needs, itself.
     """
-    if not fresh and _can_fork():
-        return _run(args, cwd, timeout)
+    if _can_fork(fresh):
+        return _run(_template(fresh), args, cwd, timeout)
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=cwd,
@@ -130,8 +132,9 @@ def start(
 
     It hears Ctrl-C. Its output, that for errors too, can be read, or goes to a *terminal*.
     """
-    if not fresh and _can_fork():
-        return Forked.started(args, cwd, environ, terminal)
+    if _can_fork(fresh):
+        connection = _template(fresh).connection
+        return Forked.started(connection, args, cwd, environ, terminal)
     with hearing_signals():
         return subprocess.Popen(
             [sys.executable, "-m", *args],
@@ -193,6 +196,7 @@ class Forked:
     @classmethod
     def started(
         cls,
+        connection: socket.socket,
         args: Sequence[str],
         cwd: Path | str,
         environ: Mapping[str, str] | None,
@@ -204,7 +208,7 @@ class Forked:
         else:
             read, write = os.pipe()
             descriptors = [os.open(os.devnull, os.O_RDONLY), write, os.dup(write)]
-        program = cls(_template().connection, args, str(cwd), descriptors, 0, environ or os.environ)
+        program = cls(connection, args, str(cwd), descriptors, 0, environ or os.environ)
         if terminal is None:
             program.stdout = os.fdopen(read, encoding="utf-8")
         return program
@@ -252,9 +256,9 @@ Process = subprocess.Popen[str] | Forked
 
 
 class _Template:
-    """A process that has imported what runs need, and is forked for each."""
+    """A process that has imported the *modules* that runs need, and is forked for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str]) -> None:
         self.python = _python_variables()
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # What is forked needs our end as well: for its workers.
@@ -262,7 +266,7 @@ class _Template:
         with theirs:
             # It ends with this process, whose end of its standard input is closed then.
             self._process = subprocess.Popen(
-                [sys.executable, __file__, *map(str, both)],
+                [sys.executable, __file__, *map(str, both), *modules],
                 stdin=subprocess.PIPE,
                 pass_fds=both,
             )
@@ -274,21 +278,21 @@ class _Template:
 
 
 @cache
-def _template() -> _Template:
-    template = _Template()
+def _template(fresh: bool) -> _Template:
+    template = _Template(PYTEST if fresh else (*PYTEST, *PLUGIN))
     atexit.register(template.close)
     return template
 
 
-def _can_fork() -> bool:
+def _can_fork(fresh: bool) -> bool:
     """Whether a new Python would read the same variables when it starts."""
-    return hasattr(os, "fork") and _template().python == _python_variables()
+    return hasattr(os, "fork") and _template(fresh).python == _python_variables()
 
 
-def _run(args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
+def _run(template: _Template, args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
     out, err = os.pipe(), os.pipe()
     descriptors = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
-    program = Forked(_template().connection, args, str(cwd), descriptors, os.getpgrp())
+    program = Forked(template.connection, args, str(cwd), descriptors, os.getpgrp())
     with ThreadPoolExecutor(2) as pool:
         texts = [pool.submit(_read, one[0]) for one in (out, err)]
         try:
@@ -474,7 +478,7 @@ if __name__ == "__main__":
 
     # The plugin remembers where modules are found: not beside this file.
     sys.path[0] = ""
-    for name in IMPORTED:
+    for name in sys.argv[3:]:
         importlib.import_module(name)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
@@ -484,7 +488,7 @@ if __name__ == "__main__":
     # A run is over before there is enough to collect; what was imported stays as it is.
     gc.set_threshold(100_000)
     gc.freeze()
-    ARGS = _serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:]))
+    ARGS = _serve(*(socket.socket(fileno=int(one)) for one in sys.argv[1:3]))
     if ARGS is None:
         sys.exit()
     # Coverage, where it is measured, has begun with this process; each fork saves what is its own.
