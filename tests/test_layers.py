@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,16 @@ def layer_of(module: str) -> str:
     return parts[0] if parts[0] in LAYERS else "top"
 
 
-def imported_by(source: str, *, members: bool = False) -> Iterator[str]:
+@cache
+def imported_by(source: str, *, members: bool = False) -> list[str]:
     """All that *source* imports, in functions and under TYPE_CHECKING too.
 
     With *members* also what it imports from a module, which may be a module too.
     """
+    return [*_imports(source, members)]
+
+
+def _imports(source: str, members: bool) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
