@@ -51,6 +51,7 @@ PYTEST = (
     "faulthandler",
     "getpass",
     "pdb",
+    "pwd",
     "readline",
     "xdist.dsession",
     "xdist.newhooks",
@@ -63,18 +64,27 @@ PLUGIN = (
     "filelock",
     "httpcore",
     "httpx",
+    "ollama._client",
     "pytest_ollama_warmup.config.ini",
     "pytest_ollama_warmup.config.listed_models",
     "pytest_ollama_warmup.config.sources",
+    "pytest_ollama_warmup.config.terms",
     "pytest_ollama_warmup.distributed.controller",
+    "pytest_ollama_warmup.distributed.scheduler",
     "pytest_ollama_warmup.distributed.worker",
+    "pytest_ollama_warmup.emulator",
     "pytest_ollama_warmup.ollama.client",
+    "pytest_ollama_warmup.ollama.plain_look",
     "pytest_ollama_warmup.plugin",
     "pytest_ollama_warmup.report.bars",
+    "pytest_ollama_warmup.report.files",
+    "pytest_ollama_warmup.report.github",
+    "pytest_ollama_warmup.report.markdown",
     "pytest_ollama_warmup.session.early",
     "pytest_ollama_warmup.session.fixtures",
     "pytest_ollama_warmup.session.hookspecs",
     "pytest_ollama_warmup.session.live_log",
+    "pytest_ollama_warmup.session.managed",
     "pytest_ollama_warmup.session.models",
     "pytest_ollama_warmup.session.note_times",
     "pytest_ollama_warmup.session.ordering",
@@ -480,6 +490,8 @@ if __name__ == "__main__":
     sys.path[0] = ""
     for name in sys.argv[3:]:
         importlib.import_module(name)
+    # Its functions ask the server that was named when it was imported: a run imports it anew.
+    sys.modules.pop("ollama", None)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
     _remember_entry_points()
