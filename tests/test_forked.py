@@ -1,0 +1,57 @@
+"""A forked run is what a started one is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import forked
+
+if TYPE_CHECKING:
+    from tests.conftest import Suite
+
+SUITE = {
+    "pytest.ini": "[pytest]\nmarkers = slow: takes long\n",
+    "conftest.py": 'import pytest\n\n@pytest.fixture\ndef mine():\n    """My own."""\n',
+    "test_it.py": "def test_it(mine, tmp_path, monkeypatch, capsys): pass\n",
+}
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["", "fresh"])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--fixtures", "-v"],
+        ["--help"],
+        ["--markers"],
+        ["--fixtures-per-test", "-v"],
+        ["--no-such-option"],
+        ["-p", "no:terminal", "-p", "no:tmpdir", "test_it.py::test_it"],
+        ["-p", "no:cacheprovider", "--setup-show", "-rA", "--trace-config", "-p", "xdist"],
+    ],
+    ids=lambda args: args[-1],
+)
+def test_it_shows_the_same(suite: Suite, args: list[str], fresh: bool) -> None:
+    suite.write(SUITE)
+    command = ["pytest", "-p", "ollama_warmup", *args]
+    done = forked.run(*command, cwd=suite.pytester.path, fresh=fresh)
+    started = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=suite.pytester.path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert _lasting(started.stdout) == _lasting(done.out)
+    assert (started.returncode, started.stderr) == (done.code, done.err)
+
+
+def _lasting(text: str) -> list[str]:
+    """Leave out what is different each time: how long it took, and where in memory objects are."""
+    return re.sub(
+        r"0x[0-9a-f]+|\b\d{9,}\b|=* (no tests ran|\d+ passed) in [\d.]+s =*", "", text
+    ).splitlines()
