@@ -140,6 +140,13 @@ class Suite(UserSuite):
         self.ollama = ollama
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return for ``-n auto`` more workers than cores: half of the time a test waits."""
+    cores = os.cpu_count() or 1
+    return min(3 * cores, cores + 8)
+
+
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the machine's own Ollama, CI or proxies reaches a test."""
