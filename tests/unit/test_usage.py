@@ -161,6 +161,31 @@ def test_of_looks_that_overlap_one_counts() -> None:
     assert [] == usage_of(looks).uses
 
 
+def test_the_last_look_counts_though_one_overlaps_that_saw_no_change() -> None:
+    """As where a worker waits long for the answer, and the last test of another ends meanwhile."""
+    bigger = {"a": seen(2, context=8192)}
+    looks = [
+        *around("t", 1.0, {"a": A1}, {"a": A1}, by="gw0"),
+        look(2.0, "before", "last", {"a": A1}, by="gw1"),
+        look(2.5, "after", "u", {"a": A1}, by="gw0", took=0.2),
+        look(2.6, "after", "last", bigger, by="gw1", took=0.2),
+    ]
+    (switch,) = usage_of(looks).switches
+    assert (4096, 8192, ("last",)) == (switch.before, switch.after, switch.tests)
+
+
+def test_a_state_that_was_read_before_another_one_and_came_later_is_no_change() -> None:
+    """The look that saw no change was answered first, though it was over last."""
+    looks = [
+        look(1.0, "before", "t", {"a": A1}, by="gw0"),
+        look(2.1, "after", "t", {"a": A2}, by="gw0"),
+        look(2.0, "before", "u", {"a": A1}, by="gw1", took=0.2),
+        look(3.0, "after", "u", {"a": A2}, by="gw1"),
+    ]
+    (use,) = usage_of(looks).uses
+    assert ("t",) == use.tests
+
+
 def test_a_worker_that_was_killed_leaves_its_test_open() -> None:
     looks = [
         look(1.0, "before", "killed", {"a": A1}, by="gw0"),
