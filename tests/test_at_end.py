@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import textwrap
 from dataclasses import replace
 
 import pytest
 
+from tests import forked
 from tests.conftest import LLAMA, ONE_TEST, Suite
 from tests.test_faults import end, until, wait_for
 
@@ -136,10 +136,8 @@ class Beside:
     def __init__(self, suite: Suite, *args: str) -> None:
         self.folder = suite.pytester.path / "beside"
         suite.write({"beside/test_waits.py": WAITS})
-        command = [*suite.command(*args), "-p", "no:cacheprovider", "test_waits.py"]
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = [*suite.command(*args)[2:], "-p", "no:cacheprovider", "test_waits.py"]
+        self.process = forked.start(*command, cwd=self.folder)
         until(lambda: (self.folder / "began").exists())
 
     def end(self) -> str:

@@ -21,7 +21,6 @@ SUITE = {
 }
 
 
-@pytest.mark.parametrize("fresh", [False, True], ids=["", "fresh"])
 @pytest.mark.parametrize(
     "args",
     [
@@ -35,10 +34,9 @@ SUITE = {
     ],
     ids=lambda args: args[-1],
 )
-def test_it_shows_the_same(suite: Suite, args: list[str], fresh: bool) -> None:
+def test_it_shows_the_same(suite: Suite, args: list[str]) -> None:
     suite.write(SUITE)
     command = ["pytest", "-p", "ollama_warmup", *args]
-    done = forked.run(*command, cwd=suite.pytester.path, fresh=fresh)
     started = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=suite.pytester.path,
@@ -46,8 +44,10 @@ def test_it_shows_the_same(suite: Suite, args: list[str], fresh: bool) -> None:
         text=True,
         check=False,
     )
-    assert _lasting(started.stdout) == _lasting(done.out)
-    assert (started.returncode, started.stderr) == (done.code, done.err)
+    for fresh in (False, True):
+        done = forked.run(*command, cwd=suite.pytester.path, fresh=fresh)
+        assert _lasting(started.stdout) == _lasting(done.out)
+        assert (started.returncode, started.stderr) == (done.code, done.err)
 
 
 def _lasting(text: str) -> list[str]:
