@@ -117,8 +117,8 @@ def run(*args: str, cwd: Path | str = ".", timeout: float = 100, fresh: bool = F
 
     A *fresh* program imports the plugin, and what that needs, itself.
     """
-    if _can_fork(fresh):
-        return _run(_template(fresh), args, cwd, timeout)
+    if (connection := _connection(fresh)) is not None:
+        return _run(connection, args, cwd, timeout)
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=cwd,
@@ -142,9 +142,8 @@ def start(
 
     It hears Ctrl-C. Its output, that for errors too, can be read, or goes to a *terminal*.
     """
-    if _can_fork(fresh):
-        connection = _template(fresh).connection
-        return Forked.started(connection, args, cwd, environ, terminal)
+    if (connection := _connection(fresh)) is not None:
+        return _start(connection, args, cwd, environ or os.environ, terminal)
     with hearing_signals():
         return subprocess.Popen(
             [sys.executable, "-m", *args],
@@ -202,26 +201,6 @@ class Forked:
         self.pid = int(self._status.readline())
         self.returncode: int | None = None
         self.stdout: TextIO | None = None
-
-    @classmethod
-    def started(
-        cls,
-        connection: socket.socket,
-        args: Sequence[str],
-        cwd: Path | str,
-        environ: Mapping[str, str] | None,
-        terminal: int | None,
-    ) -> Forked:
-        """Start a program for start()."""
-        if terminal is not None:
-            descriptors = [os.dup(terminal) for _ in range(3)]
-        else:
-            read, write = os.pipe()
-            descriptors = [os.open(os.devnull, os.O_RDONLY), write, os.dup(write)]
-        program = cls(connection, args, str(cwd), descriptors, 0, environ or os.environ)
-        if terminal is None:
-            program.stdout = os.fdopen(read, encoding="utf-8")
-        return program
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         """Return the rest of its output when it has ended, within *timeout* seconds."""
@@ -294,15 +273,37 @@ def _template(fresh: bool) -> _Template:
     return template
 
 
-def _can_fork(fresh: bool) -> bool:
-    """Whether a new Python would read the same variables when it starts."""
-    return hasattr(os, "fork") and _template(fresh).python == _python_variables()
+def _connection(fresh: bool) -> socket.socket | None:
+    """Return what leads to the process that forks; None where a new Python would begin otherwise.
+
+    Python reads its variables when it starts.
+    """
+    if not hasattr(os, "fork") or _template(fresh).python != _python_variables():
+        return None
+    return _template(fresh).connection
 
 
-def _run(template: _Template, args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
+def _start(
+    connection: socket.socket,
+    args: Sequence[str],
+    cwd: Path | str,
+    environ: Mapping[str, str],
+    terminal: int | None,
+) -> Forked:
+    if terminal is not None:
+        descriptors = [os.dup(terminal) for _ in range(3)]
+        return Forked(connection, args, str(cwd), descriptors, 0, environ)
+    read, write = os.pipe()
+    descriptors = [os.open(os.devnull, os.O_RDONLY), write, os.dup(write)]
+    program = Forked(connection, args, str(cwd), descriptors, 0, environ)
+    program.stdout = os.fdopen(read, encoding="utf-8")
+    return program
+
+
+def _run(connection: socket.socket, args: Sequence[str], cwd: Path | str, timeout: float) -> Done:
     out, err = os.pipe(), os.pipe()
     descriptors = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
-    program = Forked(template.connection, args, str(cwd), descriptors, os.getpgrp())
+    program = Forked(connection, args, str(cwd), descriptors, os.getpgrp())
     with ThreadPoolExecutor(2) as pool:
         texts = [pool.submit(_read, one[0]) for one in (out, err)]
         try:
@@ -416,6 +417,7 @@ def _register_default_plugins() -> None:
             those_with[plugin.__name__] = ModuleType(plugin.__name__)
             vars(those_with[plugin.__name__]).update(fixtures_in(plugin))
 
+    # pytest has no public types for what this takes the place of; pluggy reads the names.
     def pytest_plugin_registered(self, plugin, plugin_name):  # type: ignore[no-untyped-def]
         kind = type(plugin)
         if isinstance(plugin, ModuleType):
@@ -423,6 +425,7 @@ def _register_default_plugins() -> None:
         elif not kind.__module__.startswith("_pytest.") or fixtures_in(kind):
             look(self, plugin, plugin_name)
 
+    # pytest 8.4 and 9 differ in what they pass on: the types of both would fit neither.
     def first(args=None, plugins=None, **prog):  # type: ignore[no-untyped-def]
         config.get_config = build
         # "-p no:" keeps one from being registered.
@@ -435,6 +438,7 @@ def _register_default_plugins() -> None:
             ready._parser.prog = name
         return ready
 
+    # There is no setting for where pytest takes its configuration from, nor for where it looks.
     config.get_config = first
     fixtures.FixtureManager.pytest_plugin_registered = pytest_plugin_registered  # type: ignore[method-assign]
 
@@ -444,13 +448,14 @@ def _remember_entry_points() -> None:
     read = vars(metadata.Distribution)["entry_points"].fget
     known: dict[object, object] = {}
 
+    # A distribution's path has no public name, nor a type.
     def entry_points(dist):  # type: ignore[no-untyped-def]
         path = getattr(dist, "_path", None)
         if path not in known:
             known[path] = read(dist)
         return known[path]
 
-    # There is no setting for it, and it takes longer than to import the plugin.
+    # importlib has no setting for it, and reading them took a tenth of a run.
     metadata.Distribution.entry_points = property(entry_points)  # type: ignore[assignment, method-assign]
     metadata.entry_points()
 
@@ -490,7 +495,7 @@ if __name__ == "__main__":
     sys.path[0] = ""
     for name in sys.argv[3:]:
         importlib.import_module(name)
-    # Its functions ask the server that was named when it was imported: a run imports it anew.
+    # ollama.chat() and the like go to the OLLAMA_HOST of import time, so each run imports it again.
     sys.modules.pop("ollama", None)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
