@@ -275,8 +275,8 @@ def demo() -> int:
     if not (shown.passed and shown.emulated):
         return 0 if shown.passed else 1
     print_now(
-        "\n== Now the same on a real Ollama, which is built from source first."
-        "\n== The build takes 5 to 10 minutes, once. Ctrl-C stops it.\n"
+        "\n== Now the same on a real Ollama. Building it takes 5 to 10 minutes, once."
+        "\n== Ctrl-C stops it.\n"
     )
     try:
         parts = provide()
