@@ -30,6 +30,7 @@ pytest.register_assert_rewrite("tests.contract")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pytest_ollama_warmup.emulator import Request
 
@@ -180,6 +181,14 @@ def nobody() -> Iterator[str]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.fixture
+def ollama_in_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program ``ollama`` for those who look for one; what they say depends on it."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ollama").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
 
 @pytest.fixture

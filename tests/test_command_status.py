@@ -264,6 +264,7 @@ def test_a_table_for_a_terminal_without_signs() -> None:
 # Where there is no server to ask
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 @pytest.mark.parametrize("command", [["status"], ["unload", "mistral"], ["cache-key", "--digests", "mistral"]])  # fmt: skip
 def test_no_server_is_told_soon_and_without_a_traceback(
     ollama: Emulator, command: list[str]

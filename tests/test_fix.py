@@ -229,6 +229,7 @@ def test_a_section_is_named_like_its_error(kind: type[WarmupError], anchor: str)
     assert section(anchor).startswith("### ")
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 @pytest.mark.parametrize("error", SHOWN, ids=lambda error: type(error).__name__)
 def test_a_section_shows_the_message(error: WarmupError) -> None:
     text = error.words if isinstance(error, ApiError) and error.after_s else str(error)

@@ -164,7 +164,7 @@ def test_what_the_environment_lists_skips_its_tests(
     run = suite.run(*args)
     assert {"passed": 1, "skipped": 1} == run.counts
     message = NO_SUCH.format(origin=" (from OLLAMA_PRELOAD_MODELS)")
-    who = "wanted by test_two.py::test_phi: 1 test skipped"
+    who = "wanted by test_two.py::test_phi: 1 test skipped (--ollama-on-unavailable=fail fails it)"
     assert f"{message}\n{who}\n{CHECK}" in run.ours
     assert "✗ phi9   not in the registry   1 test" in run.table
 
@@ -243,10 +243,10 @@ def test_a_mark_that_ends_the_run_is_named(suite: Suite) -> None:
     assert "The mark of a test that needs it says on_unavailable='exit'." in run.out
 
 
-def test_a_skip_is_reported_where_the_test_is(suite: Suite) -> None:
+def test_a_skip_is_reported_where_the_test_is_with_the_section_that_helps(suite: Suite) -> None:
     suite.write(TWO_TESTS)
     run = suite.run("-rs")
-    assert "SKIPPED [1] test_two.py:3: phi9: not pulled\n" in run.out
+    assert "SKIPPED [1] test_two.py:3: phi9: not pulled [not-pulled]\n" in run.out
 
 
 @PROCESSES
@@ -301,6 +301,7 @@ def test_pytests_own_skips_and_the_suites_setup_come_first(suite: Suite) -> None
 # The messages of a user's first week.
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 def test_message_1_no_server(suite: Suite, monkeypatch: pytest.MonkeyPatch, nobody: str) -> None:
     monkeypatch.setenv("OLLAMA_HOST", nobody)
     suite.write(
@@ -370,6 +371,54 @@ def test_message_4_unknown_to_the_registry(suite: Suite, monkeypatch: pytest.Mon
     # Where the test is, and in the table, a few words are enough.
     assert 1 == run.out.count("the registry has no such model")
     assert "Failed: phi9: not in the registry" in run.out
+
+
+@pytest.mark.parametrize(
+    ("args", "tests"),
+    [
+        ([], "1 test skipped (--ollama-on-unavailable=fail fails it)"),
+        (["--ollama-on-unavailable=skip"], "1 test skipped (from --ollama-on-unavailable)"),
+        (["--ollama-on-unavailable=fail"], "1 test fails (from --ollama-on-unavailable)"),
+    ],
+)
+def test_a_skip_after_a_pull_that_was_asked_for_says_how_to_fail(
+    suite: Suite, args: list[str], tests: str
+) -> None:
+    suite.write(TWO_TESTS)
+    run = suite.run("--ollama-pull=missing", *args)
+    message = NO_SUCH.format(origin="")
+    assert f"{message}\nwanted by test_two.py::test_phi: {tests}\n{CHECK}" in run.ours
+
+
+def test_a_pull_that_an_option_forbids_is_not_advised(suite: Suite) -> None:
+    suite.write(ONE_TEST)
+    run = suite.run("--ollama-pull=never")
+    assert (
+        "llama3.2:1b is not pulled, by --ollama-pull=never. [not-pulled]\n"
+        "wanted by test_chat.py::test_tone: 1 test skipped\n"
+        "→ Run 'ollama pull llama3.2:1b'."
+    ) in run.ours
+
+
+@pytest.mark.parametrize("mark", ["require_model", "requires_models", "required_ollama_model"])
+def test_a_fixture_beside_a_mistyped_mark_says_what_was_meant(suite: Suite, mark: str) -> None:
+    suite.write(
+        {
+            "test_slip.py": f"""
+                import pytest
+
+                @pytest.mark.usefixtures("tmp_path")
+                @pytest.mark.{mark}("llama3.2:1b")
+                def test_slip(ollama_model): pass
+            """
+        }
+    )
+    run = suite.run()
+    assert 1 == run.counts["error"]
+    assert (
+        "test_slip uses ollama_model without naming a model, and no model is listed. Its mark "
+        f"{mark} names none: did you mean requires_model? [no-model-named]"
+    ) in run.out
 
 
 def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:

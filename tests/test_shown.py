@@ -476,6 +476,21 @@ def test_the_table_of_the_design() -> None:
         assert all(len(line) <= width for line in summary_lines(record, width=width))
 
 
+def test_the_row_of_a_test_that_names_no_model_says_what_its_number_is(suite: Suite) -> None:
+    suite.write(
+        {
+            "test_any.py": """
+                import pytest
+
+                @pytest.mark.requires_model
+                def test_any(): pass
+            """
+        }
+    )
+    version = suite.ollama.state.version
+    assert f"\n✓ the server   Ollama {version}   1 test\n" in suite.run("-v").out
+
+
 def test_variables_that_lead_elsewhere_are_hinted_at(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,10 +60,14 @@ def _or_alias(model: str, origin: str) -> str:
 
 
 class NotPulled(ModelError):
-    """The model is not on the server, and nothing allows its download."""
+    """The model is not on the server, and nothing allows its download.
+
+    *never* is whether ``--ollama-pull=never`` forbids it.
+    """
 
     cloud: bool = False
     meant: str = ""
+    never: bool = False
     cause = "not pulled"
     _brief = "not pulled"
 
@@ -74,10 +78,11 @@ class NotPulled(ModelError):
                 "Sign it in with 'ollama signin'; models of the cloud are never pulled."
             )
         verb = "Correct the name, or run" if self.meant else "Run"
+        other = "" if self.never else ", or pytest with --ollama-pull=missing"
         return (
-            f"{self._who} is not pulled.{_meant(self.meant, self.model)}\n"
-            f"{verb} 'ollama pull {self.model}', or pytest with --ollama-pull=missing"
-            f"{_or_alias(self.model, self.origin)}."
+            f"{self._who} is not pulled{', by --ollama-pull=never' if self.never else ''}."
+            f"{_meant(self.meant, self.model)}\n"
+            f"{verb} 'ollama pull {self.model}'{other}{_or_alias(self.model, self.origin)}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shutil import which
 from typing import Literal
 
 from pytest_ollama_warmup.errors.base import NoAnswer, WarmupError
@@ -33,6 +34,14 @@ class ServerError(WarmupError):
     url: str
     source: str
     names_host = True
+
+
+def _start(source: str) -> str:
+    """Say how to have a server, in one line of 80 columns."""
+    start = "Start it with 'ollama serve'"
+    if which("ollama") is None:
+        start = "Start or install it (ollama.com/download)"
+    return f"{start}, or {source}."
 
 
 def _no_proxy(url: str) -> str:
@@ -82,8 +91,8 @@ class ServerUnreachable(ServerError):
         if "ollama_host" in self.source:
             return f"Start it, or fix {self.source}."
         if self.source.startswith("--"):
-            return f"Start it with 'ollama serve', or fix {self.source}."
-        return "Start it with 'ollama serve', or set --ollama-host."
+            return _start(f"fix {self.source}")
+        return _start("set --ollama-host")
 
 
 class NotOllama(ServerError):

@@ -73,22 +73,24 @@ class ParameterWithoutIndirect(BadMark):
 
 
 class NoModelNamed(WarmupError):
-    """A test asks for its model, names none, and not exactly one is listed."""
+    """A test asks for its model, names none, and not exactly one is listed.
+
+    *mistyped* is a mark that was perhaps meant to name it.
+    """
 
     test: str
     fixture: str
     listed: tuple[str, ...]
+    mistyped: str = ""
 
     def _text(self) -> str:
-        test = self.test.rpartition("::")[2]
-        if not self.listed:
-            return (
-                f"{test} uses {self.fixture} without naming a model, and no model is listed. "
-                'Add @pytest.mark.requires_model("MODEL"), or run with --ollama-preload MODEL.'
-            )
-        first = self.listed[0]
-        return (
-            f"{test} uses {self.fixture} without naming a model, and {len(self.listed)} are listed "
-            f'({", ".join(self.listed)}). Add @pytest.mark.requires_model("{first}"), '
-            f'or use ollama_models["{first}"].name.'
-        )
+        listed = self.listed
+        test, which = self.test.rpartition("::")[2], "no model is listed"
+        first, other = "MODEL", "run with --ollama-preload MODEL"
+        if listed:
+            first, other = listed[0], f'use ollama_models["{listed[0]}"].name'
+            which = f"{len(listed)} are listed ({', '.join(listed)})"
+        what = f"{test} uses {self.fixture} without naming a model, and {which}."
+        if self.mistyped:
+            return f"{what} Its mark {self.mistyped} names none: did you mean requires_model?"
+        return f'{what} Add @pytest.mark.requires_model("{first}"), or {other}.'

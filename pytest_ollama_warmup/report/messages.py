@@ -173,7 +173,8 @@ class Consequences:
                 keys.append(server.key)
                 server = None
             fates = self.fates(keys)
-            who, warning = self._only_at(alike, ready) or self._who(fates), ""
+            tried = any(outcome.cause == "unknown model" for outcome in alike)
+            who, warning = self._only_at(alike, ready) or self._who(fates, tried=tried), ""
             if not (fates or self._plan.marked):
                 models = ", ".join(self._plan.targets[key].spec.title for key in keys)
                 warning = f"{models}: listed, and not ready; all tests run without"
@@ -218,10 +219,10 @@ class Consequences:
         )
         return f"so it is at {urls}, and not elsewhere: tests that need it {what} there"
 
-    def _who(self, fates: list[Fate]) -> str:
+    def _who(self, fates: list[Fate], *, tried: bool) -> str:
         """Say what the tests do that are concerned, and the flag that makes them do otherwise."""
         if fates:
-            return concerned(self._settings, fates)
+            return concerned(self._settings, fates, tried=tried)
         if self._plan.marked:
             return "no selected test needs it"
         return "no test says that it needs it: all run without it"
@@ -236,8 +237,10 @@ def _is_of(server: Outcome, failed: Outcome) -> bool:
     return of_server and not server.ready
 
 
-def concerned(settings: Settings, fates_of_needs: list[Fate]) -> str:
+def concerned(settings: Settings, fates_of_needs: list[Fate], *, tried: bool = False) -> str:
     """Say which tests want a model, what they do without it, and who says so.
+
+    *tried* is whether its pull was, so that some expect more than skips.
 
     ``wanted by test_chat.py::test_tone and 3 more: 4 tests fail (CI is set)``
     """
@@ -255,5 +258,7 @@ def concerned(settings: Settings, fates_of_needs: list[Fate]) -> str:
         does = "skipped" if fate == "skip" else "fails" if number == 1 else "fail"
         if fate == "fail" and because == reason and settings.decided_by_ci:
             because += f"; --ollama-ci=no skips {'it' if number == 1 else 'them'}"
+        if fate == "skip" and tried and not because:
+            because = f"--ollama-on-unavailable=fail fails {'it' if number == 1 else 'them'}"
         parts.append(f"{count(number, 'test')} {does}{f' ({because})' if because else ''}")
     return f"{wanted_by(list(fates))}: {', '.join(parts)}"

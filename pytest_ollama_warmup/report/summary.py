@@ -31,8 +31,13 @@ def pulled(outcome: Outcome) -> tuple[str, str, str] | None:
 
 
 def loaded(outcome: Outcome) -> tuple[str, str, str]:
-    """Return in words what was done about the load: ``loaded in``, the number, and notes."""
+    """Return in words what was done about the load: ``loaded in``, the number, and notes.
+
+    Of the server its version.
+    """
     notes = ", ".join(note for note in outcome.notes if note != ALREADY)
+    if not outcome.model:
+        return f"Ollama {notes}" if notes else "", "", ""
     load = outcome.step("load")
     if is_already_loaded(outcome):
         return f"{ALREADY}{', ' if notes else ''}{notes}", "", ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_ollama_warmup.ollama.logs import LOG
+from pytest_ollama_warmup.ollama.names import closest
 from pytest_ollama_warmup.session.definitions import is_elsewhere, is_emulated, our_fixtures
 from pytest_ollama_warmup.session.mark_arguments import read_mark, united
 from pytest_ollama_warmup.session.mark_names import (
@@ -107,7 +108,15 @@ def _want_by(item: pytest.Item, marks: Iterable[pytest.Mark]) -> Want:
         on_unavailable=on_unavailable,
         capabilities=united(of_listed),
         elsewhere=is_elsewhere(item),
+        mistyped=_mistyped(item) if fixture else "",
     )
+
+
+def _mistyped(item: pytest.Item) -> str:
+    """Return a mark of *item* whose name is nearly that of ours."""
+    names = (mark.name for mark in item.iter_markers())
+    ours = (NAME, LONG_NAME)
+    return next((name for name in names if name not in ours and closest(name, ours)), "")
 
 
 _NAMES_OF_SUITE = pytest.StashKey[tuple[str, ...]]()

@@ -151,9 +151,12 @@ class Check:
         if problem is None or problem.ready:
             return None
         policy = decide(settings.on_unavailable.value, want.on_unavailable, given_by, settings.ci)
-        reported = problem.key not in warmer.unreported
+        if problem.key in warmer.unreported:
+            return Verdict(policy, problem.error)
         of_model = f"{problem.title}: " if problem.model else ""
-        return Verdict(policy, f"{of_model}{problem.brief}" if reported else problem.error)
+        # The section says what to do: who sees a skip in an IDE or by -rs sees only this.
+        section = f" [{problem.anchor}]" if problem.anchor else ""
+        return Verdict(policy, f"{of_model}{problem.brief}{section}")
 
     def _look_before(
         self, watched: list[tuple[Target, Outcome]], test: str, warmer: Warmer

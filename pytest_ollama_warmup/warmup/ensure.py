@@ -148,7 +148,8 @@ def _ensure_present(work: Work) -> ModelInfo:
     if info is not None and not work.refreshes:
         return info
     if not work.terms.may_pull(target.given_by):
-        raise NotPulled(name, target.origin, meant=_meant(work))
+        never = work.terms.pull == "never"
+        raise NotPulled(name, target.origin, meant=_meant(work), never=never)
     with _turn_to_pull(work) as heartbeat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another

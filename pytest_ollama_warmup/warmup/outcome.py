@@ -31,8 +31,9 @@ class Step(NamedTuple):
 class Outcome(NamedTuple):
     """What happened to one model, or (with an empty *model*) to the server.
 
-    *error* is the whole message, *brief* its few words for a table, *cause* and *failed_by* say the
-    same as values; *by* is the process; *host* the server's URL.
+    *error* is the whole message, *brief* its few words for a table, *anchor* its section of
+    docs/fix.md, *cause* and *failed_by* say the same as values; *by* is the process; *host* the
+    server's URL.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Outcome(NamedTuple):
     by: str = ""
     error: str = ""
     brief: str = ""
+    anchor: str = ""
     cause: Cause | Literal[""] = ""
     failed_by: FailedBy | Literal[""] = ""
     names_host: bool = False
@@ -117,6 +119,7 @@ class Outcome(NamedTuple):
             status="failed",
             error=str(exc),
             brief=exc.brief,
+            anchor=exc.anchor,
             cause=exc.cause,
             failed_by=exc.failed_by,
             names_host=exc.names_host,

@@ -19,7 +19,8 @@ class Want(NamedTuple):
 
     *fixture* is the fixture that needs to know which model, where the mark names none.
     *capabilities* are what the listed one must be able to do then. *elsewhere* is whether the suite
-    gives the test another server than the run's, by its own fixture ``ollama_host``.
+    gives the test another server than the run's, by its own fixture ``ollama_host``. *mistyped* is
+    a mark of the test whose name is nearly that of ours.
     """
 
     test: str
@@ -28,6 +29,7 @@ class Want(NamedTuple):
     on_unavailable: str = ""
     capabilities: tuple[str, ...] = ()
     elsewhere: bool = False
+    mistyped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return builtins only."""
@@ -38,6 +40,7 @@ class Want(NamedTuple):
             "on_unavailable": self.on_unavailable,
             "capabilities": self.capabilities,
             "elsewhere": self.elsewhere,
+            "mistyped": self.mistyped,
         }
 
     @classmethod
@@ -127,7 +130,8 @@ def resolve(want: Want, listed: Listed) -> tuple[ModelSpec, ...]:
     if len(listed.all) == 1:
         return (listed.all[0]._replace(capabilities=want.capabilities),)
     if want.fixture or want.capabilities:
-        raise NoModelNamed(want.test, want.fixture or "capabilities", listed.names)
+        by = want.fixture or "capabilities"
+        raise NoModelNamed(want.test, by, listed.names, want.mistyped)
     return ()
 
 

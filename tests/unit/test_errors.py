@@ -42,6 +42,7 @@ from pytest_ollama_warmup.errors.base import OfModel, OfServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pytest_ollama_warmup.errors import Cause, NoAnswer
 
@@ -128,8 +129,9 @@ def test_fields_may_be_given_by_name(error: WarmupError) -> None:
 
 def test_fields_are_those_of_the_base_and_then_its_own() -> None:
     error = NotPulled("m", "from x", meant="n")
-    assert ("m", "from x", False, "n") == error.args
-    assert {"model": "m", "origin": "from x", "cloud": False, "meant": "n"} == vars(error)
+    fields = {"model": "m", "origin": "from x", "cloud": False, "meant": "n", "never": False}
+    assert tuple(fields.values()) == error.args
+    assert fields == vars(error)
 
 
 @pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
@@ -166,6 +168,7 @@ def test_a_table_shows_the_cause_of_a_pull_whatever_the_words(cause: Cause, brie
 # The messages that users meet in the first week, word for word.
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
     assert (
         "no Ollama at http://127.0.0.1:11434 (from default): connection refused for 2 s.\n"
@@ -177,6 +180,19 @@ def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
     ) == ServerUnreachable(URL, "default", "connection lost", 0.0).message
 
 
+def test_no_server_says_where_to_get_ollama_if_none_is_in_the_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    start = "Start or install it (ollama.com/download), or"
+    for source, advice in (
+        ("default", "set --ollama-host."),
+        ("--ollama-host", "fix --ollama-host."),
+    ):
+        said = ServerUnreachable(URL, source, "connection refused", 2.0).message
+        assert f"{start} {advice}" == said.splitlines()[1]
+
+
 @pytest.mark.parametrize("cause", ["connection refused", "no connection"])
 def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: NoAnswer) -> None:
     note = "http:// without a port means port 80; Ollama listens on 11434"
@@ -186,6 +202,7 @@ def test_no_server_on_a_port_that_nobody_gave_says_which_one_that_is(cause: NoAn
     )
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 def test_the_advice_follows_the_cause_and_not_its_words() -> None:
     url, words = "http://ollama:11434", "HTTP 502 from the proxy of HTTP_PROXY"
     unreachable = ServerUnreachable(url, "OLLAMA_HOST", "proxy", 0.0, words=words)
