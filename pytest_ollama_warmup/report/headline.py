@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pytest_ollama_warmup.report.timeline import loads_of
+from pytest_ollama_warmup.report.timeline import loads_of, served
 from pytest_ollama_warmup.text import clean, count, seconds
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def headline(document: Document) -> str:
     """Say how it went, as in ``2 models were ready after 24.1 s, and served 41 tests.``."""
-    models, tests = document["models"], document["tests"]
+    models = document["models"]
     if not models:
         bad = [server for server in document["servers"] if server["status"] != "ready"]
         return "Ollama did not answer." if bad else "This run used no model."
@@ -28,15 +28,16 @@ def headline(document: Document) -> str:
     if unfinished:
         of_all = f"{len(unfinished)} of {count(len(models), 'model')}"
         return f"The run ended before {of_all} {_was(len(unfinished))} ready."
-    served = f", and served {count(len(tests), 'test')}" if tests else ""
+    number = len(served(document))
+    and_served = f", and served {count(number, 'test')}" if number else ""
     what = f"{count(len(models), 'model')} {_was(len(models))}"
     pulls = [step for model in models for step in model["steps"] if step["kind"] == "pull"]
     work = [*loads_of(document), *pulls]
     if not work:
-        return f"{what} ready from the start{served}."
+        return f"{what} ready from the start{and_served}."
     begin = min(step["start"] for step in work)
     took_s = max(step["start"] + step["seconds"] for step in work) - begin
-    return f"{what} ready after {seconds(took_s)}{served}."
+    return f"{what} ready after {seconds(took_s)}{and_served}."
 
 
 def subtitle(document: Document) -> str:

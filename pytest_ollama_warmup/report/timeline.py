@@ -81,7 +81,7 @@ class Timeline(NamedTuple):
 def figures(document: Document) -> list[Figure]:
     """Return what a run is measured by."""
     loads, pulls = loads_of(document), _done(document, "pull")
-    tests = _served(document)
+    tests = served(document)
     waited = [test for test in tests if test["waited_s"] >= WAIT_S]
     total = len(document["tests"]) + sum(
         span["number"] for worker in document["workers"] for span in worker["other_tests"]
@@ -119,7 +119,7 @@ def figures(document: Document) -> list[Figure]:
     return measures
 
 
-def _served(document: Document) -> list[Mapping[str, Any]]:
+def served(document: Document) -> list[Mapping[str, Any]]:
     """Return the tests that ran, with all their models ready."""
     failed = {
         (one["title"], one["host"]) for one in document["models"] if one["status"] == "failed"

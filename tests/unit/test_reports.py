@@ -260,9 +260,13 @@ def test_a_model_that_was_loaded_before_is_no_load() -> None:
             record(model(), model("b:1"), tests=(ran("t", 30),)),
             "2 models were ready after 26 s, and served 1 test.",
         ),
+        (
+            record(model(), tests=(ran("t", 30), ran("u", 31)._replace(outcome="skipped"))),
+            "1 model was ready after 26 s, and served 1 test.",
+        ),
         (FULL, "1 of 3 models could not be made ready."),
     ],
-    ids=["nothing", "one", "two", "failed"],
+    ids=["nothing", "one", "two", "a skipped test", "failed"],
 )
 def test_the_headline(found: Record, said: str) -> None:
     assert said == headline(found.to_dict())
