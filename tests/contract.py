@@ -106,7 +106,23 @@ class Api:
         return self._pool.submit(self.post, path, **body)
 
     def load(self, name: str, **body: object) -> None:
+        """Load *name*, and see the server end the request.
+
+        Until then the model is in use and stays when room is made: for a moment after the answer.
+        """
+        before = self._expiry(name)
         assert "load" == self.ask("generate", model=name, **body)["done_reason"]
+        until(lambda: self._is_idle(name, before))
+
+    def _expiry(self, name: str) -> str | None:
+        """Return until when *name* is kept; None where it is not listed by this name."""
+        listed = (model for model in self.models() if model["name"] == f"{name}:latest")
+        return next((model["expires_at"] for model in listed), None)
+
+    def _is_idle(self, name: str, before: str | None) -> bool:
+        """Whether the time it is kept is a new one, and stands: it grows as long as a load is used."""
+        expiry = self._expiry(name)
+        return expiry is None or (expiry != before and expiry == self._expiry(name))
 
     def pull(self, name: str) -> list[Body]:
         response = self.post("/api/pull", model=name, insecure=True)
@@ -140,7 +156,7 @@ class Api:
         return [model["name"] for model in self.models()]
 
     def keep_alive_s(self, name: str) -> float:
-        """Return the rest of a loaded model's lease."""
+        """Return for how long a loaded model is still kept."""
         (until,) = (one["expires_at"] for one in self.models() if one["name"] == f"{name}:latest")
         return datetime.fromisoformat(until).timestamp() - time.time()
 
@@ -311,7 +327,7 @@ def test_tags_and_ps_tell_of_the_same_model(api: Api) -> None:
 
 
 @pytest.mark.parametrize("keep_alive", [300, -1])
-def test_the_end_of_a_lease_moves_when_a_request_is_over_and_not_before(
+def test_the_end_of_a_keep_alive_moves_when_a_request_is_over_and_not_before(
     api: Api, keep_alive: int
 ) -> None:
     def expires() -> object:
@@ -694,19 +710,21 @@ def test_a_keep_alive_that_go_cannot_read_is_refused_before_anything_else(
     ],
     ids=str,
 )
-def test_the_lease_is_what_was_asked(api: Api, seconds: float, keep_alive: object) -> None:
+def test_the_keep_alive_is_what_was_asked(api: Api, seconds: float, keep_alive: object) -> None:
     api.load("a", keep_alive=keep_alive)
     assert pytest.approx(seconds, abs=100, rel=1e-3) == api.keep_alive_s("a")
 
 
-def test_a_model_leaves_when_its_lease_ends(api: Api) -> None:
+def test_a_model_leaves_when_its_keep_alive_ends(api: Api) -> None:
     api.load("a", keep_alive=0.3)
     until(lambda: [] == api.loaded_models())
 
 
 @pytest.mark.parametrize("keep_alive", [0, "0", "0s", 0.0], ids=repr)
 @pytest.mark.parametrize("verb", ["generate", "chat"])
-def test_a_lease_of_zero_unloads(api: Api, world: World, verb: str, keep_alive: object) -> None:
+def test_a_keep_alive_of_zero_unloads(
+    api: Api, world: World, verb: str, keep_alive: object
+) -> None:
     api.load("a")
     before = world.loads()
     for name in ("a", "b"):
@@ -721,13 +739,13 @@ def test_even_an_embedding_model_is_unloaded_by_generate(api: Api) -> None:
     until(lambda: [] == api.loaded_models())
 
 
-def test_a_load_whose_lease_overflows_leaves_nothing_loaded(api: Api) -> None:
+def test_a_load_whose_keep_alive_overflows_leaves_nothing_loaded(api: Api) -> None:
     api.load("a", keep_alive=10_000_000_000)
     until(lambda: [] == api.loaded_models())
 
 
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
-def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
+def test_a_prompt_with_no_keep_alive_or_one_that_overflows_leaves_nothing_loaded(
     api: Api, world: World, keep_alive: float
 ) -> None:
     before = world.loads()
@@ -737,7 +755,7 @@ def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
     assert 1 == world.loads() - before
 
 
-def test_only_a_request_that_names_a_lease_changes_it(api: Api) -> None:
+def test_only_a_request_that_names_a_keep_alive_changes_it(api: Api) -> None:
     api.load("a", keep_alive=-1)
     asked: Body = {"model": "a", "options": {"num_predict": 1}}
     api.load("a")
@@ -753,13 +771,13 @@ def test_only_a_request_that_names_a_lease_changes_it(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(300, {}), (600, {"keep_alive": "10m"})], ids=str)
-def test_a_reload_loses_the_lease(api: Api, seconds: float, asked: Body) -> None:
+def test_a_reload_loses_the_keep_alive(api: Api, seconds: float, asked: Body) -> None:
     api.load("a", keep_alive=-1)
     api.load("a", options={"num_ctx": 2048}, **asked)
     assert pytest.approx(seconds, abs=100) == api.keep_alive_s("a")
 
 
-def test_a_lease_does_not_end_while_the_model_answers(api: Api) -> None:
+def test_a_keep_alive_does_not_end_while_the_model_answers(api: Api) -> None:
     with api.busy(keep_alive=0.1):
         time.sleep(0.5)
         assert ["endless:latest"] == api.loaded_models()
@@ -887,7 +905,7 @@ def test_a_reload_waits_for_the_answer_under_way(api: Api, world: World) -> None
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3)))[::2], ids=str)
-def test_of_equal_leases_the_first_weights_go_whatever_was_used_last(
+def test_of_equal_keep_alives_the_first_weights_go_whatever_was_used_last(
     api: Api, order: tuple[int, ...]
 ) -> None:
     names = api.by_weights("a", "b", "c", "d")
@@ -898,7 +916,7 @@ def test_of_equal_leases_the_first_weights_go_whatever_was_used_last(
     assert {f"{name}:latest" for name in names[1:]} == set(api.loaded_models())
 
 
-def test_the_shortest_lease_goes_first_and_ps_lists_the_longest_first(api: Api) -> None:
+def test_the_shortest_keep_alive_goes_first_and_ps_lists_the_longest_first(api: Api) -> None:
     api.load("a", keep_alive=-1)
     api.load("b", keep_alive="1m")
     api.load("c", keep_alive="10m")
@@ -907,14 +925,14 @@ def test_the_shortest_lease_goes_first_and_ps_lists_the_longest_first(api: Api) 
     assert ["a:latest", "c:latest", "d:latest"] == api.loaded_models()
 
 
-def test_a_lease_without_end_is_no_protection(api: Api) -> None:
+def test_a_keep_alive_without_end_is_no_protection(api: Api) -> None:
     names = api.by_weights("a", "b", "c", "d")
     for name in names:
         api.load(name, keep_alive=-1)
     assert {f"{name}:latest" for name in names[1:]} == set(api.loaded_models())
 
 
-def test_an_idle_model_goes_before_a_busy_one_with_a_shorter_lease(api: Api) -> None:
+def test_an_idle_model_goes_before_a_busy_one_with_a_shorter_keep_alive(api: Api) -> None:
     with api.busy(keep_alive=60):
         for name in ("a", "b"):
             api.load(name, keep_alive=-1)
@@ -1087,7 +1105,7 @@ def test_a_runner_that_dies_ends_a_stream_of_v1(api: Api, world: World) -> None:
     assert ("", "") == (chunk["model"], chunk["choices"][0]["delta"]["content"])
 
 
-def test_the_request_after_a_runner_died_loads_anew(api: Api, world: World) -> None:
+def test_the_request_after_a_runner_died_loads_again(api: Api, world: World) -> None:
     api.ask("embed", model="embed", input="x")
     before = world.loads()
     world.kill_runner("embed")

@@ -50,7 +50,7 @@ def test_what_was_found_loaded_stays(suite: Suite, workers: list[str]) -> None:
 
 
 @WORKERS
-def test_a_model_that_a_test_has_brought_at_run_time_is_unloaded_too(
+def test_a_model_that_a_test_has_asked_for_at_run_time_is_unloaded_too(
     suite: Suite, workers: list[str]
 ) -> None:
     suite.ollama.add(THERE)

@@ -56,8 +56,8 @@ def test_what_is_there_is_loaded_only(ollama: Emulator) -> None:
     ollama.add(replace(LLAMA, present=True))
     assert 0 == Run("preload", NAME, "--warm=load", "--keep-alive=30m").ret
     assert ([], 1) == (ollama.pulls, len(ollama.loads))
-    (loading, lease) = (one.body for one in ollama.calls("generate"))
-    assert ("", 1800) == (loading["prompt"], lease["keep_alive"])
+    (loading, keep_alive) = (one.body for one in ollama.calls("generate"))
+    assert ("", 1800) == (loading["prompt"], keep_alive["keep_alive"])
 
 
 def test_pull_downloads_only(ollama: Emulator) -> None:

@@ -48,7 +48,7 @@ def test_one_line_and_nothing_else_without_a_word_to_a_server(ollama: Emulator) 
     assert [] == ollama.requests
 
 
-def test_the_key_is_the_same_for_ever(key: Keys) -> None:
+def test_the_key_is_the_same_forever(key: Keys) -> None:
     # Another one would empty everybody's caches.
     assert "ollama-models-2ab4a49f78501cda" == key("llama3.2:1b", "nomic-embed-text")
 

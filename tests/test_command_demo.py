@@ -214,17 +214,17 @@ def test_it_is_cold_before_what_is_called_cold(ollama: Emulator, client: Client)
 
 
 @pytest.mark.parametrize(
-    ("lease", "given"),
+    ("keep_alive", "given"),
     [
         (-1, ["--ollama-keep-alive=-1"]),
         (7200, ["--ollama-keep-alive=7200"]),
         (60, []),
     ],
 )
-def test_a_model_that_was_loaded_has_no_shorter_lease_afterwards(
-    client: Client, runs: list[list[str]], lease: int, given: list[str]
+def test_a_model_that_was_loaded_has_no_shorter_keep_alive_afterwards(
+    client: Client, runs: list[list[str]], keep_alive: int, given: list[str]
 ) -> None:
-    client.load("qwen3:0.6b", "generate", prompt="", options={}, keep_alive=lease, limit_s=9)
+    client.load("qwen3:0.6b", "generate", prompt="", options={}, keep_alive=keep_alive, limit_s=9)
     assert 0 == main(["demo"])
     asked = [arg for arg in runs[1] if "keep-alive" in arg]
     # The server tells its time in whole seconds.

@@ -64,7 +64,7 @@ def shelf_with(**script: Any) -> store.Store:
 # Pulls
 
 
-def test_a_download_can_stand_still_for_ever(clock: Clock) -> None:
+def test_a_download_can_stand_still_forever(clock: Clock) -> None:
     shelf = shelf_with(pull_stall_at=500, pull_retry_s=1e9)
     with pulling(shelf, FAR) as lines:
         seen = [completed(lines)]

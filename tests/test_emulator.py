@@ -82,7 +82,7 @@ class Api:
         return [model["name"] for model in self.get("/api/ps")["models"]]
 
     def keep_alive_s(self, name: str = "a:latest") -> float:
-        """The rest of a loaded_models model's lease."""
+        """How long a loaded model is still kept, in seconds."""
         (model,) = (one for one in self.get("/api/ps")["models"] if one["name"] == name)
         return datetime.fromisoformat(model["expires_at"]).timestamp() - time.time()
 
@@ -312,7 +312,7 @@ def test_a_busy_server_turns_loads_away_but_not_those_whose_model_is_hot() -> No
 
 @pytest.mark.parametrize("keep_alive", [0, 10_000_000_000, 9.3e9])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
+def test_a_prompt_with_no_keep_alive_or_one_that_overflows_leaves_nothing_loaded(
     keep_alive: float, stream: bool
 ) -> None:
     with serving(A) as api:
@@ -322,13 +322,13 @@ def test_a_prompt_with_no_lease_or_one_that_overflows_leaves_nothing_loaded(
         assert [] == api.loaded_models()
 
 
-def test_a_lease_that_overflows_does_not_stop_a_load_only_request() -> None:
+def test_a_keep_alive_that_overflows_does_not_stop_a_load_only_request() -> None:
     with serving(A) as api:
         api.load("a", keep_alive=10_000_000_000)
         assert [] == api.loaded_models()
 
 
-def test_a_request_that_names_no_lease_keeps_the_one_before() -> None:
+def test_a_request_that_names_no_keep_alive_keeps_the_one_before() -> None:
     with serving(A, keep_alive_s=1000) as api:
         api.load("a")
         assert pytest.approx(1000, abs=100) == api.keep_alive_s()
@@ -338,7 +338,7 @@ def test_a_request_that_names_no_lease_keeps_the_one_before() -> None:
         assert pytest.approx(3600, abs=100) == api.keep_alive_s()
 
 
-def test_the_lease_of_a_busy_model_begins_anew_all_the_time() -> None:
+def test_the_keep_alive_of_a_busy_model_starts_over_all_the_time() -> None:
     body = {"model": "a", "prompt": "Hi", "keep_alive": 1000}
     with serving(replace(A, eval_s=LONG_S)) as api, hanging(api, "generate", body) as busy:
         assert b"200 OK" in busy.recv(100)
@@ -375,7 +375,7 @@ def test_loads_wait_for_each_other_in_the_order_of_their_requests() -> None:
         assert ["c:latest", "b:latest"] == api.loaded()
 
 
-def test_a_model_that_loads_is_not_resident_before_it_answers() -> None:
+def test_a_model_that_loads_is_not_loaded_before_it_answers() -> None:
     with serving(replace(A, load_s=LONG_S)) as api:
         answer = api.later("generate", model="a")
         wait_for(lambda: "a:latest" == api.emulator.loading)

@@ -646,7 +646,7 @@ def test_overlap_prepares_all_hosts_in_the_background(
     )
 
 
-def test_what_a_test_unloads_is_brought_back_on_its_host(
+def test_what_a_test_unloads_is_loaded_again_on_its_host(
     suite: Suite, start: Callable[[], Emulator]
 ) -> None:
     two = [start(), start()]

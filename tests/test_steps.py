@@ -191,7 +191,7 @@ def test_looking_never_touches_the_network(suite: Suite, option: str, args: list
     assert [] == suite.ollama.requests
 
 
-def test_collect_only_says_that_nothing_is_brought(suite: Suite) -> None:
+def test_collect_only_says_that_nothing_is_prepared(suite: Suite) -> None:
     suite.write(ONE_TEST)
     run = suite.run("--ollama-preload=llama3.2:1b", "--collect-only")
     assert run.ours[0].endswith("; not preloading: no tests will run")
@@ -217,7 +217,7 @@ def test_a_replacement_for_a_crashed_worker_finds_the_record(suite: Suite) -> No
     assert PULL_AND_LOAD == work_on(suite.ollama)
 
 
-def test_models_are_brought_side_by_side_and_each_once(suite: Suite) -> None:
+def test_models_are_prepared_side_by_side_and_each_once(suite: Suite) -> None:
     names = ["a:1", "b:1", "c:1"]
     for name in names:
         suite.ollama.add(ScriptedModel(name, size=1000))
@@ -230,7 +230,7 @@ def test_models_are_brought_side_by_side_and_each_once(suite: Suite) -> None:
     assert sorted(names) == sorted(name for name, _ in suite.ollama.loads)
 
 
-def test_only_models_of_selected_tests_are_brought(suite: Suite) -> None:
+def test_only_models_of_selected_tests_are_prepared(suite: Suite) -> None:
     for name in ("a:1", "b:1", "c:1", "d:1", "e:1"):
         suite.ollama.add(ScriptedModel(name, size=1000, present=True))
     suite.write(
@@ -262,7 +262,7 @@ def test_only_models_of_selected_tests_are_brought(suite: Suite) -> None:
     assert ["a:1"] == [name for name, _ in suite.ollama.loads]
 
 
-def test_an_ini_list_is_brought_when_a_selected_test_names_the_model(suite: Suite) -> None:
+def test_an_ini_list_is_prepared_when_a_selected_test_names_the_model(suite: Suite) -> None:
     for name in ("a:1", "b:1"):
         suite.ollama.add(ScriptedModel(name, size=1000, present=True))
     suite.write(
@@ -283,7 +283,7 @@ def test_an_ini_list_is_brought_when_a_selected_test_names_the_model(suite: Suit
     assert [("a:1", 2048)] == [(name, options["num_ctx"]) for name, options in suite.ollama.loads]
 
 
-def test_the_environment_lists_models_for_every_run(
+def test_the_environment_lists_models_forevery_run(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", "llama3.2:1b")
@@ -314,7 +314,7 @@ def test_a_run_inside_a_test_does_not_bring_what_the_environment_lists_again(
     assert 1 == len(suite.ollama.pulls)
 
 
-def test_nothing_is_brought_after_collection_errors(suite: Suite) -> None:
+def test_nothing_is_prepared_after_collection_errors(suite: Suite) -> None:
     suite.write({**ONE_TEST, "test_bad.py": "raise RuntimeError\n"})
     run = suite.run()
     assert 2 == run.ret

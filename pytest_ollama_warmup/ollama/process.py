@@ -144,7 +144,7 @@ class ManagedServer:
         self._command, self.environ = list(command), dict(environ)
         self.host = parse_host(environ["OLLAMA_HOST"], OPTION)
         self.log = log
-        self._told = 0
+        self._log_begin = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
@@ -186,7 +186,7 @@ class ManagedServer:
             url, source = self.host.url, self.host.source
             raise ServerStartFailed(url, source, f"port {port} is taken", "", (), "port taken")
         if self.log.exists():
-            self._told = self.log.stat().st_size
+            self._log_begin = self.log.stat().st_size
         with self.log.open("ab") as log:
             self._supervisor = subprocess.Popen(
                 # -I: no variable and no file of the user's project can make it another program.
@@ -270,7 +270,7 @@ class ManagedServer:
         try:
             with self.log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
-                log.seek(max(self._told, size - _LOG_BYTES))
+                log.seek(max(self._log_begin, size - _LOG_BYTES))
                 text = log.read().decode(errors="replace")
         except OSError:
             return []

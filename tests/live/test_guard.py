@@ -88,7 +88,7 @@ def test_grouped_each_is_loaded_once(loads_of: Callable[..., int], workers: list
 
 @pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["n0", "n2"])
 @pytest.mark.parametrize("more", [[], ["--ollama-group-by-model"]], ids=["", "grouped"])
-def test_beside_tests_that_need_none_each_is_brought_once(
+def test_beside_tests_that_need_none_each_is_loaded_once(
     loads_of: Callable[..., int], workers: list[str], more: list[str]
 ) -> None:
     tests = """

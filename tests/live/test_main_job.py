@@ -114,7 +114,7 @@ def test_an_embedding_model_is_warmed_by_embedding(
     assert server.loaded() == ["embed:a"]
 
 
-def test_the_lease_is_as_asked_and_never_shortened(
+def test_the_keep_alive_is_as_asked_and_never_shortened(
     suite: UserSuite, server: RealServer, registry: Registry
 ) -> None:
     bring(server, registry, "completion", "llama3.2:1b")

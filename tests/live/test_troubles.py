@@ -141,7 +141,7 @@ def test_each_new_byte_gives_a_stalling_download_five_more_tries(
     assert 1_657_472 == sum(sent for _, sent in downloads(own_registry))
 
 
-def test_a_download_that_stalls_for_ever_fails_after_five_resumptions(
+def test_a_download_that_stalls_forever_fails_after_five_resumptions(
     suite: UserSuite, server: RealServer, own_registry: Registry
 ) -> None:
     own_registry.faults.stall_at = 1_000_000

@@ -837,7 +837,7 @@ def test_a_list_is_waited_for_as_long_as_asked(client: Client, server: respx.Moc
 DATE = "Tue, 01 Jul 2025 10:00:00 GMT"
 
 
-def test_resident_models_have_their_lease_by_the_servers_clock(
+def test_loaded_models_have_their_keep_alive_by_the_servers_clock(
     client: Client, server: respx.MockRouter
 ) -> None:
     server.get("/api/ps").respond(
@@ -869,7 +869,7 @@ def test_resident_models_have_their_lease_by_the_servers_clock(
     ] == found
 
 
-def test_a_model_that_stays_for_ever_has_a_lease_of_centuries(
+def test_a_model_that_never_expires_has_a_keep_alive_of_centuries(
     client: Client, server: respx.MockRouter
 ) -> None:
     server.get("/api/ps").respond(

@@ -158,7 +158,7 @@ def target(text: str = "m", given_by: GivenBy = "option") -> Target:
     return Target(spec, "from --ollama-preload", given_by)
 
 
-def brought(
+def prepared(
     server: Server, text: str = "m", *, given_by: GivenBy = "option", **terms: Any
 ) -> Outcome:
     return ensure(as_client(server), target(text, given_by), Terms(**terms), by="main")
@@ -205,7 +205,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_model_that_is_there_is_not_pulled_but_loaded() -> None:
     server = Server(loaded_models=[loaded_for(600)])
-    outcome = brought(server, "m,num_ctx=64")
+    outcome = prepared(server, "m,num_ctx=64")
     assert ["tags", "show", "ps", "generate", "ps"] == server.asked
     assert outcome.ready
     assert ("main", "m", (("num_ctx", 64),)) == (outcome.by, outcome.model, outcome.options)
@@ -235,13 +235,15 @@ def test_nothing_is_downloaded_by_surprise(
     pull: str, given_by: GivenBy, ci: bool, allowed: bool
 ) -> None:
     server = Server(show=[None, CHAT], pull=[[SUCCESS]])
-    outcome = brought(server, given_by=given_by, pull=pull, ci=ci)
+    outcome = prepared(server, given_by=given_by, pull=pull, ci=ci)
     assert allowed is ("pull" in server.asked)
     assert allowed is outcome.ready
     if not allowed:
+        forbidden = pull == "never"
         assert (
-            "m (from --ollama-preload) is not pulled.\nRun 'ollama pull m', "
-            "or pytest with --ollama-pull=missing; for an alias add --ollama-alias m=MODEL."
+            f"m (from --ollama-preload) is not pulled{', by --ollama-pull=never' if forbidden else ''}."
+            f"\nRun 'ollama pull m'{'' if forbidden else ', or pytest with --ollama-pull=missing'}; "
+            "for an alias add --ollama-alias m=MODEL."
         ) == unnamed(outcome.error)
         assert "not pulled" == outcome.brief
         # The list tells what the name may have been meant for.
@@ -250,7 +252,7 @@ def test_nothing_is_downloaded_by_surprise(
 
 def test_a_pull_is_looked_at_again_before_the_load() -> None:
     server = Server(show=[None, CHAT], pull=[[SUCCESS]])
-    assert brought(server, "m,insecure=true", load_timeout_s=70).ready
+    assert prepared(server, "m,insecure=true", load_timeout_s=70).ready
     assert ["tags", "show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
     assert [("m", True, 70)] == server.pulls
 
@@ -313,13 +315,13 @@ def test_only_the_list_alone_settles_that(text: str, terms: dict[str, Any], stor
 
 def test_what_is_listed_is_not_asked_for_again_to_find_a_slip() -> None:
     server = Server(show=[None], stored=[[LocalModel("n:latest", "0a109f4200", 7)]])
-    assert not brought(server, pull="never").ready
+    assert not prepared(server, pull="never").ready
     assert ["tags", "show"] == server.asked
 
 
 def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
     server = Server(show=[None], pull=[[SUCCESS]])
-    outcome = brought(server)
+    outcome = prepared(server)
     assert (
         "m (from --ollama-preload) could not be pulled: pulled, but the server does not show it.\n"
         "Run again: a pull goes on where it stopped."
@@ -329,10 +331,10 @@ def test_a_pull_without_a_model_after_it_is_a_failure() -> None:
 
 def test_a_refresh_that_brings_nothing_is_no_pull() -> None:
     there = PullProgress("pulling a", "a", 100, 100)
-    outcome = brought(Server(pull=[[there, SUCCESS]]), pull="always")
+    outcome = prepared(Server(pull=[[there, SUCCESS]]), pull="always")
     assert (("up to date",), None) == (outcome.notes, outcome.step("pull"))
     part = PullProgress("pulling a", "a", 100, 40)
-    outcome = brought(Server(pull=[[part, there, SUCCESS]]), pull="always")
+    outcome = prepared(Server(pull=[[part, there, SUCCESS]]), pull="always")
     pulled = outcome.step("pull")
     assert pulled is not None
     # As the server lists it: what it tells in a pull may leave a part out.
@@ -352,7 +354,7 @@ def test_a_refresh_tells_of_bytes_only_where_some_are_missing(
 
 def test_always_refreshes_what_is_there() -> None:
     server = Server(pull=[[SUCCESS]])
-    assert brought(server, pull="always").ready
+    assert prepared(server, pull="always").ready
     assert ["tags", "show", "pull", "show", "tags", "ps", "generate", "ps"] == server.asked
 
 
@@ -435,7 +437,7 @@ def test_every_step_is_a_sign_of_progress() -> None:
 
 def test_a_pull_that_fails_is_the_outcome() -> None:
     failure = api_error("/api/pull", 200, "unauthorized: access denied")
-    outcome = brought(Server(show=[None], pull=[[PullProgress("pulling manifest"), failure]]))
+    outcome = prepared(Server(show=[None], pull=[[PullProgress("pulling manifest"), failure]]))
     assert ("failed", "access refused", ()) == (outcome.status, outcome.brief, outcome.steps)
     assert (
         "m (from --ollama-preload) could not be pulled: unauthorized: access denied.\n"
@@ -456,14 +458,14 @@ def test_a_pull_that_had_to_be_resumed_says_so(clock: Clock) -> None:
     assert ["pull", "version", "pull"] == server.asked[2:5]
 
 
-def test_another_pull_without_progress_is_not_waited_for_for_ever(
+def test_another_pull_without_progress_is_not_waited_forever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def give_up(path: object, what: str, limit_s: float, on_wait: object) -> None:
         raise WaitedTooLong(what, limit_s + 1)
 
     monkeypatch.setattr(bring_module, "held", give_up)
-    outcome = brought(Server(show=[None]), load_timeout_s=90)
+    outcome = prepared(Server(show=[None]), load_timeout_s=90)
     assert outcome.error.startswith("pull of m: another process works on it")
 
 
@@ -474,7 +476,7 @@ def test_another_pull_without_progress_is_not_waited_for_for_ever(
 @pytest.mark.parametrize("pull", ["auto", "always"])
 def test_a_cloud_model_is_neither_pulled_nor_loaded(text: str, pull: str) -> None:
     server = Server()
-    outcome = brought(server, text, pull=pull)
+    outcome = prepared(server, text, pull=pull)
     assert outcome.ready
     assert ["show"] == server.asked
     assert ("runs in the cloud, not warmed",) == outcome.notes
@@ -483,7 +485,7 @@ def test_a_cloud_model_is_neither_pulled_nor_loaded(text: str, pull: str) -> Non
 @pytest.mark.parametrize("pull", ["auto", "always"])
 def test_a_stub_of_a_cloud_model_is_neither_pulled_nor_loaded(pull: str) -> None:
     server = Server(show=[ModelInfo(("completion",), "https://ollama.com:443")])
-    outcome = brought(server, pull=pull)
+    outcome = prepared(server, pull=pull)
     assert outcome.ready
     assert ["tags", "show"] == server.asked
     assert ("runs in the cloud, not warmed",) == outcome.notes
@@ -491,7 +493,7 @@ def test_a_stub_of_a_cloud_model_is_neither_pulled_nor_loaded(pull: str) -> None
 
 def test_a_missing_cloud_model_is_not_pulled() -> None:
     server = Server(show=[None])
-    outcome = brought(server, "m:cloud", pull="always")
+    outcome = prepared(server, "m:cloud", pull="always")
     assert (
         "m:cloud (from --ollama-preload): the server does not offer this cloud model"
         in outcome.error
@@ -508,7 +510,7 @@ def test_a_missing_cloud_model_is_not_pulled() -> None:
 )
 def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: str) -> None:
     denied = AccessDenied(HOST.url, HOST.source, status, words, "none")
-    outcome = brought(Server(show=[denied]), "m:cloud")
+    outcome = prepared(Server(show=[denied]), "m:cloud")
     assert f'm:cloud does not load: "{words}".' == unnamed(outcome.error).partition("\n")[0]
     assert "ollama signin" in outcome.error
     assert "OLLAMA_API_KEY" not in outcome.error
@@ -516,7 +518,7 @@ def test_a_cloud_that_is_closed_is_not_a_matter_of_our_key(status: int, words: s
 
 def test_a_server_that_denies_access_is_told_as_such() -> None:
     denied = AccessDenied(HOST.url, HOST.source, 401, "unauthorized", "none")
-    outcome = brought(Server(show=[denied]))
+    outcome = prepared(Server(show=[denied]))
     assert (str(denied), "access refused: HTTP 401") == (outcome.error, outcome.brief)
 
 
@@ -525,7 +527,7 @@ def test_a_server_that_denies_access_is_told_as_such() -> None:
 
 def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
     server = Server(loaded_models=[loaded_for(600)])
-    brought(server, "m,num_ctx=64", load_timeout_s=900, warm="prompt")
+    prepared(server, "m,num_ctx=64", load_timeout_s=900, warm="prompt")
     (load,) = server.loads
     limit_s = load.pop("limit_s")
     assert load.pop("keep_alive") is None
@@ -535,14 +537,14 @@ def test_a_completion_model_is_loaded_by_a_short_generation() -> None:
 
 def test_an_embedding_model_is_loaded_by_an_embedding() -> None:
     server = Server(show=[EMBED], loaded_models=[loaded_for(60)])
-    assert brought(server, warm="prompt").ready
+    assert prepared(server, warm="prompt").ready
     assert ["embed", "embed"] == [one["kind"] for one in server.loads]
     assert ["Hi", ""] == [one["prompt"] for one in server.loads]
 
 
 def test_where_capabilities_are_unknown_generation_comes_first_and_then_embedding() -> None:
     server = Server(show=[UNKNOWN], load=[NO_TEXT, None], loaded_models=[loaded_for(60)])
-    outcome = brought(server)
+    outcome = prepared(server)
     assert outcome.ready
     assert ["generate", "embed", "embed"] == [one["kind"] for one in server.loads]
     assert None is outcome.capabilities
@@ -550,20 +552,20 @@ def test_where_capabilities_are_unknown_generation_comes_first_and_then_embeddin
 
 def test_a_model_that_is_known_to_complete_is_not_tried_as_another_kind() -> None:
     server = Server(load=[NO_TEXT, None])
-    assert "failed" == brought(server).status
+    assert "failed" == prepared(server).status
     assert ["generate"] == [one["kind"] for one in server.loads]
 
 
 def test_an_embedding_that_fails_too_is_the_failure() -> None:
     failure = api_error("/api/embed", 400, '"m" does not support generate')
     server = Server(show=[UNKNOWN], load=[NO_TEXT, failure])
-    assert "failed" == brought(server).status
+    assert "failed" == prepared(server).status
     assert ["generate", "embed"] == [one["kind"] for one in server.loads]
 
 
 def test_load_only_sends_no_prompt() -> None:
     server = Server(loaded_models=[loaded_for(600)])
-    assert brought(server, warm="load").ready
+    assert prepared(server, warm="load").ready
     assert [""] == [one["prompt"] for one in server.loads]
 
 
@@ -598,7 +600,7 @@ def running(context: int, keep_alive_s: float | None = 600.0) -> list[LoadedMode
         ("m", running(4096)),
         ("m", running(8192)),
         ("m,num_ctx=8192", running(8192)),
-        # A server before v0.32 does not say with which context; an unknown lease does not end.
+        # A server before v0.32 does not say with which context; an unknown keep-alive does not end.
         ("m", running(0, None)),
     ],
 )
@@ -606,7 +608,7 @@ def test_to_a_model_that_is_loaded_as_it_is_needed_nothing_is_sent(
     spec: str, there: list[LoadedModel]
 ) -> None:
     server = Server(before=there)
-    outcome = brought(server, spec)
+    outcome = prepared(server, spec)
     assert ([], True) == (server.loads, outcome.ready)
     assert ("already loaded",) == outcome.notes
     assert outcome.found_loaded
@@ -627,7 +629,7 @@ def test_a_model_that_is_loaded_otherwise_is_loaded_as_it_is_needed(
     spec: str, there: list[LoadedModel], warm: str
 ) -> None:
     server = Server(before=there, loaded_models=[loaded_for(600)])
-    outcome = brought(server, spec, warm=warm)
+    outcome = prepared(server, spec, warm=warm)
     assert (1, True) == (len(server.loads), outcome.ready)
     assert "already loaded" not in outcome.notes
 
@@ -648,14 +650,14 @@ def test_a_model_that_is_there_is_asked_to_stay_as_it_is(
     keep_alive_s: float, terms: dict[str, Any], asked: float | None
 ) -> None:
     server = Server(before=running(8192, keep_alive_s))
-    assert brought(server, **terms).already_loaded
+    assert prepared(server, **terms).already_loaded
     found = [(one["prompt"], one["options"], one["keep_alive"]) for one in server.loads]
     assert found == ([] if asked is None else [("", {"num_ctx": 8192}, asked)])
 
 
 def test_without_warming_presence_is_enough() -> None:
     server = Server()
-    outcome = brought(server, warm="off")
+    outcome = prepared(server, warm="off")
     assert outcome.ready
     assert ["tags", "show"] == server.asked
     assert () == outcome.steps
@@ -675,7 +677,7 @@ def test_a_busy_server_is_asked_again_and_again(clock: Clock) -> None:
 
 def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     server = Server(load=[BUSY])
-    outcome = brought(server, load_timeout_s=30)
+    outcome = prepared(server, load_timeout_s=30)
     assert sum(clock.slept) <= 30
     assert (
         'm does not load: "server busy, please try again.".\nThe server stayed busy for 30 s; '
@@ -723,7 +725,7 @@ def test_a_server_that_stays_busy_fails_the_model(clock: Clock) -> None:
     ],
 )
 def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> None:
-    outcome = brought(Server(load=[failure], loaded_models=[loaded_for(600)]))
+    outcome = prepared(Server(load=[failure], loaded_models=[loaded_for(600)]))
     assert "failed" == outcome.status
     words = failure.words if isinstance(failure, ApiError) else str(failure).split(": ")[1][:9]
     what, _, said = unnamed(outcome.error).partition("\n")
@@ -741,16 +743,16 @@ def test_a_load_that_fails_says_what_to_do(failure: Exception, advice: str) -> N
         (ServerUnreachable(HOST.url, HOST.source, "connection lost", 0.0), "unknown"),
     ],
 )
-def test_what_is_resident_is_said_as_far_as_known(
+def test_what_is_loaded_is_said_as_far_as_known(
     loaded_models: list[LoadedModel] | Exception, named: str
 ) -> None:
     failure = api_error("/api/generate", 500, "out of memory")
-    outcome = brought(Server(load=[failure], loaded_models=[loaded_models]))
+    outcome = prepared(Server(load=[failure], loaded_models=[loaded_models]))
     assert outcome.error.endswith(f"loaded now: {named}.")
 
 
 def test_weights_that_show_cannot_read_are_called_damaged() -> None:
-    outcome = brought(Server(show=[api_error("/api/show", 500, "invalid file magic")]))
+    outcome = prepared(Server(show=[api_error("/api/show", 500, "invalid file magic")]))
     assert (
         'm does not load: "invalid file magic".\nIts weights look damaged: '
         "'ollama rm m' and pull it again."
@@ -759,7 +761,7 @@ def test_weights_that_show_cannot_read_are_called_damaged() -> None:
 
 def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
     gone = ServerUnreachable(HOST.url, HOST.source, "connection refused", 0.0)
-    outcome = brought(Server(show=[gone]))
+    outcome = prepared(Server(show=[gone]))
     assert (str(gone), gone.brief) == (outcome.error, outcome.brief)
 
 
@@ -771,9 +773,9 @@ def test_a_server_that_cannot_be_reached_is_the_failure() -> None:
     ],
 )
 def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) -> None:
-    outcome = brought(Server(stored=[failure]))
+    outcome = prepared(Server(stored=[failure]))
     assert ("ready", "") == (outcome.status, outcome.digest)
-    pinned = brought(Server(stored=[failure]), "m@sha256:0a109f42")
+    pinned = prepared(Server(stored=[failure]), "m@sha256:0a109f42")
     assert (
         'm does not load: "no answer".\nIts digest is not known, and the pin cannot be checked.'
     ) == unnamed(pinned.error)
@@ -782,10 +784,10 @@ def test_a_server_that_cannot_list_its_models_can_load_them(failure: Exception) 
 def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
     failure = api_error("/api/generate", 500, "out of memory")
     server = Server(show=[None, CHAT], pull=[[SUCCESS]], load=[failure])
-    assert ["pull"] == [step.kind for step in brought(server).steps]
+    assert ["pull"] == [step.kind for step in prepared(server).steps]
 
 
-# The lease
+# The keep-alive
 
 
 @pytest.mark.parametrize(
@@ -809,11 +811,11 @@ def test_a_failure_after_the_pull_keeps_what_the_pull_cost() -> None:
         ("m", 600.0, None, None),
     ],
 )
-def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
+def test_a_keep_alive_is_asked_for_only_where_the_server_gives_a_shorter_one(
     text: str, keep_alive_s: float, given_s: float | None, asked: float | None
 ) -> None:
     server = Server(loaded_models=[loaded_for(given_s)])
-    assert brought(server, f"{text},num_ctx=64", keep_alive_s=keep_alive_s).ready
+    assert prepared(server, f"{text},num_ctx=64", keep_alive_s=keep_alive_s).ready
     first, *rest = server.loads
     assert None is first.get("keep_alive")
     assert ([] if asked is None else [asked]) == [one["keep_alive"] for one in rest]
@@ -821,15 +823,15 @@ def test_a_lease_is_asked_for_only_where_the_server_gives_a_shorter_one(
     assert all(("", {"num_ctx": 64}) == (one["prompt"], one["options"]) for one in rest)
 
 
-def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_resident() -> None:
-    outcome = brought(Server(loaded_models=[api_error("/api/ps", 500, "nil")]))
+def test_a_loaded_model_is_ready_though_the_server_cannot_say_what_is_loaded() -> None:
+    outcome = prepared(Server(loaded_models=[api_error("/api/ps", 500, "nil")]))
     assert outcome.ready
     assert ["load"] == [step.kind for step in outcome.steps]
 
 
-def test_a_resident_name_that_nobody_can_read_is_passed_over() -> None:
+def test_a_loaded_name_that_nobody_can_read_is_passed_over() -> None:
     server = Server(loaded_models=[[LoadedModel("a/b/c/d", "", 0, 0, 1.0), *loaded_for(300)]])
-    assert 4096 == brought(server).context_length
+    assert 4096 == prepared(server).context_length
 
 
 # All models side by side

@@ -237,7 +237,7 @@ def test_the_refusal_is_one_line_that_a_terminal_can_show() -> None:
         ("http://@h:1", "http://h:1", "", "http://h:1"),
     ],
 )
-def test_user_and_password_are_parted_from_the_url(
+def test_user_and_password_are_taken_from_the_url(
     text: str, url: str, login: str, address: str
 ) -> None:
     host = parse_host(text, "OLLAMA_HOST")
@@ -338,7 +338,7 @@ def test_what_is_accepted_reads_again_to_the_same_and_can_be_asked(text: str) ->
     assert httpx.URL(host.url).raw_host
 
 
-def test_several_hosts_are_parted_by_commas() -> None:
+def test_several_hosts_are_separated_by_commas() -> None:
     hosts = parse_hosts(" gpu1, gpu2:1234 ,https://gpu3", "--ollama-host")
     assert ["http://gpu1:11434", "http://gpu2:1234", "https://gpu3:443"] == [
         one.url for one in hosts

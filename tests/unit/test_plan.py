@@ -157,7 +157,7 @@ def test_a_want_survives_a_trip_through_json() -> None:
         # With options it makes a variant, with its own options alone.
         ("m,num_ctx=32", "m,num_ctx=64", ["m,num_ctx=32"]),
         ("m,num_gpu=0", "m,num_ctx=64", ["m,num_gpu=0"]),
-        # A lease, or how to pull, makes no variant.
+        # A keep-alive, or how to pull, makes no variant.
         ("m,keep_alive=1h", "m,num_ctx=64", ["m,num_ctx=64,keep_alive=3600"]),
         ("m", "m,keep_alive=1h,insecure=true", ["m,keep_alive=3600,insecure=true"]),
         ("m,keep_alive=2h", "m,keep_alive=1h", ["m,keep_alive=7200"]),
@@ -183,7 +183,8 @@ def test_a_fixture_takes_the_only_listed_model() -> None:
 def test_a_fixture_that_cannot_know_its_model_says_so(models: str) -> None:
     with pytest.raises(NoModelNamed) as caught:
         resolve(want(test="t.py::test_x", fixture="ollama_model"), listed(models))
-    assert ("t.py::test_x", "ollama_model", tuple(models.split())) == caught.value.args
+    error = NoModelNamed("t.py::test_x", "ollama_model", tuple(models.split()))
+    assert error.args == caught.value.args
 
 
 def test_a_name_in_the_mark_is_enough_for_a_fixture() -> None:
