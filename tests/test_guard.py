@@ -1,4 +1,4 @@
-"""Still warm before each test: what is gone is prepared back, outside of the test's own time."""
+"""Still warm before each test: what is gone is loaded again, outside of the test's own time."""
 
 from __future__ import annotations
 

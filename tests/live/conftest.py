@@ -72,7 +72,7 @@ def own_registry(parts: Provided) -> Iterator[Registry]:
 
 @pytest.fixture(scope="session")
 def real_server(parts: Provided) -> Iterator[RealServer]:
-    """Server for all tests, with the models that any of them prepared."""
+    """Server for all tests, with the models that any of them pulled."""
     with RealServer(parts.ollama) as server:
         yield server
 
