@@ -37,6 +37,11 @@ class Address(str):
         return repr(re.sub(_USERINFO, "***@", str(self)))
 
 
+def origin(source: str) -> str:
+    """Say where a setting is from: ``from OLLAMA_HOST``, or ``the default``."""
+    return "the default" if source == "default" else f"from {source}"
+
+
 def clean(text: object, limit: int = 500) -> str:
     """Return *text* from outside on one line, without control characters, URL passwords or excess.
 

@@ -192,7 +192,7 @@ def test_the_tutorial_works_as_written(
         elif kind == "server":
             monkeypatch.setenv("OLLAMA_HOST", nobody)
         elif kind == "output":
-            said = text.replace("http://127.0.0.1:11434 (from default)", "DEFAULT")
+            said = text.replace("http://127.0.0.1:11434 (the default)", "DEFAULT")
             for line in said.splitlines():
                 assert comparable(line) in seen_in(out), out
         elif found := re.fullmatch(r"(CI=true )?pytest ?(.*)", text):

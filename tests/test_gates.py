@@ -200,6 +200,38 @@ def test_our_own_skips_do_not_count(suite: Suite, monkeypatch: pytest.MonkeyPatc
     assert 1 == len(suite.ollama.pulls)
 
 
+@WORKERS
+@pytest.mark.parametrize("scope", ["function", "session"])
+def test_a_skip_by_ollama_models_in_a_fixture_does_not_count(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, workers: list[str], scope: str
+) -> None:
+    monkeypatch.delenv("CI")
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(
+        {
+            "test_late.py": f"""
+                import pytest
+
+                @pytest.fixture(scope="{scope}")
+                def chat(ollama_models): return ollama_models["chat"]
+
+                def test_tone(chat): pass
+                def test_length(chat): pass
+            """
+        }
+    )
+    run = suite.run("test_late.py", *workers)
+    assert {"skipped": 2} == run.counts
+    # No line above the tests said it: nobody knew before one of them ran.
+    rows = run.table
+    cure = "  → Run 'ollama pull chat', or pytest with --ollama-pull=missing; for an alias add --ollama-alias chat=MODEL."
+    assert ["✗ chat   not pulled", "! chat is not pulled. [not-pulled]", cure] == rows
+    run = suite.run("--ollama-alias=chat=llama3.2:1b", "test_late.py", *workers)
+    assert {"passed": 2} == run.counts
+    assert "not-prepared" not in run.out
+    assert ["llama3.2:1b"] == [load.model.removesuffix(":latest") for load in suite.ollama.loads]
+
+
 def test_a_server_that_is_away_is_not_waited_for(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def test_it_can_be_forgotten_or_done_without(learning: Suite, forget: str) -> No
     contexts(learning)
     run = learning.run(forget)
     assert ({"passed": 6}, [4096, 8192]) == (run.counts, contexts(learning))
-    assert (forget == "--cache-clear") == ("the next run here has learned it" in run.out)
+    assert (forget == "--cache-clear") == ("The next run here loads it so." in run.out)
 
 
 def test_another_server_is_another_matter(learning: Suite) -> None:

@@ -421,6 +421,46 @@ def test_a_fixture_beside_a_mistyped_mark_says_what_was_meant(suite: Suite, mark
     ) in run.out
 
 
+@pytest.mark.parametrize("pull", ["auto", "missing"])
+def test_a_mistyped_alias_is_meant_before_any_model(suite: Suite, pull: str) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(
+        {
+            "test_slip.py": """
+                import pytest
+
+                @pytest.mark.requires_model("chatt")
+                def test_slip(): pass
+            """
+        }
+    )
+    run = suite.run("--ollama-alias=chat=llama3.2:1b", f"--ollama-pull={pull}")
+    assert {"skipped": 1} == run.counts
+    (said,) = (text for text in run.ours if text.startswith("chatt"))
+    assert " Did you mean the alias chat? [" in said.splitlines()[0]
+    assert "--ollama-alias" not in said.splitlines()[-1]
+
+
+def test_of_tests_that_name_no_model_the_first_is_told_and_the_others_counted(suite: Suite) -> None:
+    suite.ollama.add(replace(LLAMA, present=True))
+    suite.write(
+        {
+            **ONE_TEST,
+            "test_none.py": """
+                def test_a(ollama_model): pass
+                def test_b(ollama_model): pass
+                def test_c(ollama_options): pass
+            """,
+        }
+    )
+    run = suite.run()
+    assert {"passed": 1, "error": 3} == run.counts
+    (said,) = (text for text in run.ours if "[no-model-named]" in text)
+    assert said.startswith("test_a uses ollama_model without naming a model")
+    assert said.endswith("\nso do 2 more tests")
+    assert "test_c uses ollama_options without naming a model" in run.out
+
+
 def test_message_6_a_fixture_without_a_mark(suite: Suite) -> None:
     for name in ("chat", "embed", "vision"):
         suite.ollama.add(ScriptedModel(name, present=True))

@@ -382,7 +382,7 @@ def test_what_counts_as_ci_decides_and_is_named(
     suite.write({"test_it.py": ONE_TEST["test_chat.py"].replace("llama3.2:1b", "nix:1")})
     run = suite.run("--ollama-pull=never", "-v", *args)
     assert {"error" if words.startswith("fail") else "skipped": 1} == run.counts
-    assert run.ours[0].endswith(f"missing models: {words}")
+    assert run.ours[0].endswith(f"unavailable models: {words}")
     if words.startswith("fail"):
         way_out = words if args else words.replace(")", "; --ollama-ci=no skips it)")
         assert way_out.removeprefix("fail ") in run.ours[1]

@@ -60,10 +60,10 @@ def test_with_v_the_header_says_what_missing_models_do(suite: Suite) -> None:
     suite.write(ONE_TEST)
     assert (
         f"{suite.ollama.url} (OLLAMA_HOST), preload: llama3.2:1b (--ollama-preload), "
-        "missing models: skip (CI not set), but listed ones end the run"
+        "unavailable models: skip (CI not set), but listed ones end the run"
     ) == suite.run(LIST, "-v").ours[0]
     out = suite.run("-v").out
-    header = f"ollama: {suite.ollama.url} (OLLAMA_HOST), missing models: skip (CI not set)\n"
+    header = f"ollama: {suite.ollama.url} (OLLAMA_HOST), unavailable models: skip (CI not set)\n"
     assert out.index("collected 1 item") < out.index(header)
 
 

@@ -21,7 +21,7 @@ from pytest_ollama_warmup.ollama.requests import readable_on_the_way
 from pytest_ollama_warmup.ollama.responses import find, loaded_as
 from pytest_ollama_warmup.report.progress import PROGRESS_LINE_EVERY_S, Screen
 from pytest_ollama_warmup.report.summary import can_write_signs, summary_lines
-from pytest_ollama_warmup.text import count
+from pytest_ollama_warmup.text import count, origin
 from pytest_ollama_warmup.warmup.record import SCHEMA
 from pytest_ollama_warmup.warmup.warmer import waiting
 
@@ -143,7 +143,7 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
         if missing := [str(spec) for spec, model in matches if model is None]:
             raise WarmupError(
                 f"no digest of {', '.join(missing)}: not on {settings.host.url} "
-                f"(from {settings.host.source}). Run 'ollama-warmup pull {' '.join(missing)}' "
+                f"({origin(settings.host.source)}). Run 'ollama-warmup pull {' '.join(missing)}' "
                 "first, or leave out --digests."
             )
         key += f"-{_hash(f'{spec.model_key}@{model.digest}' for spec, model in matches if model)}"
@@ -185,7 +185,7 @@ def _asking(settings: Settings) -> Iterator[Client]:
         yield client
     except ApiError as exc:
         raise WarmupError(
-            f"{host.url} (from {host.source}) answers with an error: {exc.message}. "
+            f"{host.url} ({origin(host.source)}) answers with an error: {exc.message}. "
             "Its log may say why."
         ) from exc
     finally:
@@ -264,7 +264,7 @@ def _hash(parts: Iterable[str]) -> str:
 def _head(settings: Settings, command: str) -> list[str]:
     """Say where the server is, and which models the environment lists."""
     listed, host = settings.listed, settings.host
-    lines = [f"{host.url} (from {host.source})"]
+    lines = [f"{host.url} ({origin(host.source)})"]
     if listed.specs and listed.source.startswith("OLLAMA_"):
         lines.append(f"{command} {' '.join(map(str, listed.specs))} (from {listed.source})")
     return lines

@@ -37,7 +37,7 @@ from pytest_ollama_warmup.ollama.process import (
     tuned,
 )
 from pytest_ollama_warmup.ollama.responses import find
-from pytest_ollama_warmup.text import seconds, size
+from pytest_ollama_warmup.text import origin, seconds, size
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.config.settings import Settings
@@ -212,7 +212,7 @@ def _real(stack: ExitStack, settings: Settings, model: str | None) -> _Choice:
         where = f"started from {command[0]}"
         after = "The server uses a free port and stops with the demo. "
     else:
-        where = f"at {host.url} (from {host.source})"
+        where = f"at {host.url} ({origin(host.source)})"
         after = "It stays loaded after the demo until its keep-alive ends. "
     name, bytes_there = _model_on(client, model)
     loaded = find(client.loaded_models(), ModelName.parse(name).key)
@@ -258,8 +258,8 @@ def _model_on(client: Client, model: str | None) -> tuple[str, int]:
         match = find(local_models, _key(model))
         if match is None:
             raise WarmupError(
-                f"{model} (from --model) is not on {host.url} (from {host.source}), and the demo "
-                f"downloads nothing. Run 'ollama-warmup pull {model}' first."
+                f"{model} (from --model) is not on {host.url} ({origin(host.source)}), and the "
+                f"demo downloads nothing. Run 'ollama-warmup pull {model}' first."
             )
         if not _completes(client, match.name):
             raise WarmupError(
@@ -273,7 +273,8 @@ def _model_on(client: Client, model: str | None) -> tuple[str, int]:
             return candidate.name, candidate.size
     idle = "" if host.loopback else " and is not in use"
     raise WarmupError(
-        f"{host.url} (from {host.source}) has no model that completes text{idle}. Run {PULL_SMALL}."
+        f"{host.url} ({origin(host.source)}) has no model that completes text{idle}. "
+        f"Run {PULL_SMALL}."
     )
 
 

@@ -175,6 +175,7 @@ class Settings(NamedTuple):
             stall_s=self.stall.value,
             load_timeout_s=self.load_timeout.value,
             ci=self.ci,
+            aliases=tuple(alias.name for alias in self.listed.aliases),
         )
 
     @property
@@ -209,10 +210,12 @@ class Settings(NamedTuple):
     @property
     def title(self) -> str:
         """Where the server is and what is listed, each with its source."""
+        from pytest_ollama_warmup.text import origin
+
         listed = self.listed
         names = " ".join(str(spec) for spec in listed.specs)
         what = f", preload {names} (from {listed.source})" if listed.specs else ""
-        return f"{self.addresses} (from {self.host.source}){what}"
+        return f"{self.addresses} ({origin(self.host.source)}){what}"
 
     @property
     def chooses_host(self) -> bool:

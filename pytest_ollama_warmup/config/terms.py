@@ -21,6 +21,8 @@ class Terms(NamedTuple):
     stall_s: float = 25.0
     load_timeout_s: float = 900.0
     ci: bool = False
+    aliases: tuple[str, ...] = ()
+    """The names of those that are defined: a model that is not found may be a slip of one."""
 
     def may_pull(self, given_by: GivenBy) -> bool:
         """Whether to download a model that *given_by* lists: nothing is downloaded by surprise."""

@@ -45,7 +45,9 @@ class ModelError(WarmupError):
         return f"{self.model} ({self.origin})" if self.origin else self.model
 
 
-def _meant(name: str, model: str) -> str:
+def _meant(name: str, model: str, alias: str) -> str:
+    if alias:
+        return f" Did you mean the alias {alias}?"
     if name:
         return f" Did you mean {name}, which is there?"
     if (bare := without_provider(model)) != model:
@@ -53,20 +55,22 @@ def _meant(name: str, model: str) -> str:
     return ""
 
 
-def _or_alias(model: str, origin: str) -> str:
+def _or_alias(model: str, origin: str, alias: str) -> str:
     # One bare word may be an alias that nobody has defined.
-    bare = re.fullmatch(r"[\w.-]+", model) and "alias" not in origin
+    bare = re.fullmatch(r"[\w.-]+", model) and "alias" not in origin and not alias
     return f"; for an alias add --ollama-alias {model}=MODEL" if bare else ""
 
 
 class NotPulled(ModelError):
     """The model is not on the server, and nothing allows its download.
 
-    *never* is whether ``--ollama-pull=never`` forbids it.
+    *meant* is a local model whose name is nearly the same, *alias* such an alias. *never* is
+    whether ``--ollama-pull=never`` forbids the download.
     """
 
     cloud: bool = False
     meant: str = ""
+    alias: str = ""
     never: bool = False
     cause = "not pulled"
     _brief = "not pulled"
@@ -77,12 +81,13 @@ class NotPulled(ModelError):
                 f"{self._who}: the server does not offer this cloud model.\n"
                 "Sign it in with 'ollama signin'; models of the cloud are never pulled."
             )
-        verb = "Correct the name, or run" if self.meant else "Run"
+        verb = "Correct the name, or run" if self.meant or self.alias else "Run"
         other = "" if self.never else ", or pytest with --ollama-pull=missing"
         return (
             f"{self._who} is not pulled{', by --ollama-pull=never' if self.never else ''}."
-            f"{_meant(self.meant, self.model)}\n"
-            f"{verb} 'ollama pull {self.model}'{other}{_or_alias(self.model, self.origin)}."
+            f"{_meant(self.meant, self.model, self.alias)}\n"
+            f"{verb} 'ollama pull {self.model}'{other}"
+            f"{_or_alias(self.model, self.origin, self.alias)}."
         )
 
 
@@ -91,14 +96,15 @@ class UnknownModel(ModelError):
 
     words: str
     meant: str = ""
+    alias: str = ""
     cause = "unknown model"
     _brief = "not in the registry"
 
     def _text(self) -> str:
         return (
             f"{self._who}: the registry has no such model ({self.words})."
-            f"{_meant(self.meant, self.model)}\n"
-            f"Check name and tag{_or_alias(self.model, self.origin)}."
+            f"{_meant(self.meant, self.model, self.alias)}\n"
+            f"Check name and tag{_or_alias(self.model, self.origin, self.alias)}."
         )
 
 

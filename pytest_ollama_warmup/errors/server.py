@@ -6,7 +6,7 @@ from shutil import which
 from typing import Literal
 
 from pytest_ollama_warmup.errors.base import NoAnswer, WarmupError
-from pytest_ollama_warmup.text import clean, seconds
+from pytest_ollama_warmup.text import clean, origin, seconds
 
 
 class OllamaNotFound(WarmupError):
@@ -34,6 +34,10 @@ class ServerError(WarmupError):
     url: str
     source: str
     names_host = True
+
+    @property
+    def _at(self) -> str:
+        return f"{self.url} ({origin(self.source)})"
 
 
 def _start(source: str) -> str:
@@ -74,7 +78,7 @@ class ServerUnreachable(ServerError):
 
     def _text(self) -> str:
         waited = f" for {seconds(self.waited_s)}" if self.waited_s >= 0.05 else ""
-        return f"no Ollama at {self.url} (from {self.source}): {self.why}{waited}.\n{self._advice}"
+        return f"no Ollama at {self._at}: {self.why}{waited}.\n{self._advice}"
 
     @property
     def _advice(self) -> str:
@@ -107,7 +111,7 @@ class NotOllama(ServerError):
     def _text(self) -> str:
         note = f"\nNote: {self.note}." if self.note else "\nSet --ollama-host."
         return (
-            f"{self.url} (from {self.source}) answers, but is not Ollama "
+            f"{self._at} answers, but is not Ollama "
             f"({self.request}: {self.seen}). Another service?{note}"
         )
 
@@ -122,7 +126,7 @@ class ProxyAnswered(ServerError):
 
     def _text(self) -> str:
         return (
-            f"the proxy of {self.variable} answers in place of {self.url} (from {self.source}): "
+            f"the proxy of {self.variable} answers in place of {self._at}: "
             f"HTTP {self.status}.\n{_no_proxy(self.url)}"
         )
 
@@ -155,9 +159,7 @@ class AccessDenied(ServerError):
                 "An Ollama bound to loopback answers so to a host name it does not know; "
                 "use its address in --ollama-host."
             )
-        return (
-            f"{self.url} (from {self.source}) refuses access (HTTP {self.status}{words}).\n{advice}"
-        )
+        return f"{self._at} refuses access (HTTP {self.status}{words}).\n{advice}"
 
 
 class TlsFailed(ServerError):
@@ -169,7 +171,7 @@ class TlsFailed(ServerError):
 
     def _text(self) -> str:
         return (
-            f"no secure connection to {self.url} (from {self.source}): {self.words}.\n"
+            f"no secure connection to {self._at}: {self.words}.\n"
             "Use http:// for a server without TLS; for a private certificate authority "
             "set SSL_CERT_FILE."
         )
@@ -182,7 +184,7 @@ class Aborted(ServerError):
     _brief = "interrupted"
 
     def _text(self) -> str:
-        return f"interrupted while working with {self.url} (from {self.source})."
+        return f"interrupted while working with {self._at}."
 
 
 class CannotAsk(ServerError):
@@ -199,7 +201,7 @@ class CannotAsk(ServerError):
         return f"cannot be asked: {f'{part} is replaced' if part else self.words}"
 
     def _text(self) -> str:
-        said = f"the server at {self.url} (from {self.source}) cannot be asked: "
+        said = f"the server at {self._at} cannot be asked: "
         if not self.replaced:
             return f"{said}{self.words}.\nDoes the suite, or a plugin, block network access?"
         return (
@@ -226,7 +228,7 @@ class ServerStartFailed(ServerError):
     _brief = "did not start: {words}"
 
     def _text(self) -> str:
-        said = f"the server at {self.url} (from {self.source}) did not start: {self.words}."
+        said = f"the server at {self._at} did not start: {self.words}."
         if self.lines:
             said += f" The end of {self.log}:\n  " + "\n  ".join(self.lines) + "\n"
         elif self.log:

@@ -131,8 +131,14 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         (context,) = used
         by = "learned" if outcome.learned else "server default"
         by = "listed" if "num_ctx" in dict(outcome.options) else by
-        by = "found so" if outcome.already_loaded else by
-        later = " (the next run here has learned it)" if run.learned.get(key) == context else ""
+        by = "already loaded" if outcome.already_loaded else by
+        cure = f"List {outcome.model},num_ctx={context}."
+        if run.learned.get(key) == context:
+            cure = f"The next run here loads it so. Elsewhere, l{cure[1:]}"
+        elif by == "listed":
+            cure = (
+                f"List {outcome.model},num_ctx={context}, or have the tests send num_ctx {first}."
+            )
         # Of tests that ran at the same time nobody knows whose it was.
         certain = list(
             dict.fromkeys(switch.tests[0] for switch in switches if len(switch.tests) == 1)
@@ -140,7 +146,7 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         who = f"during {first_of(certain)}" if certain else "by tests"
         return explained(
             f"{name} was loaded with num_ctx {first} ({by}), and {who} with {context}: "
-            f"{reloads}.\nList {outcome.model},num_ctx={context}{later}.",
+            f"{reloads}.\n{cure}",
             "other-context-length",
         )
     # Whoever shares the server may have asked for one of them.

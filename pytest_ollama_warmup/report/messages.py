@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.ollama.host import again, names, shown_without_login
 from pytest_ollama_warmup.report.progress import INDENT
-from pytest_ollama_warmup.text import count, explained, wanted_by, wrapped
+from pytest_ollama_warmup.text import count, explained, origin, wanted_by, wrapped
 from pytest_ollama_warmup.warmup.on_unavailable import decide, decisions
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def header(settings: Settings, *, verbose: bool, width: int = 0) -> str:
     hosts = [host.url for host in settings.pool]
     models = [str(spec) for spec in settings.listed.specs]
     if verbose:
-        return f"{_header(settings, hosts, models)}, missing models: {policy(settings)}"
+        return f"{_header(settings, hosts, models)}, unavailable models: {policy(settings)}"
     shown, urls = len(models), len(hosts)
     while True:
         text = _header(settings, _some(hosts, urls), _some(models, shown))
@@ -72,12 +72,12 @@ def policy(settings: Settings) -> str:
 def hints(settings: Settings) -> Iterator[str]:
     """Yield what the user may have meant otherwise."""
     for host in again(settings.hosts):
-        yield f"{host.url} is given more than once (from {host.source}): it is one host."
+        yield f"{host.url} is given more than once ({origin(host.source)}): it is one host."
     for host in settings.hosts:
         if host.dropped:
             yield (
-                f"{host.dropped} at the end of the address (from {host.source}) is a path of the "
-                f"API: {host.url} is used."
+                f"{host.dropped} at the end of the address ({origin(host.source)}) is a path of "
+                f"the API: {host.url} is used."
             )
     models = os.environ.get("OLLAMA_MODELS", "")
     if not settings.listed.specs and ":" in models and not Path(models).is_absolute():

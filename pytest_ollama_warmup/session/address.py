@@ -20,7 +20,7 @@ from pytest_ollama_warmup.session.state import (
     is_worker,
     settings_of,
 )
-from pytest_ollama_warmup.text import Secret, explained
+from pytest_ollama_warmup.text import Secret, explained, origin
 
 if TYPE_CHECKING:
     from pytest_ollama_warmup.config.settings import Settings
@@ -112,9 +112,8 @@ def address_differs(config: pytest.Config) -> str:
         return ""
     return explained(
         f"OLLAMA_HOST is {shown_without_login(now or 'not set')!r} in this test, and models are "
-        f"prepared at "
-        f"{host.url} (from {host.source}); set it before the session starts, or give this test a "
-        "fixture ollama_host of its own",
+        f"prepared at {host.url} ({origin(host.source)}); set it before the session starts, or "
+        "give this test a fixture ollama_host of its own",
         "address-differs",
     )
 

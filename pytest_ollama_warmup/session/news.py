@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from pytest_ollama_warmup.report.messages import header, hints
 from pytest_ollama_warmup.session.cache import previous_digest
 from pytest_ollama_warmup.session.state import settings_of, warn
-from pytest_ollama_warmup.text import explained, seconds
+from pytest_ollama_warmup.text import count, explained, seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
     from pytest_ollama_warmup.report.messages import Failure
@@ -104,6 +106,13 @@ class News:
         self._screen.say_once(failure.error, who=failure.who, least=-2, **colour)
         if failure.warning:
             self.warning(failure.warning)
+
+    def problems(self, problems: Sequence[str]) -> None:
+        """Say the first of *problems*, and how many there are: each test fails with its own."""
+        for problem in problems[:1]:
+            more = len(problems) - 1
+            who = f"so {'does' if more == 1 else 'do'} {count(more, 'more test')}" if more else ""
+            self._screen.say_once(problem, who=who, least=-2, red=True)
 
     def warning(self, text: str) -> None:
         """Warn; where warnings are errors, only say it."""

@@ -29,6 +29,7 @@ from pytest_ollama_warmup.text import clean, explained
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import FrameType
 
     from pytest_ollama_warmup.session.skipped_last_run import Gate
     from pytest_ollama_warmup.warmup.on_unavailable import Verdict
@@ -274,7 +275,9 @@ def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.Call
     """Keep for the next run whether the suite itself has skipped *item*, and where."""
     from pytest_ollama_warmup.session.skipped_last_run import Gate, SetUp
 
-    if state_of(item).enforced is not None:
+    # By ollama_models[...] in a fixture, too: the next run may have the model.
+    by_us = any(frame.f_code is enforce.__code__ for frame in _frames(call))
+    if by_us or state_of(item).enforced is not None:
         return
     gate = None
     if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
@@ -283,10 +286,15 @@ def _note_set_up(report: pytest.TestReport, item: pytest.Item, call: pytest.Call
     gates_of(item.config).note_set_up(item.nodeid, SetUp(gate, state_of(item).has_models))
 
 
+def _frames(call: pytest.CallInfo[None]) -> list[FrameType]:
+    """Return where an exception was raised, the frame that raised it last."""
+    return [frame for frame, _ in traceback.walk_tb(call.excinfo.tb if call.excinfo else None)]
+
+
 def _fixture_of(call: pytest.CallInfo[None]) -> str:
     """Return the fixture in whose set-up an exception was raised; empty for none."""
     fixture = ""
-    for frame, _ in traceback.walk_tb(call.excinfo.tb if call.excinfo else None):
+    for frame in _frames(call):
         # Whoever implements this hook has an argument of this name.
         if frame.f_code.co_name == "pytest_fixture_setup":
             fixture = frame.f_locals["fixturedef"].argname

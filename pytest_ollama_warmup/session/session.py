@@ -237,8 +237,7 @@ class WarmupSession:
         server = self._hosts.in_use[0].server() if SERVER in self._plan.needs else None
         for failure in self._consequences.failures(self.record.outcomes, server):
             self._news.failure(failure)
-        for problem in self._plan.problems.values():
-            self._screen.say_once(problem, least=-2, red=True)
+        self._news.problems([*self._plan.problems.values()])
         for warmer in self._preparation.warmers:
             warmer.unreported.clear()
 
@@ -306,7 +305,8 @@ class WarmupSession:
 
     def summarize(self) -> None:
         """Write the table of what the models cost."""
-        self._summary.write(self.complete(), self._consequences, ended=self._ended)
+        record, is_new = self.complete(), self._screen.is_new
+        self._summary.write(record, self._consequences, is_new=is_new, ended=self._ended)
         managed = self._preparation.managed
         if managed is None or self._terminal is None:
             return

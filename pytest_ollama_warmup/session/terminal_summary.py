@@ -26,6 +26,8 @@ from pytest_ollama_warmup.warmup.record import Finding
 from pytest_ollama_warmup.warmup.still_loaded import all_known
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
     from pytest_ollama_warmup.report.messages import Consequences
@@ -99,9 +101,13 @@ class Summary:
         record: Record,
         consequences: Consequences,
         *,
+        is_new: Callable[[str], bool],
         ended: bool,
     ) -> None:
-        """Write the table, where there is something in it; what has *ended* the run was said."""
+        """Write the table, where there is something in it; what has *ended* the run was said.
+
+        A failure that *is_new* was met by a test that asked for its model only when it ran.
+        """
         if self._terminal is None:
             return
         verbosity = self._config.get_verbosity()
@@ -117,7 +123,9 @@ class Summary:
         self._terminal.section("ollama models", sep="-")
         for key, line in zip(rows_of(record, only_failed=quiet), lines, strict=True):
             self._write_signed(line, **_colour(record.models[key], consequences))
-        for finding in shown:
+        errors = [] if ended else [one.error for one in record.outcomes if not one.ready]
+        failures = [Finding(*error.split("\n", 1)) for error in errors if error and is_new(error)]
+        for finding in [*failures, *shown]:
             for number, line in enumerate(finding_lines(finding, plain=plain, width=width)):
                 self._write_signed(line, yellow=not number)
         # Of a run that has ended before its tests, no time is worth a word.

@@ -18,7 +18,7 @@ from pytest_ollama_warmup.errors import (
     WarmupError,
 )
 from pytest_ollama_warmup.ollama import clock
-from pytest_ollama_warmup.ollama.names import is_cloud, meant_by
+from pytest_ollama_warmup.ollama.names import closest, is_cloud, meant_by
 from pytest_ollama_warmup.ollama.responses import UNKNOWN, ModelInfo, find
 from pytest_ollama_warmup.text import explained
 from pytest_ollama_warmup.warmup.job import Event, Work, failed
@@ -149,7 +149,8 @@ def _ensure_present(work: Work) -> ModelInfo:
         return info
     if not work.terms.may_pull(target.given_by):
         never = work.terms.pull == "never"
-        raise NotPulled(name, target.origin, meant=_meant(work), never=never)
+        meant, alias = _meant(work)
+        raise NotPulled(name, target.origin, meant=meant, alias=alias, never=never)
     with _turn_to_pull(work) as heartbeat:
         if work.waited and info is None and (pulled_by_another := _show(work)) is not None:
             return pulled_by_another
@@ -157,7 +158,7 @@ def _ensure_present(work: Work) -> ModelInfo:
             _pull(work, heartbeat, info)
         except (UnknownModel, PullFailed) as exc:
             if info is None and isinstance(exc, UnknownModel):
-                raise UnknownModel(exc.model, exc.origin, exc.words, _meant(work)) from exc
+                raise UnknownModel(exc.model, exc.origin, exc.words, *_meant(work)) from exc
             if info is None:
                 raise
             # Refreshing was asked for, not a new model: an old one beats none.
@@ -217,13 +218,14 @@ def _pull(work: Work, heartbeat: Heartbeat, info: ModelInfo | None) -> None:
         work.notes.append(f"resumed {times}")
 
 
-def _meant(work: Work) -> str:
-    """Return the model on the server's disk that was meant, if the name looks like a slip."""
+def _meant(work: Work) -> tuple[str, str]:
+    """Return the local model and the alias that were meant, if the name looks like a slip."""
+    alias = closest(work.name, work.terms.aliases)
     try:
         models = work.listed or work.client.local_models(limit_s=_limit_s(work))
-        return meant_by(work.name, [model.name for model in models])
+        return meant_by(work.name, [model.name for model in models]), alias
     except (ApiError, ServerError):
-        return ""
+        return "", alias
 
 
 @contextmanager

@@ -171,11 +171,11 @@ def test_a_table_shows_the_cause_of_a_pull_whatever_the_words(cause: Cause, brie
 @pytest.mark.usefixtures("ollama_in_path")
 def test_no_server_says_for_how_long_and_how_to_start_it() -> None:
     assert (
-        "no Ollama at http://127.0.0.1:11434 (from default): connection refused for 2 s.\n"
+        "no Ollama at http://127.0.0.1:11434 (the default): connection refused for 2 s.\n"
         "Start it with 'ollama serve', or set --ollama-host."
     ) == ServerUnreachable(URL, "default", "connection refused", 2.0).message
     assert (
-        "no Ollama at http://127.0.0.1:11434 (from default): connection lost.\n"
+        "no Ollama at http://127.0.0.1:11434 (the default): connection lost.\n"
         "Start it with 'ollama serve', or set --ollama-host."
     ) == ServerUnreachable(URL, "default", "connection lost", 0.0).message
 

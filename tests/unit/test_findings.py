@@ -196,7 +196,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             memory(switches=[switch(4096, 8192, "t")], uses=[use(context=8192)]),
             Run({"a": 8192}),
             "a:1 was loaded with num_ctx 4096 (server default), and during t with 8192: 1 reload, "
-            "about 2 s.\nList a:1,num_ctx=8192 (the next run here has learned it).",
+            "about 2 s.\nThe next run here loads it so. Elsewhere, list a:1,num_ctx=8192.",
         ),
         # Not written, or another one: nothing is promised.
         (
@@ -209,7 +209,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             memory(LISTED, switches=[switch(4096, 8192, "t", "u")], uses=[use(context=8192)]),
             RUN,
             "a:1 was loaded with num_ctx 4096 (listed), and by tests with 8192: 1 reload, about "
-            "2 s.\nList a:1,num_ctx=8192.",
+            "2 s.\nList a:1,num_ctx=8192, or have the tests send num_ctx 4096.",
         ),
         (
             memory(
@@ -226,7 +226,7 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
                 uses=[use(context=512)],
             ),
             RUN,
-            "a:1 was loaded with num_ctx 4096 (found so), and during t with 512: 1 reload, about "
+            "a:1 was loaded with num_ctx 4096 (already loaded), and during t with 512: 1 reload, about "
             "2 s.\nList a:1,num_ctx=512.",
         ),
         (

@@ -51,20 +51,20 @@ def consequences(
             False,
             "http://gpu-box:11434 (OLLAMA_HOST), preload: llama3.2:1b (--ollama-preload)",
         ),
-        ({}, {}, True, f"{URL} (default), missing models: skip (CI not set)"),
-        ({}, {"CI": "true"}, True, f"{URL} (default), missing models: fail (CI is set)"),
+        ({}, {}, True, f"{URL} (default), unavailable models: skip (CI not set)"),
+        ({}, {"CI": "true"}, True, f"{URL} (default), unavailable models: fail (CI is set)"),
         (
             {"preload": [LLAMA]},
             {},
             True,
-            f"{URL} (default), preload: llama3.2:1b (--ollama-preload), missing models: "
+            f"{URL} (default), preload: llama3.2:1b (--ollama-preload), unavailable models: "
             "skip (CI not set), but listed ones end the run",
         ),
         (
             {"on_unavailable": "fail"},
             {},
             True,
-            f"{URL} (default), missing models: fail (from --ollama-on-unavailable)",
+            f"{URL} (default), unavailable models: fail (from --ollama-on-unavailable)",
         ),
     ],
 )
