@@ -170,6 +170,7 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
         "context_length": 512,
         "size": 4_100_000_000,
         "digest": client.local_models()[1].digest,
+        "did_you_mean": "",
         "missing": False,
     } == mistral
     assert ("not pulled", True, None) == (gone["state"], gone["missing"], gone["keep_alive_s"])
@@ -179,6 +180,20 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
         llama["keep_alive_s"],
         llama["missing"],
     )
+
+
+def test_a_status_of_a_mistyped_model_says_which_one_is_local(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert 1 == main(["status", "lama3.2:1b", "nope"])
+    assert [
+        f"ollama: lama3.2:1b is not local. Did you mean {NAME}?",
+        "ollama: 2 of 2 models not loaded. To load:",
+        "  ollama-warmup preload lama3.2:1b nope",
+    ] == capsys.readouterr().out.splitlines()[-3:]
+    assert 1 == main(["status", "--json", "lama3.2:1b"])
+    (row,) = json.loads(capsys.readouterr().out)["models"]
+    assert (NAME, True) == (row["did_you_mean"], row["missing"])
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def status(settings: Settings, *, as_json: bool) -> bool:
     _print_table(settings, "status", status_lines, rows)
     if not rows:
         print("ollama: no model is loaded")
+    for row in missing:
+        if row.did_you_mean:
+            print(f"ollama: {row.model} is not local. Did you mean {row.did_you_mean}?")
     if missing:
         specs = " ".join(row.wanted for row in missing)
         wanted = sum(1 for row in rows if row.wanted)
@@ -198,7 +201,9 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
     for spec in specs:
         match = _find(spec, loaded_models, local_models)
         if match is None:
-            row = Row(model="", state=_absent(client, spec, local_models))
+            state, names = _absent(client, spec, local_models), [m.name for m in local_models]
+            meant = meant_by(_full(spec), names) if state == "not pulled" else ""
+            row = Row(model="", state=state, did_you_mean=meant)
         else:
             seen.add(match.name)
             same_version = match.digest.startswith(spec.digest)

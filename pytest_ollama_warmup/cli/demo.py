@@ -164,8 +164,9 @@ def _show_table(rows: list[_Row], label: str) -> None:
         f"The slowest test took {seconds(without)} without the plugin and {seconds(with_it)} with "
         f"it{label}. The plugin loads the model before the first test, and again between two tests "
         "after an eviction.",
-        "Each whole run includes one load. In a cold run with the plugin, it overlaps with the "
-        f"start of pytest{'; starting workers takes time of its own' if others[1:] else ''}.",
+        "Each whole run includes the start of Python and one load. In a cold run with the plugin, "
+        "the load overlaps with the start of "
+        f"pytest{'; starting workers takes time of its own' if others[1:] else ''}.",
     )
     if with_it >= without:
         _say("Other work kept this machine busy. Run the demo again when it is idle.")

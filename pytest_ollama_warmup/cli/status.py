@@ -41,6 +41,8 @@ class Row:
     keep_alive_s: float | None = None
     size: int = 0
     digest: str = ""
+    did_you_mean: str = ""
+    """A local model with nearly the same name as the one that is wanted and not local."""
 
     @property
     def missing(self) -> bool:
