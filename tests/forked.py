@@ -9,6 +9,7 @@ imports.
 from __future__ import annotations
 
 import atexit
+import inspect
 import json
 import os
 import select
@@ -460,6 +461,17 @@ def _remember_entry_points() -> None:
     metadata.entry_points()
 
 
+def _prepare_workers() -> None:
+    """Work out once what each worker asks for when it begins."""
+    import platform
+    from execnet import gateway
+
+    # It would start "uname -p" each time.
+    platform.processor()
+    # The tokenizer's pattern.
+    inspect.getsource(gateway.rinfo_source)
+
+
 def _fork_workers(connection: socket.socket) -> None:
     """Let execnet fork the workers that it would start with this Python."""
     from execnet import gateway_base, gateway_io
@@ -500,6 +512,7 @@ if __name__ == "__main__":
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
     _remember_entry_points()
+    _prepare_workers()
     # The first one reads what OpenSSL is set to.
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # A run is over before there is enough to collect; what was imported stays as it is.

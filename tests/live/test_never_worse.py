@@ -79,10 +79,13 @@ class Steps:
     """What the tests of a suite do, and which models each needs.
 
     *lost* is how many loads the first run may lose, in which nobody knows yet what tests use.
+    *chance* is how many loads it takes at most where chance decides: the server unloads a moment
+    after its answer, and whoever asks before that still finds the model.
     """
 
     steps: tuple[tuple[str, str], ...]
     lost: int = 0
+    chance: int = 0
 
     @property
     def models(self) -> list[str]:
@@ -124,7 +127,8 @@ SUITES = {
         tuple((f"{name}:1", f'ask("{name}:1")') for name in "aabbccdd"), lost=4
     ),
     "a test that unloads": Steps(
-        each("a:1", 'ask("a:1")', 'ask("a:1"); unload("a:1")', 'ask("a:1")', 'ask("a:1")')
+        each("a:1", 'ask("a:1")', 'ask("a:1"); unload("a:1")', 'ask("a:1")', 'ask("a:1")'),
+        chance=2,
     ),
     "a server that is killed and restarted": Steps(
         each("a:1", 'ask("a:1")', 'somebody("restart")', 'ask("a:1")', 'ask("a:1")')
@@ -155,7 +159,7 @@ SUITES = {
     "a variant that is not listed": Steps(
         each("a:1", *['ask("a:1")', f'ask("{VARIANT}")', f'ask("{VARIANT}")', 'ask("a:1")'] * 2)
     ),
-    "keep_alive 0": Steps(each("a:1", *['ask("a:1", keep_alive=0)'] * 4)),
+    "keep_alive 0": Steps(each("a:1", *['ask("a:1", keep_alive=0)'] * 4), chance=4),
     "embeddings beside chat": Steps(
         (("a:1 e:1", 'embed("e:1"); ask("a:1")'), ("e:1", 'embed("e:1")'), ("a:1", 'ask("a:1")'))
     ),
@@ -258,6 +262,7 @@ def test_outcomes_are_the_same_and_loads_no_more(
     print(f"{name} | {kind} | {workers or '-n0'} | {loads} | {first_loads} | {learned_loads}")
     assert (without.ret, without.counts) == (first.ret, first.counts)
     assert (without.ret, without.counts) == (learned.ret, learned.counts)
+    loads = max(loads, steps.chance)
     assert first_loads <= loads + steps.lost
     assert learned_loads <= loads
 
