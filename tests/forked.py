@@ -464,6 +464,7 @@ def _remember_entry_points() -> None:
 def _prepare_workers() -> None:
     """Work out once what each worker asks for when it begins."""
     import platform
+
     from execnet import gateway
 
     # It would start "uname -p" each time.
