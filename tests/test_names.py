@@ -41,10 +41,8 @@ names = st.builds(ModelName, part("-.:", 350), part("-", 80), part("-.", 80), pa
         " llama3.2 ",
     ],
 )
-def test_all_spellings_of_one_model_are_equal(text: str) -> None:
+def test_all_spellings_of_one_model_have_one_key(text: str) -> None:
     assert FULL == ModelName.parse(text).key
-    assert ModelName.parse(FULL) == ModelName.parse(text)
-    assert hash(ModelName.parse(FULL)) == hash(ModelName.parse(text))
 
 
 @pytest.mark.parametrize(
@@ -52,15 +50,12 @@ def test_all_spellings_of_one_model_are_equal(text: str) -> None:
     ["llama3.2:1b", "team/llama3.2", "host/library/llama3.2", "llama3", "llama3.2:cloud"],
 )
 def test_a_name_that_differs_in_one_part_is_another_model(text: str) -> None:
-    assert ModelName.parse(FULL) != ModelName.parse(text)
-
-
-def test_a_name_never_equals_its_own_text() -> None:
-    assert FULL != ModelName.parse(FULL)
+    assert FULL != ModelName.parse(text).key
 
 
 def test_the_same_model_of_two_registries_is_two() -> None:
-    assert ModelName.parse("hf.co/o/r:Q4_K_M") != ModelName.parse("huggingface.co/o/r:Q4_K_M")
+    names = ("hf.co/o/r:Q4_K_M", "huggingface.co/o/r:Q4_K_M")
+    assert 2 == len({ModelName.parse(name).key for name in names})
 
 
 @pytest.mark.parametrize(
@@ -184,7 +179,7 @@ def test_where_it_runs_is_part_of_the_tag_but_local_is_dropped(short: str, text:
 @given(names.filter(lambda name: name.tag.lower() not in ("cloud", "local")))
 def test_every_name_survives_being_written_in_each_form(name: ModelName) -> None:
     for text in (name.key, name.short, name.key.upper(), f"https://{name.key}"):
-        assert name == ModelName.parse(text)
+        assert name.key == ModelName.parse(text).key
     assert name.short == ModelName.parse(name.short).short
 
 
@@ -195,7 +190,7 @@ def test_any_text_is_a_name_or_a_value_error(text: str) -> None:
         name = ModelName.parse(text)
     except ValueError:
         return
-    assert name == ModelName.parse(name.short)
+    assert name.key == ModelName.parse(name.short).key
 
 
 THERE = ["llama3.2:1b", "nomic-embed-text:latest", "qwen3:0.6b"]

@@ -27,10 +27,10 @@ _PARTS = {
 
 
 class ModelName(NamedTuple):
-    """The four parts of a model's name, spelled as given; equal whatever their case.
+    """The four parts of a model's name, spelled as given; *key* is the same whatever their case.
 
     A name that says where it runs keeps saying so in its tag, ``cloud`` or ``…-cloud``, so that a
-    model in the cloud never equals the local one of the same name.
+    model in the cloud never has the key of the local one of the same name.
     """
 
     host: str
@@ -65,7 +65,7 @@ class ModelName(NamedTuple):
 
     @property
     def key(self) -> str:
-        """All four parts in lower case; equal for equal names."""
+        """All four parts in lower case: the same for all names of one model."""
         return f"{self.host}/{self.namespace}/{self.model}:{self.tag}".lower()
 
     @property
@@ -77,12 +77,6 @@ class ModelName(NamedTuple):
         if self.namespace.lower() != DEFAULT_NAMESPACE:
             return f"{self.namespace}/{name}"
         return name
-
-    def __eq__(self, other: object) -> bool:
-        return self.key == other.key if isinstance(other, ModelName) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
     def __str__(self) -> str:
         return self.short

@@ -161,6 +161,6 @@ class Memory:
 
 def _same_name(name: str, other: str) -> bool:
     try:
-        return ModelName.parse(name) == ModelName.parse(other)
+        return ModelName.parse(name).key == ModelName.parse(other).key
     except ValueError:
         return False
