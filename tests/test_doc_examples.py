@@ -178,6 +178,7 @@ def seen_in(out: str) -> list[str]:
     return [comparable(line) for line in out.splitlines()]
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 def test_the_tutorial_works_as_written(
     suite: Suite, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,8 +225,8 @@ def test_another_context_is_adopted_and_never_fought(suite: Suite) -> None:
     assert [4096, 8192] == loads(suite)
     assert re.search(
         r"a:1 was loaded with num_ctx 4096 \(server default\), and during "
-        r"test_it\.py::test_it\[0\] with 8192: 1 reload\. \[other-context-length\]\n  → List a:1,num_ctx=8192 \(the next run here has "
-        r"learned it\)\.",
+        r"test_it\.py::test_it\[0\] with 8192: 1 reload\. \[other-context-length\]\n  → The next run here loads it "
+        r"so\. Elsewhere, list a:1,num_ctx=8192\.",
         run.out,
     ), run.out
 

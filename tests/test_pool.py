@@ -450,7 +450,8 @@ def test_a_model_that_one_host_lacks_ends_the_run_where_that_is_asked(
     assert 2 == run.ret
     who = " (from --ollama-preload)" if args else ""
     assert (
-        f"ollama: {two[1].url}: llama3.2:1b{who} is not pulled. [not-pulled]\n" in run.out + run.err
+        f"ollama: {two[1].url}: llama3.2:1b{who} is not pulled, by --ollama-pull=never. [not-pulled]\n"
+        in run.out + run.err
     )
 
 
@@ -831,7 +832,7 @@ def test_such_a_worker_skips_and_says_what_it_lacks(suite: Suite, args: list[str
     )
     assert {"skipped": 2} == run.counts
     who = " (from --ollama-preload)" if args else ""
-    assert f"llama3.2:1b{who} is not pulled. [not-pulled] Run" in run.out
+    assert f"llama3.2:1b{who} is not pulled, by --ollama-pull=never. [not-pulled] Run" in run.out
 
 
 def test_such_a_worker_brings_what_is_listed_also_for_tests_that_do_not_say_what_they_need(

@@ -349,7 +349,7 @@ def test_a_model_that_the_registry_does_not_have_is_told_so(
     words = "pull model manifest: file does not exist"
     with pytest.raises(UnknownModel) as caught:
         pulled(monkeypatch, Server([[MANIFEST, said(words)]]))
-    assert ("m", "from x", words, "") == caught.value.args
+    assert ("m", "from x", words, "", "") == caught.value.args
 
 
 MISMATCH = "digest mismatch, file must be downloaded again: want sha256:a412, got sha256:412b"
