@@ -18,6 +18,8 @@ _USERINFO = r"(?<=://)[^/\s]+@"
 # What client libraries write in front of a model's name: LiteLLM, LangChain and others.
 _PROVIDER = r"(?i:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)"
 
+_BEFORE_UNIT = r"(?<=\d) (?=(?:m?s|min|h|[kMGT]?B)\b)"
+
 
 class Secret(str):
     """A text that no traceback shows: pytest's ``--showlocals`` writes what ``repr`` says."""
@@ -72,17 +74,21 @@ def cut(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int, indent: int) -> list[str]:
-    """Break *text* between words, lines after the first indented. A *width* of 0 is no limit."""
+    """Break *text* between words, lines after the first indented. A *width* of 0 is no limit.
+
+    A number stays with its unit.
+    """
     if not width or len(text) <= width:
         return [text]
-    return textwrap.wrap(
-        text,
+    lines = textwrap.wrap(
+        re.sub(_BEFORE_UNIT, "\xa0", text),
         max(width, indent + 20),
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
         drop_whitespace=True,
     )
+    return [line.replace("\xa0", " ") for line in lines]
 
 
 def explained(text: str, anchor: str) -> str:

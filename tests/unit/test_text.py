@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ollama_warmup.text import Secret, clean, count, seconds, size, wanted_by
+from pytest_ollama_warmup.text import Secret, clean, count, seconds, size, wanted_by, wrapped
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,11 @@ def test_a_secret_is_a_text_that_nothing_shows() -> None:
     assert ("'***'", "{'key': '***'}") == (repr(secret), repr({"key": secret}))
     assert secret == pickle.loads(pickle.dumps(secret))
     assert "'***'" == repr(pickle.loads(pickle.dumps(secret)))
+
+
+@pytest.mark.parametrize("quantity", ["4 s", "320 ms", "1.3 GB", "12 h", "3 min"])
+def test_a_number_stays_with_its_unit(quantity: str) -> None:
+    words = f"{'x' * (38 - len(quantity.split()[0]))} {quantity}. "
+    for width in range(20, 60):
+        lines = wrapped(words * 3, width, 2)
+        assert 3 == sum(line.count(quantity) for line in lines), lines
