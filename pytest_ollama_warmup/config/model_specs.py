@@ -116,7 +116,9 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
             if "=" in name:
                 if before is None:
                     raise BadSpec(
-                        token, source, f"no model before it; write MODEL,{token} as one value"
+                        token,
+                        source,
+                        "no model before it; write llama3.2:1b,num_ctx=8192 as one value",
                     )
                 before = specs[-1] = _with_option(before, *_split(token, source), token, source)
                 continue

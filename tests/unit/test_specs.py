@@ -110,7 +110,7 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
         (
             "num_ctx=8192",
             "'num_ctx=8192' (from --ollama-preload): no model before it; "
-            "write MODEL,num_ctx=8192 as one value",
+            "write llama3.2:1b,num_ctx=8192 as one value",
         ),
         (
             "m,num_ctxx=1",
