@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PYTEST = (
     "pytest",
@@ -444,21 +444,28 @@ def _register_default_plugins() -> None:
     fixtures.FixtureManager.pytest_plugin_registered = pytest_plugin_registered  # type: ignore[method-assign]
 
 
-def _remember_entry_points() -> None:
-    """Read the entry points of each distribution once; "-p name" reads those of all."""
-    read = vars(metadata.Distribution)["entry_points"].fget
+def _remember_distributions() -> None:
+    """Read each distribution once: "-p name" reads the entry points of all, the header names."""
+    for name in ("entry_points", "metadata"):
+        read = vars(metadata.Distribution)[name].fget
+        # importlib has no setting for it, and reading them took a sixth of a run.
+        setattr(metadata.Distribution, name, property(_once_for_each(read)))
+    for distribution in metadata.distributions():
+        assert distribution.entry_points is not None
+        assert distribution.metadata is not None
+
+
+def _once_for_each(read: Callable[[metadata.Distribution], object]) -> Callable[..., object]:
     known: dict[object, object] = {}
 
-    # A distribution's path has no public name, nor a type.
-    def entry_points(dist):  # type: ignore[no-untyped-def]
-        path = getattr(dist, "_path", None)
+    def look_up(distribution: metadata.Distribution) -> object:
+        # It has no public name.
+        path = getattr(distribution, "_path", None)
         if path not in known:
-            known[path] = read(dist)
+            known[path] = read(distribution)
         return known[path]
 
-    # importlib has no setting for it, and reading them took a tenth of a run.
-    metadata.Distribution.entry_points = property(entry_points)  # type: ignore[assignment, method-assign]
-    metadata.entry_points()
+    return look_up
 
 
 def _prepare_workers() -> None:
@@ -512,7 +519,7 @@ if __name__ == "__main__":
     sys.modules.pop("ollama", None)
     _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
     _register_default_plugins()
-    _remember_entry_points()
+    _remember_distributions()
     _prepare_workers()
     # The first one reads what OpenSSL is set to.
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
