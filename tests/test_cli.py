@@ -21,6 +21,7 @@ from pytest_ollama_warmup.cli.main import main
 from pytest_ollama_warmup.config.options import OPTIONS
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from pytest_ollama_warmup.errors import BadHost, BadSetting, BadSpec
+from pytest_ollama_warmup.report.progress import Screen
 from tests.command import Run, start
 from tests.conftest import LLAMA, UserSuite
 from tests.test_faults import BOUND_S, until
@@ -315,6 +316,20 @@ def test_ctrl_c_ends_a_pull_at_once_and_says_so(ollama: Emulator) -> None:
     assert (130, "") == (process.returncode, err)
     assert "interrupted: llama3.2:1b pulling. A pull goes on where it stopped." in out
     until(lambda: not ollama.pulling)
+
+
+def test_ctrl_c_says_also_what_was_not_shown_yet(
+    ollama: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ollama.add(replace(LLAMA, size=10**9, pull_rate=10**6))
+
+    def interrupted(*_: object) -> None:
+        until(lambda: ollama.pulling)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Screen, "follow", interrupted)
+    assert 130 == main(["pull", NAME])
+    assert "interrupted: llama3.2:1b pulling." in capsys.readouterr().out
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
