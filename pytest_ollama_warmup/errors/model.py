@@ -101,10 +101,11 @@ class UnknownModel(ModelError):
     _brief = "not in the registry"
 
     def _text(self) -> str:
+        cure = "Correct the name" if self.meant or self.alias else "Check name and tag"
         return (
             f"{self._who}: the registry has no such model ({self.words})."
             f"{_meant(self.meant, self.model, self.alias)}\n"
-            f"Check name and tag{_or_alias(self.model, self.origin, self.alias)}."
+            f"{cure}{_or_alias(self.model, self.origin, self.alias)}."
         )
 
 
