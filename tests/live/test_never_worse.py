@@ -80,7 +80,8 @@ class Steps:
 
     *lost* is how many loads the first run may lose, in which nobody knows yet what tests use.
     *chance* is how many loads it takes at most where chance decides: the server unloads a moment
-    after its answer, and whoever asks before that still finds the model.
+    after its answer, and whoever asks before that still finds the model. Until then it is in use,
+    too: where room is made in that moment, another one goes.
     """
 
     steps: tuple[tuple[str, str], ...]
@@ -121,7 +122,7 @@ SUITES = {
         each("a:1", *['ask("a:1", num_ctx=2048)', 'ask("a:1")'] * 2), lost=1
     ),
     "more models than fit, in turn": Steps(
-        tuple((f"{name}:1", f'ask("{name}:1")') for name in "abcdabcd"), lost=4
+        tuple((f"{name}:1", f'ask("{name}:1")') for name in "abcdabcd"), lost=4, chance=6
     ),
     "more models than fit, one after the other": Steps(
         tuple((f"{name}:1", f'ask("{name}:1")') for name in "aabbccdd"), lost=4
