@@ -111,9 +111,7 @@ def preload_listed(settings: Settings, screen: Screen) -> Record:
             for target in targets:
                 record.add(warmer.failed_like(record.server, target), target.id)
     except KeyboardInterrupt:
-        for event in preloader.pending():
-            screen.tick(event)
-        screen.say_interrupted(settings.addresses)
+        screen.say_interrupted(settings.addresses, preloader.pending())
         raise
     finally:
         warmers.close()

@@ -17,7 +17,7 @@ _CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\ud
 _USERINFO = r"(?<=://)[^/\s]+@"
 # What client libraries write in front of a model's name: LiteLLM, LangChain and others.
 _PROVIDER = r"(?i:ollama|ollama_chat|openai|local)(?:://|/|:)(?=.)"
-
+# A line that ends in "about 4" reads as if that were all.
 _BEFORE_UNIT = r"(?<=\d) (?=(?:m?s|min|h|[kMGT]?B)\b)"
 
 

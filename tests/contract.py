@@ -157,8 +157,9 @@ class Api:
 
     def keep_alive_s(self, name: str) -> float:
         """Return for how long a loaded model is still kept."""
-        (until,) = (one["expires_at"] for one in self.models() if one["name"] == f"{name}:latest")
-        return datetime.fromisoformat(until).timestamp() - time.time()
+        expiry = self._expiry(name)
+        assert expiry is not None
+        return datetime.fromisoformat(expiry).timestamp() - time.time()
 
     def by_weights(self, *names: str) -> list[str]:
         return sorted(names, key=self.world.weights)

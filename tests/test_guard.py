@@ -888,6 +888,7 @@ def test_a_server_that_is_back_costs_no_test(suite: Suite) -> None:
     assert 2 == len(loads(suite))
 
 
+@pytest.mark.usefixtures("ollama_in_path")
 def test_a_server_that_stays_away_is_waited_for_once(suite: Suite) -> None:
     write(suite, WAITS)
     process = suite.start("-s", "--ollama-wait=1")
@@ -898,7 +899,7 @@ def test_a_server_that_stays_away_is_waited_for_once(suite: Suite) -> None:
     # They run, as they would without the plugin, and fail by themselves.
     assert (1, True) == (code, "2 failed, 2 passed" in out), out
     assert (
-        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s. [server-unreachable]\n  → Start "
+        f"lost before test_it.py::test_it[2] and 1 more: no Ollama at {suite.ollama.url} (from OLLAMA_HOST): connection refused for 1 s. [server-unreachable]\n  → Start it"
         in out
     )
     # The next one has met a refusal too, which is no other event.

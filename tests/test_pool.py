@@ -328,6 +328,7 @@ def test_a_run_inside_of_a_test_has_hosts_of_its_own(suite: Suite, three: list[E
 
 
 @STEPS
+@pytest.mark.usefixtures("ollama_in_path")
 @pytest.mark.parametrize("policy", ["skip", "fail"])
 def test_the_workers_of_a_host_that_is_down_move_to_those_that_answer(
     suite: Suite, three: list[Emulator], args: list[str], policy: str
@@ -348,7 +349,7 @@ def test_the_workers_of_a_host_that_is_down_move_to_those_that_answer(
     assert said.startswith(
         f"no Ollama at {three[1].url} (from --ollama-host): connection refused for 0."
     )
-    assert f"\ngw1 uses {there}, gw4 uses {here}.\n→ Start " in said
+    assert f"\ngw1 uses {there}, gw4 uses {here}.\n→ Start it with" in said
     rows = [row for row in run.table if row[0] in "✓✗"]
     assert 3 == len(rows)
     assert f"at {three[1].url}: no Ollama" in rows[2]

@@ -132,13 +132,12 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         by = "learned" if outcome.learned else "server default"
         by = "listed" if "num_ctx" in dict(outcome.options) else by
         by = "already loaded" if outcome.already_loaded else by
-        cure = f"List {outcome.model},num_ctx={context}."
+        spec = f"{outcome.model},num_ctx={context}"
+        cure = f"List {spec}."
         if run.learned.get(key) == context:
-            cure = f"The next run here loads it so. Elsewhere, l{cure[1:]}"
+            cure = f"The next run here loads it so. Elsewhere, list {spec}."
         elif by == "listed":
-            cure = (
-                f"List {outcome.model},num_ctx={context}, or have the tests send num_ctx {first}."
-            )
+            cure = f"List {spec}, or have the tests send num_ctx {first}."
         # Of tests that ran at the same time nobody knows whose it was.
         certain = list(
             dict.fromkeys(switch.tests[0] for switch in switches if len(switch.tests) == 1)

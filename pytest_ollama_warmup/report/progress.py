@@ -11,7 +11,7 @@ from pytest_ollama_warmup.report.summary import ARROWS, LONG_S, cost
 from pytest_ollama_warmup.text import at, count, seconds, size, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_ollama_warmup.warmup.job import Event
     from pytest_ollama_warmup.warmup.outcome import Outcome
@@ -123,8 +123,13 @@ class Screen:
         self._said.add(text)
         return new
 
-    def say_interrupted(self, waited_for: str) -> None:
-        """Say what Ctrl-C has ended: what goes on, or waiting for the server *waited_for*."""
+    def say_interrupted(self, waited_for: str, pending: Iterable[Event]) -> None:
+        """Say what Ctrl-C has ended: what goes on, or waiting for the server *waited_for*.
+
+        *pending* is what had not been shown yet.
+        """
+        for event in pending:
+            self.tick(event)
         doing = ", ".join(self.under_way) or f"waiting for {waited_for}"
         later = " A pull goes on where it stopped." if "pulling" in doing else ""
         self.say(f"interrupted: {doing}.{later}", least=-2)

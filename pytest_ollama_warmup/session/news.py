@@ -109,10 +109,10 @@ class News:
 
     def problems(self, problems: Sequence[str]) -> None:
         """Say the first of *problems*, and how many there are: each test fails with its own."""
-        for problem in problems[:1]:
+        if problems:
             more = len(problems) - 1
             who = f"so {'does' if more == 1 else 'do'} {count(more, 'more test')}" if more else ""
-            self._screen.say_once(problem, who=who, least=-2, red=True)
+            self._screen.say_once(problems[0], who=who, least=-2, red=True)
 
     def warning(self, text: str) -> None:
         """Warn; where warnings are errors, only say it."""

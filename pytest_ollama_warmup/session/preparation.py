@@ -109,9 +109,7 @@ class Preparation:
 
     def say_interrupted(self) -> None:
         """Say what Ctrl-C has ended, also what had not been shown yet."""
-        for event in self._preloader.pending():
-            self.screen.tick(event)
-        self.screen.say_interrupted(self._settings.addresses)
+        self.screen.say_interrupted(self._settings.addresses, self._preloader.pending())
 
     def load_in_any_order(self) -> None:
         """Have sets of models take no turns."""

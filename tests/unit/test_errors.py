@@ -240,18 +240,17 @@ def test_a_name_with_the_prefix_of_a_client_library_is_one_without(meant: str, w
 
 
 @pytest.mark.parametrize(
-    "names",
-    [{"meant": "llama3.2:1b"}, {"alias": "lama"}, {"meant": "llama3.2:1b", "alias": "lama"}],
+    ("meant", "alias"), [("llama3.2:1b", ""), ("", "lama"), ("llama3.2:1b", "lama")]
 )
-def test_a_name_that_is_a_slip_is_to_be_corrected(names: dict[str, str]) -> None:
+def test_a_name_that_is_a_slip_is_to_be_corrected(meant: str, alias: str) -> None:
     for error in (
-        NotPulled("lama2", "", **names),  # type: ignore[arg-type]  # cloud is no text
-        UnknownModel("lama2", "", "no", **names),
+        NotPulled("lama2", "", meant=meant, alias=alias),
+        UnknownModel("lama2", "", "no", meant, alias),
     ):
         what, cure = error.message.split("\n")
-        assert what.endswith(f" {names.get('alias', 'llama3.2:1b, which is there')}?")
+        assert what.endswith(f" {alias or 'llama3.2:1b, which is there'}?")
         assert cure.startswith("Correct the name")
-        assert ("alias" in names) == ("--ollama-alias" not in cure)
+        assert bool(alias) == ("--ollama-alias" not in cure)
 
 
 def test_a_missing_cloud_model_is_never_to_be_pulled() -> None:
