@@ -196,7 +196,7 @@ def test_nothing_is_wider_than_the_terminal(suite: Suite, columns: int, name: st
     assert bars
     assert all(one and len(one[0]) >= 10 for one in bars), shown.drawn
     # Of pytest's own lines some are.
-    pytests = ("rootdir:", "plugins:", "platform ")
+    pytests = ("rootdir:", "cachedir:", "plugins:", "platform ")
     ours = [line for line in shown.drawn if not line.startswith(pytests)]
     assert [] == [line for line in ours if len(line) > columns]
     start = shown.screen.index(next(one for one in shown.screen if "ollama models" in one))
