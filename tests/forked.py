@@ -28,7 +28,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 PYTEST = (
     "pytest",
@@ -365,10 +365,10 @@ def _serve(requests: socket.socket, ours: socket.socket) -> list[str] | None:
                 os.close(descriptor)
 
 
-def _patterns() -> set[tuple[str, int]]:
-    """Return the regular expressions that this process has compiled, from re's private cache."""
-    known = getattr(re, "_cache", {})
-    return {(text, flags) for kind, text, flags in known if kind is str}
+def _patterns() -> Collection[tuple[type, str, int]]:
+    """Return what this process has compiled of regular expressions, the last one at the end."""
+    # re has no public name for it.
+    return getattr(re, "_cache", ())
 
 
 def _report(statuses: dict[int, int]) -> None:
@@ -401,14 +401,19 @@ def _begin(request: bytes, descriptors: list[int], ours: socket.socket) -> list[
     return list(args)
 
 
-def _pretend_that_pytest_has_imported(*packages: str) -> None:
-    """Keep pytest from warnings that it cannot rewrite the asserts of plugins, which have none."""
+def _import_plugins_as_they_are() -> None:
+    """Keep pytest from warnings that it cannot rewrite the asserts of plugins, which have none.
+
+    For that it looks through all modules, two dozen times in a run.
+    """
     from _pytest.assertion.rewrite import AssertionRewritingHook
 
-    loader = AssertionRewritingHook.__new__(AssertionRewritingHook)
-    for name, module in [*sys.modules.items()]:
-        if name.partition(".")[0] in packages:
-            module.__loader__ = loader
+    def mark_rewrite(self: AssertionRewritingHook, *names: str) -> None:
+        self._must_rewrite.update(names)
+        self._marked_for_rewrite_cache.clear()
+
+    # pytest has no setting for it.
+    AssertionRewritingHook.mark_rewrite = mark_rewrite  # type: ignore[method-assign]
 
 
 def _register_default_plugins() -> None:
@@ -455,28 +460,30 @@ def _register_default_plugins() -> None:
     fixtures.FixtureManager.pytest_plugin_registered = pytest_plugin_registered  # type: ignore[method-assign]
 
 
-def _remember_distributions() -> None:
-    """Read each distribution once: "-p name" reads the entry points of all, the header names."""
+def _remember_plugins() -> None:
+    """Look for plugins once: for each "-p name" pluggy reads what all distributions offer."""
+    found = [
+        distribution
+        for distribution in metadata.distributions()
+        if any(one.group == "pytest11" for one in distribution.entry_points)
+    ]
+    # Nothing but pytest and pluggy asks for all; importlib has no setting for it.
+    vars(metadata)["distributions"] = lambda: found
     for name in ("entry_points", "metadata"):
-        read = vars(metadata.Distribution)[name].fget
-        # importlib has no setting for it, and reading them took a sixth of a run.
-        setattr(metadata.Distribution, name, property(_once_for_each(read)))
-    for distribution in metadata.distributions():
+        setattr(
+            metadata.Distribution, name, property(cache(vars(metadata.Distribution)[name].fget))
+        )
+    for distribution in found:
         assert distribution.entry_points is not None
         assert distribution.metadata is not None
 
 
-def _once_for_each(read: Callable[[metadata.Distribution], object]) -> Callable[..., object]:
-    known: dict[object, object] = {}
+def _pass_over_what_is_no_hook() -> None:
+    """Let pluggy look at those names of a plugin only that pytest can take for hooks."""
+    from pluggy import _manager
 
-    def look_up(distribution: metadata.Distribution) -> object:
-        # It has no public name.
-        path = getattr(distribution, "_path", None)
-        if path not in known:
-            known[path] = read(distribution)
-        return known[path]
-
-    return look_up
+    # pytest turns all others down, one by one; a name of the module comes before the built-in one.
+    vars(_manager)["dir"] = lambda plugin: [one for one in dir(plugin) if one.startswith("pytest_")]
 
 
 def _prepare_workers() -> None:
@@ -536,9 +543,10 @@ if __name__ == "__main__":
         importlib.import_module(name)
     # ollama.chat() and the like go to the OLLAMA_HOST of import time, so each run imports it again.
     sys.modules.pop("ollama", None)
-    _pretend_that_pytest_has_imported("pytest_ollama_warmup", "xdist")
+    _import_plugins_as_they_are()
     _register_default_plugins()
-    _remember_distributions()
+    _remember_plugins()
+    _pass_over_what_is_no_hook()
     _prepare_workers()
     # The first one reads what OpenSSL is set to.
     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -549,7 +557,8 @@ if __name__ == "__main__":
     ARGS = _serve(REQUESTS, OURS)
     if ARGS is None:
         sys.exit()
-    PATTERNS = _patterns()
+    # To look at each would copy the memory of all into this process.
+    KNOWN = len(_patterns())
     # Coverage, where it is measured, has begun with this process; each fork saves what is its own.
     CODE = 0
     try:
@@ -570,9 +579,10 @@ if __name__ == "__main__":
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     # A run compiles two dozen, a tenth of its time: those that are forked later have them.
-    if NEW := _patterns() - PATTERNS:
+    if len(_patterns()) > KNOWN:
+        NEW = [(text, flags) for kind, text, flags in [*_patterns()][KNOWN:] if kind is str]
         with suppress(OSError):
-            OURS.send(json.dumps([*NEW]).encode())
+            OURS.send(json.dumps(NEW).encode())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(CODE)

@@ -74,8 +74,6 @@ def machine(suite: Suite, *stubs: str) -> Machine:
     folder = suite.pytester.path
     env = {"OLLAMA_HOST": suite.ollama.url, "CI": "true"}
     env["PYTEST_ADDOPTS"] = "-p ollama_warmup -p xdist"
-    # What is tested is what we are, not what is installed.
-    env["PYTHONPATH"] = str(DOCS.parent)
     return Machine(folder, [stand_ins(folder / "bin", *stubs)], folder / "installed", env)
 
 

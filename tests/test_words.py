@@ -24,9 +24,6 @@ PAGES += [path for path in sorted((TOP / "docs").rglob("*.md")) if "_build" not 
 PAGES += [TOP / "CONTRIBUTING.md", TOP / "SECURITY.md", TOP / "benchmarks" / "README.md"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ("", "preload", "pull", "status", "unload", "cache-key", "demo")
-# Modules whose messages, and commands whose help, are not checked yet.
-UNCHECKED_HELP: set[str] = set()
-UNCHECKED: set[str] = set()
 
 # What we write instead: separated, loaded, missing, fix, forever or no limit, expected, keep-alive,
 # loaded, again.
@@ -71,8 +68,6 @@ def test_pages(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_messages(path: Path) -> None:
-    if path.name in UNCHECKED:
-        pytest.skip("not checked yet")
     messages = list(messages_of(path.read_text("utf-8")))
     assert [] == [found for message in messages for found in avoided_in(message)]
 
@@ -81,8 +76,6 @@ def test_messages(path: Path) -> None:
 def test_help_of_commands(command: str) -> None:
     run = Run(*command.split(), "--help")
     assert 0 == run.ret
-    if command in UNCHECKED_HELP:
-        pytest.skip("not checked yet")
     assert [] == avoided_in(run.out)
 
 
