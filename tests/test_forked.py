@@ -55,3 +55,11 @@ def _lasting(text: str) -> list[str]:
     return re.sub(
         r"0x[0-9a-f]+|\b\d{9,}\b|=* (no tests ran|\d+ passed) in [\d.]+s =*", "", text
     ).splitlines()
+
+
+def test_a_module_that_is_written_again_is_read_again(suite: Suite) -> None:
+    """Also within one second, and of the same length."""
+    suite.write({"test_it.py": "from number import N\n\ndef test_it(): assert N == 3\n"})
+    for n in range(4):
+        suite.write({"number.py": f"N = {n}\n"})
+        assert {"passed" if n == 3 else "failed": 1} == suite.run().counts
