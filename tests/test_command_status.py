@@ -15,6 +15,7 @@ import pytest
 from pytest_ollama_warmup.cli.main import main
 from pytest_ollama_warmup.cli.status import Row, keep_alive, status_lines, unload_lines
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
+from pytest_ollama_warmup.errors import ServerUnreachable
 from pytest_ollama_warmup.ollama.client import Client
 from tests import terminals
 from tests.command import Run, start
@@ -315,13 +316,41 @@ def test_an_answer_that_is_an_error_says_whose_it_is(
     ) == capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["status", "unload a", "cache-key --digests a"],
+    ids=lambda command: command.split()[0],
+)
 def test_nobody_waits_long_for_a_look_in_ci_either(
-    ollama: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ollama: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
 ) -> None:
     monkeypatch.setenv("CI", "true")
     ollama.stop()
-    assert 1 == main(["status"])
-    assert "connection refused for 2 s." in capsys.readouterr().err
+    assert 1 == main(command.split())
+    assert "connection refused for 0.3 s." in capsys.readouterr().err
+    assert 1 == main([*command.split(), "--wait=0.5"])
+    assert "connection refused for 0.5 s." in capsys.readouterr().err
+
+
+def test_a_server_elsewhere_is_given_longer_in_ci_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[tuple[float, float | None]] = []
+
+    def wait_until_ready(
+        client: Client, limit_s: float, on_wait: object = None, *, refused_s: float | None = None
+    ) -> str:
+        waits.append((limit_s, refused_s))
+        raise ServerUnreachable(client.host.url, client.host.source, "connection refused", limit_s)
+
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(Client, "wait_until_ready", wait_until_ready)
+    assert 1 == main(["status", "--host=gpu"])
+    assert [(2.0, 2.0)] == waits
+    assert "http://gpu:11434" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_wait_leaves_without_a_word_more(ollama: Emulator) -> None:

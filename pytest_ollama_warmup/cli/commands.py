@@ -184,7 +184,7 @@ def _asking(settings: Settings) -> Iterator[Client]:
     _warn_unencrypted(settings)
     client = Client(host, settings.api_key, settings.headers.value)
     try:
-        client.wait_until_ready(settings.wait.value, on_wait)
+        client.wait_until_ready(settings.wait.value, on_wait, refused_s=settings.refused_s)
         yield client
     except ApiError as exc:
         raise WarmupError(

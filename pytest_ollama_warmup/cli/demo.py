@@ -201,7 +201,7 @@ def _real(stack: ExitStack, settings: Settings, model: str | None) -> _Choice:
     client = Client(host, settings.api_key, settings.headers.value)
     stack.callback(client.close)
     try:
-        version = client.wait_until_ready(settings.wait.value)
+        version = client.wait_until_ready(settings.wait.value, refused_s=settings.refused_s)
     except ServerError as exc:
         if settings.given_host.given_by == "option":
             raise

@@ -22,8 +22,6 @@ READY, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SPECS = PREFIX + "preload"
 _LOADING = tuple(option.name for option in OPTIONS if not option.pytest_only)
 _ASKING = ("alias", "host", "header", "wait")
-# These commands show how things are now, so they do not wait for a server to start, in CI either.
-_WAIT_TO_ASK = "2s"
 _WIDTH = 79
 _PRELOADED = "the models of OLLAMA_PRELOAD_MODELS, otherwise those of OLLAMA_MODELS"
 _PULLED = "the models of OLLAMA_PRELOAD_MODELS and of OLLAMA_MODELS"
@@ -136,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.ollama_warmup_warm = "off"
     try:
         settings = read_settings(Sources(options, flag=_Flags(source), patient=True))
+        if _asks(_COMMANDS[options.command]):
+            settings = settings.impatient()
         if settings.problem is not None:
             raise settings.problem
         misuse = _misuse(options, settings)
@@ -264,8 +264,12 @@ def _add_arguments(parser: argparse.ArgumentParser, command: _Command) -> None:
         )
     for option in OPTIONS:
         if option.name in command.options:
-            asks = option.name == "wait" and "stall" not in command.options
-            _add(parser, option, default=_WAIT_TO_ASK if asks else None)
+            _add(parser, option, asks=_asks(command))
+
+
+def _asks(command: _Command) -> bool:
+    """Whether it shows how things are now, so that it does not wait for a server to start."""
+    return "stall" not in command.options
 
 
 def _add_switches(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
@@ -306,17 +310,17 @@ def _epilog(command: _Command) -> str:
     return "\n".join([codes, "", "Examples:", *(f"  {example}" for example in command.examples)])
 
 
-def _add(parser: argparse.ArgumentParser, option: Option, default: str | None) -> None:
+def _add(parser: argparse.ArgumentParser, option: Option, *, asks: bool) -> None:
     text = option.command_help or option.help
     if option.name == "wait":
-        text = f"{text.partition(' Default:')[0]} Default: {default or '60s'}."
+        default = "2s, or 0.3s if a port of this machine refuses" if asks else "60s"
+        text = f"{text.partition(' Default:')[0]} Default: {default}."
     parser.add_argument(
         _flag(option),
         # pytest's name of it works too, so that an option can be copied from there.
         option.flag,
         action=option.action,
         dest=option.dest,
-        default=default,
         help=text.replace("%", "%%"),
         metavar=option.command_metavar or option.metavar,
     )
