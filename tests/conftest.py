@@ -157,13 +157,13 @@ def pytest_xdist_auto_num_workers() -> int:
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the machine's own Ollama, CI or proxies reaches a test."""
     for name in list(os.environ):
-        if name.startswith(("OLLAMA_", "PYTEST_OLLAMA_", "PYTEST_XDIST_")) or name in (
+        if name.startswith(("OLLAMA_", "PYTEST_OLLAMA_", "PYTEST_XDIST_")) or name.upper() in (
             *CI_VARIABLES,
             "PYTEST_ADDOPTS",
             "HTTP_PROXY",
             "HTTPS_PROXY",
-            "http_proxy",
-            "https_proxy",
+            "ALL_PROXY",
+            "NO_PROXY",
             "GITHUB_ACTIONS",
             "GITHUB_STEP_SUMMARY",
             "NO_COLOR",

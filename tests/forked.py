@@ -3,7 +3,8 @@
 Most tests run pytest as a user does. Starting Python and importing pytest took two thirds of the
 time of such a run, and the modules of the plugin most of the rest. Here one process imports what
 runs need, and is forked for each run and for each xdist worker of it. Runs share nothing but these
-imports.
+imports, and the seed of Python's hashes: that workers agree about an order in spite of different
+seeds is tested with runs that are started.
 """
 
 from __future__ import annotations
@@ -404,11 +405,16 @@ def _begin(request: bytes, descriptors: list[int], ours: socket.socket) -> list[
 def _import_plugins_as_they_are() -> None:
     """Keep pytest from warnings that it cannot rewrite the asserts of plugins, which have none.
 
-    For that it looks through all modules, two dozen times in a run.
+    For that it looks through all modules, two dozen times in a run. Of a suite's own it still does.
     """
     from _pytest.assertion.rewrite import AssertionRewritingHook
 
+    mark, ours = AssertionRewritingHook.mark_rewrite, {"_pytest", "ollama_warmup", "xdist"}
+
     def mark_rewrite(self: AssertionRewritingHook, *names: str) -> None:
+        if not ours.issuperset(name.partition(".")[0] for name in names):
+            mark(self, *names)
+            return
         self._must_rewrite.update(names)
         self._marked_for_rewrite_cache.clear()
 
@@ -467,7 +473,7 @@ def _remember_plugins() -> None:
         for distribution in metadata.distributions()
         if any(one.group == "pytest11" for one in distribution.entry_points)
     ]
-    # Nothing but pytest and pluggy asks for all; importlib has no setting for it.
+    # Plugins that ask for entry points of other groups find none; importlib has no setting for it.
     vars(metadata)["distributions"] = lambda: found
     for name in ("entry_points", "metadata"):
         setattr(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
+from tests.conftest import Result
 from tests.test_faults import end, wait_for
 from tests.test_guard import TOOLS
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 WORKERS = pytest.mark.parametrize("workers", [[], ["-n2"]], ids=["single", "n2"])
 GROUP = "--ollama-group-by-model"
+MODELS = [
+    ScriptedModel(f"{name}:1", present=True, digest=name * 64, load_s=0.05) for name in "abcd"
+]
 # Each test asks for its model, and tells where it ran, beside which others.
 IN_TURN = """
 from tools import *
@@ -36,10 +41,7 @@ def test_it(n, name):
 @pytest.fixture
 def ollama() -> Iterator[Emulator]:
     """A server that keeps three models at most, of four that it has."""
-    models = [
-        ScriptedModel(f"{name}:1", present=True, digest=name * 64, load_s=0.05) for name in "abcd"
-    ]
-    with Emulator(models) as emulator:
+    with Emulator(MODELS) as emulator:
         yield emulator
 
 
@@ -67,6 +69,22 @@ def test_each_model_is_loaded_once(suite: Suite, workers: list[str], listed: lis
     assert ["a:1", "b:1", "c:1", "d:1"] == loads(suite)
     assert 4 == len([line for line in run.table if "loaded in" in line])
     assert "cold" not in run.out
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_workers_whose_hashes_differ_agree_about_the_order(suite: Suite, hosts: int) -> None:
+    """Started, not forked: each Python has a seed of its own."""
+    address = '"http://" + os.environ["OLLAMA_HOST"].removeprefix("http://")'
+    suite.write({"tools.py": TOOLS.replace('os.environ["OLLAMA_HOST"]', address)})
+    with Emulator(MODELS) as other:
+        addresses = ",".join([suite.ollama.url, other.url][:hosts])
+        command = suite.command(GROUP, "-n2", f"--ollama-host={addresses}")
+        done = subprocess.run(
+            command, cwd=suite.pytester.path, capture_output=True, text=True, check=False
+        )
+        assert {"passed": 24} == Result(done.returncode, done.stdout, done.stderr).counts, done
+        each = [sorted(load.model for load in one.loads) for one in (suite.ollama, other)]
+        assert [["a:1", "b:1", "c:1", "d:1"]] * hosts == each[:hosts]
 
 
 @WORKERS
