@@ -436,8 +436,12 @@ def test_an_empty_path_clears_those_before_it(suite: Suite) -> None:
         ),
         ("folder.md", "--ollama-report: cannot write .*folder.md: Is a directory"),
         ("file/r.md", "--ollama-report: cannot write .*file/r.md: (Not a directory|File exists)"),
+        ("~nobody-here/r.md", "cannot write ~nobody-here/r.md: Could not determine home"),
+        # Of 255 bytes at most, with what is written first beside it.
+        (f"{250 * 'r'}.md", "--ollama-report: cannot write .*r.md: File name too long"),
+        (f"{300 * 'r'}.md", "--ollama-report: cannot write .*r.md: File name too long"),
     ],
-    ids=["suffix", "directory", "below-a-file"],
+    ids=["suffix", "directory", "below-a-file", "nobody's", "long", "longer"],
 )
 def test_what_cannot_be_written_is_refused_before_the_run(
     suite: Suite, workers: list[str], path: str, said: str
@@ -448,7 +452,9 @@ def test_what_cannot_be_written_is_refused_before_the_run(
     assert 4 == run.ret
     assert re.search(said, run.err, re.IGNORECASE), run.err
     assert "ran" not in run.out
+    assert "INTERNALERROR" not in run.out + run.err
     assert ["folder.md"] == [path.name for path in suite.pytester.path.glob("*.md")]
+    assert [] == [*suite.pytester.path.glob(".*.partial")]
 
 
 def test_a_page_without_jinja2_is_refused_before_the_run(suite: Suite) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from errno import EISDIR
 from hashlib import sha256
 from importlib.util import find_spec
+from os import strerror
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,25 @@ def missing_for(path: Path) -> str:
     return ""
 
 
+def check(path: Path) -> None:
+    """See that :func:`write` can write *path*, and leave nothing there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, strerror(EISDIR))
+    partial = _partial(path)
+    partial.touch()
+    partial.unlink()
+
+
+def _partial(path: Path) -> Path:
+    """Return where a report is until it is whole: what reads it meanwhile sees the old one."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write(document: Document, path: Path) -> None:
     """Write the report that the suffix of *path* asks for.
 
@@ -61,8 +82,7 @@ def write(document: Document, path: Path) -> None:
     """
     render = {".json": as_json, ".md": markdown, ".html": page}[path.suffix.lower()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # As one file that is whole: what reads it meanwhile sees the old one.
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         partial.write_text(render(document), encoding="utf-8")
         partial.replace(path)

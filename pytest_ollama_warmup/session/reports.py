@@ -43,36 +43,28 @@ def prepare_reports(config: pytest.Config) -> Reports:
     plugin: Reports | None = config.pluginmanager.get_plugin(_REPORTS)
     if plugin is not None:
         return plugin
-    paths = [_path(config, text) for text in settings_of(config).report.value]
-    source = settings_of(config).report.source
-    for path in paths:
-        _check(path, source)
+    paths = [_checked(config, text) for text in settings_of(config).report.value]
     reports = Reports(config, paths)
     config.pluginmanager.register(reports, _REPORTS)
     return reports
 
 
-def _path(config: pytest.Config, text: str) -> Path:
+def _checked(config: pytest.Config, text: str) -> Path:
     """Return where a report goes: a configuration file counts from its own directory."""
-    by_file = settings_of(config).report.given_by == "configuration"
-    return (config.rootpath if by_file else config.invocation_params.dir) / Path(text).expanduser()
+    from pytest_ollama_warmup.report.files import check, missing_for
 
-
-def _check(path: Path, source: str) -> None:
-    from pytest_ollama_warmup.report.files import missing_for
-
+    report, path = settings_of(config).report, Path(text)
     if words := missing_for(path):
-        raise pytest.UsageError(f"{source} {clean(path.name)}: {words}")
-    existed = path.exists()
+        raise pytest.UsageError(f"{report.source} {clean(path.name)}: {words}")
+    by_file = report.given_by == "configuration"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as exc:
-        why = exc.strerror or type(exc).__name__
-        raise pytest.UsageError(f"{source}: cannot write {clean(path)}: {why}") from None
+        path = (config.rootpath if by_file else config.invocation_params.dir) / path.expanduser()
+        check(path)
+    # Of "~name" nobody may know the home.
+    except (OSError, RuntimeError) as exc:
+        why = getattr(exc, "strerror", "") or str(exc)
+        raise pytest.UsageError(f"{report.source}: cannot write {clean(path)}: {why}") from None
+    return path
 
 
 class Reports:
