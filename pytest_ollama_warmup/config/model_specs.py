@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ollama_warmup.errors import BadSpec
-from pytest_ollama_warmup.ollama.names import ModelName
+from pytest_ollama_warmup.ollama.names import ModelName, closest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ OptionValue = int | bool
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(?:(\d+\.?\d*|\.\d+)(h|ms|us|µs|ns|m|s))")
 _VERSION = re.compile(r"[0-9.]+(:[^/]*)?")
+_FILE = re.compile(r"\.py(::|$)")
 FOREVER = -1.0
 _YEAR_S = 365 * 86400.0
 
@@ -125,10 +126,7 @@ def parse_specs(texts: str | Iterable[str], source: str) -> tuple[ModelSpec, ...
             if not name or (asked and not query):
                 raise BadSpec(token, source, "expected a model name such as llama3.2:1b")
             if before is not None and _VERSION.fullmatch(name):
-                # No model has such a name; with a space less the one before it may.
-                raise BadSpec(
-                    token, source, f"a space separates models; {before.name}{token} is one"
-                )
+                raise BadSpec(token, source, _no_model(name, token, before))
             name, _, pin = name.partition("@")
             spec = ModelSpec(_check_name(name, source), digest=_read_pin(pin, token, source))
             for pair in query.split("&") if query else ():
@@ -194,7 +192,18 @@ def _split(pair: str, source: str) -> tuple[str, str]:
     return key, value
 
 
+def _no_model(name: str, token: str, before: ModelSpec) -> str:
+    """Say what a number in a list of models may have been meant for."""
+    if ":" not in before.name:
+        return f"a space separates models; {before.name}{token} is one"
+    meant = f"; for a context length write num_ctx={name}" if name.isdigit() else ""
+    return f"no model has such a name{meant}"
+
+
 def _check_name(name: str, source: str) -> str:
+    if _FILE.search(name):
+        # "--ollama-preload test_chat.py" would ask a registry for it.
+        raise BadSpec(name, source, "a file, no model; expected a name such as llama3.2:1b")
     try:
         ModelName.parse(name)
     except ValueError as exc:
@@ -220,10 +229,7 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
     if key == "insecure":
         return spec._replace(insecure=_read_bool(value, token, source))
     if key not in _LEAST:
-        why = f"unknown key {key!r}"
-        if key in OF_REQUESTS:
-            why = f"{key} does not decide how a model is loaded: send it with each request"
-        raise BadSpec(token, source, f"{why}; keys: {', '.join(KEYS)}")
+        raise BadSpec(token, source, _no_key(key))
     least = _LEAST[key]
     read = (
         _read_bool(value, token, source)
@@ -233,6 +239,16 @@ def _with_option(spec: ModelSpec, key: str, value: str, token: str, source: str)
     if key in dict(spec.options) and dict(spec.options)[key] != read:
         raise BadSpec(token, source, f"{key} is given twice for {spec.name}")
     return spec._replace(options=tuple(sorted({**dict(spec.options), key: read}.items())))
+
+
+def _no_key(key: str) -> str:
+    if key in OF_REQUESTS:
+        why = f"{key} does not decide how a model is loaded: send it with each request"
+    elif meant := closest(key.lower(), KEYS):
+        return f"unknown key {key!r}; did you mean {meant}?"
+    else:
+        why = f"unknown key {key!r}"
+    return f"{why}; keys: {', '.join(KEYS)}"
 
 
 def _read_bool(value: str, token: str, source: str) -> bool:

@@ -134,7 +134,7 @@ OPTIONS = (
         "preload",
         "what",
         "Pull and load these models before the tests: NAME[,KEY=VALUE...], separated by spaces. "
-        "Repeat to add models; an empty value clears earlier ones.",
+        "Repeat to add models; an empty value clears earlier ones. Default: OLLAMA_PRELOAD_MODELS.",
         read=_as_given,
         metavar="SPECS",
         ini_type="args",

@@ -137,7 +137,9 @@ def _contexts(memory: Memory, run: Run, key: str, outcome: Outcome) -> str:
         if run.learned.get(key) == context:
             cure = f"The next run here loads it so. Elsewhere, list {spec}."
         elif by == "listed":
-            cure = f"List {spec}, or have the tests send num_ctx {first}."
+            cure = (
+                f"List {spec}, or have the tests send num_ctx {first}: pass options=ollama_options."
+            )
         # Of tests that ran at the same time nobody knows whose it was.
         certain = list(
             dict.fromkeys(switch.tests[0] for switch in switches if len(switch.tests) == 1)

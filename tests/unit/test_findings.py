@@ -209,7 +209,8 @@ LISTED = A._replace(options=(("num_ctx", 4096),))
             memory(LISTED, switches=[switch(4096, 8192, "t", "u")], uses=[use(context=8192)]),
             RUN,
             "a:1 was loaded with num_ctx 4096 (listed), and by tests with 8192: 1 reload, about "
-            "2 s.\nList a:1,num_ctx=8192, or have the tests send num_ctx 4096.",
+            "2 s.\nList a:1,num_ctx=8192, or have the tests send num_ctx 4096: pass "
+            "options=ollama_options.",
         ),
         (
             memory(

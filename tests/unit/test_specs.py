@@ -114,11 +114,11 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
         ),
         (
             "m,num_ctxx=1",
-            f"'num_ctxx=1' (from --ollama-preload): unknown key 'num_ctxx'; keys: {ALL_KEYS}",
+            "'num_ctxx=1' (from --ollama-preload): unknown key 'num_ctxx'; did you mean num_ctx?",
         ),
         (
             "m,NUM_CTX=64",
-            f"'NUM_CTX=64' (from --ollama-preload): unknown key 'NUM_CTX'; keys: {ALL_KEYS}",
+            "'NUM_CTX=64' (from --ollama-preload): unknown key 'NUM_CTX'; did you mean num_ctx?",
         ),
         (
             "m,temperature=1",
@@ -127,7 +127,17 @@ def test_ollamas_own_proposal_for_the_variable_is_read_too() -> None:
         ),
         ("m,heat=1", f"unknown key 'heat'; keys: {ALL_KEYS}"),
         ("qwen 2.5", "a space separates models; qwen2.5 is one"),
-        ("m,keepalive=1m", f"unknown key 'keepalive'; keys: {ALL_KEYS}"),
+        (
+            "m:1b,8192",
+            "'8192' (from --ollama-preload): no model has such a name; for a context length write num_ctx=8192",
+        ),
+        ("m:1b 3.2:1b", "'3.2:1b' (from --ollama-preload): no model has such a name"),
+        (
+            "test_chat.py",
+            "'test_chat.py' (from --ollama-preload): a file, no model; expected a name such as llama3.2:1b",
+        ),
+        ("tests/test_chat.py::test_tone", "a file, no model"),
+        ("m,keepalive=1m", "unknown key 'keepalive'; did you mean keep_alive?"),
         (
             "m,num_ctx=",
             f"'num_ctx=' (from --ollama-preload): expected key=value; keys: {ALL_KEYS}",
@@ -300,7 +310,10 @@ def test_options_of_a_mark_may_repeat_what_the_spec_says() -> None:
         ({"num_gpu": None}, "'num_gpu=None' (from mark): expected a whole number of at least -1"),
         ({"use_mmap": "maybe"}, "'use_mmap=maybe' (from mark): expected true or false"),
         ({"keep_alive": 0}, "'keep_alive=0' (from mark): expected a duration"),
-        ({"num_ctxx": 1}, f"'num_ctxx=1' (from mark): unknown key 'num_ctxx'; keys: {ALL_KEYS}"),
+        (
+            {"num_ctxx": 1},
+            "'num_ctxx=1' (from mark): unknown key 'num_ctxx'; did you mean num_ctx?",
+        ),
     ],
 )
 def test_a_bad_option_of_a_mark_is_refused(options: dict[str, object], said: str) -> None:
