@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -118,6 +119,20 @@ def test_a_server_that_starts_late_is_waited_for(ollama: Emulator, command: str)
         ("preload", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "/srv/models"}, [NAME]),
         ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "embed:a"}, ["embed:a", NAME]),
         ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "C:\\models"}, [NAME]),
+        # As pytest reads them: quoted, as env files leave them, or a JSON list.
+        ("preload", {"OLLAMA_PRELOAD_MODELS": f'"embed:a {NAME}"'}, ["embed:a", NAME]),
+        (
+            "pull",
+            {"OLLAMA_PRELOAD_MODELS": f'["embed:a", "{NAME},num_ctx=512"]'},
+            ["embed:a", NAME],
+        ),
+        ("pull", {"OLLAMA_PRELOAD_MODELS": NAME, "OLLAMA_MODELS": "'/srv/models'"}, [NAME]),
+        # Of a model in both the first one counts.
+        (
+            "pull",
+            {"OLLAMA_PRELOAD_MODELS": f"{NAME},num_ctx=512", "OLLAMA_MODELS": f"{NAME} embed:a"},
+            ["embed:a", NAME],
+        ),
     ],
 )
 def test_the_environment_names_models_where_the_command_line_does_not(
@@ -142,6 +157,27 @@ def test_what_the_environment_names_is_shown_with_its_variable(
         f"ollama: pull embed:a {NAME} (from OLLAMA_PRELOAD_MODELS)"
         == capsys.readouterr().out.splitlines()[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[1, 2]", "'[1, 2]' is not a valid OLLAMA_MODELS. Expected a list of strings"),
+        ("a,b=1", "'b=1' (from OLLAMA_MODELS): unknown key 'b'"),
+    ],
+)
+def test_a_variable_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, said: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_PRELOAD_MODELS", NAME)
+    monkeypatch.setenv("OLLAMA_MODELS", value)
+    assert 2 == main(["pull"])
+    assert said in capsys.readouterr().err
+
+
+def test_a_variable_that_is_not_set_drops_no_model_beside_it(ollama: Emulator) -> None:
+    assert 0 == main(["pull", NAME, "", "embed:a"])
+    assert ["embed:a", NAME] == sorted(ollama.pulls)
 
 
 @pytest.mark.parametrize("folder", ["/srv/models", "~/models", "C:\\models"])
@@ -336,6 +372,24 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     command = f"{sys.executable} -m pytest_ollama_warmup pull {NAME} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert "" == done.stderr
+
+
+@pytest.mark.parametrize("command", [["cache-key", "a"], ["status", NAME]], ids=lambda c: c[0])
+def test_what_nobody_reads_any_more_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    # Python would see at once that nobody reads.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_ollama_warmup", *command],
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (1, b"") == (done.returncode, done.stderr)
 
 
 # What it imports

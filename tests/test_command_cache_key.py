@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from pytest_ollama_warmup.cli.main import main
 from pytest_ollama_warmup.emulator import Emulator, ScriptedModel
 from tests.command import Run
 from tests.conftest import LLAMA
+
+if TYPE_CHECKING:
+    from pytest_ollama_warmup.ollama.client import Client
 
 NAME = "llama3.2:1b"
 MISTRAL = ScriptedModel("mistral:latest")
@@ -76,6 +80,17 @@ def test_what_downloads_something_else_has_another_key(key: Keys) -> None:
     pin = f"@sha256:{12 * '0'}"
     others = ["mistral", NAME, f"{NAME} mistral", "mistral:7b", "team/mistral", f"mistral{pin}"]
     assert len(others) == len({key(other) for other in others})
+
+
+def test_another_version_than_the_pinned_one_has_no_digest(
+    ollama: Emulator, client: Client, capsys: pytest.CaptureFixture[str], key: Keys
+) -> None:
+    ollama.add(replace(MISTRAL, present=True))
+    digest = client.local_models()[0].digest
+    assert key("--digests", f"mistral@sha256:{digest[:12]}")
+    pin = "mistral@sha256:0a109f42"
+    assert 1 == main(["cache-key", "--digests", pin])
+    assert f"no digest of {pin}" in capsys.readouterr().err
 
 
 def test_the_key_is_the_same_before_and_after_the_pull(ollama: Emulator, key: Keys) -> None:

@@ -241,6 +241,19 @@ def test_on_another_machine_a_model_in_use_is_left_alone(
     assert ["qwen3:0.6b"] == [one.name for one in client.loaded_models()]
 
 
+def test_on_another_machine_a_model_in_use_is_refused_by_name(
+    client: Client,
+    runs: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Host, "loopback", False)
+    client.load("qwen3:0.6b", "generate", prompt="", options={}, limit_s=9)
+    assert 1 == main(["demo", "--model=qwen3:0.6b"])
+    assert "qwen3:0.6b (from --model) is loaded on" in capsys.readouterr().err
+    assert ([], ["qwen3:0.6b"]) == (runs, [one.name for one in client.loaded_models()])
+
+
 def test_one_that_stays_in_use_ends_it(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,

@@ -186,11 +186,11 @@ def test_a_status_as_json(client: Client, capsys: pytest.CaptureFixture[str]) ->
 def test_a_status_of_a_mistyped_model_says_which_one_is_local(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert 1 == main(["status", "lama3.2:1b", "nope"])
+    assert 1 == main(["status", "lama3.2:1b,num_ctx=512", "nope"])
     assert [
         f"ollama: lama3.2:1b is not local. Did you mean {NAME}?",
         "ollama: 2 of 2 models not loaded. To load:",
-        "  ollama-warmup preload lama3.2:1b nope",
+        f"  ollama-warmup preload {NAME},num_ctx=512 nope",
     ] == capsys.readouterr().out.splitlines()[-3:]
     assert 1 == main(["status", "--json", "lama3.2:1b"])
     (row,) = json.loads(capsys.readouterr().out)["models"]
@@ -406,6 +406,17 @@ def test_a_model_that_nobody_knows_is_an_error_and_the_others_are_unloaded(
             "did_you_mean": NAME,
         }
     ] == json.loads(capsys.readouterr().out)["models"]
+
+
+def test_another_version_than_the_pinned_one_stays(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(client, "mistral")
+    assert 0 == main(["unload", "mistral@sha256:0a109f42"])
+    assert "✓ mistral:latest   was not loaded; another version is" in capsys.readouterr().out
+    (loaded,) = client.loaded_models()
+    assert 0 == main(["unload", f"mistral@sha256:{loaded.digest[:12]}"])
+    assert [] == client.loaded_models()
 
 
 def test_a_loaded_model_that_is_no_longer_local_is_unloaded(

@@ -199,6 +199,31 @@ def test_bad_variables_do_not_matter_where_nothing_is_done(
     assert {"passed": 1} == suite.run("--ollama-off").counts
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alias", '["a=b", "b=c"]'),
+        ("alias", '["a"]'),
+        ("export", "[1]"),
+        ("header", "[1]"),
+        ("preload", "[1]"),
+        ("report", "[1]"),
+        ("report", '["r.txt"]'),
+        ("wait", '"long"'),
+    ],
+)
+def test_a_bad_value_in_a_file_does_not_matter_to_a_run_that_is_off(
+    suite: Suite, name: str, value: str
+) -> None:
+    suite.write(
+        {**ONE_TEST, "pyproject.toml": f"[tool.pytest.ini_options]\nollama_{name} = {value}\n"}
+    )
+    assert {"passed": 1} == suite.run("--ollama-off").counts
+    run = suite.run()
+    assert 4 == run.ret
+    assert f"ollama_{name} in pyproject.toml" in run.err
+
+
 def test_a_bad_list_in_the_environment_is_refused_in_every_run(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

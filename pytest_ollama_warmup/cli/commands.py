@@ -72,7 +72,7 @@ def status(settings: Settings, *, as_json: bool) -> bool:
         if row.did_you_mean:
             print(f"ollama: {row.model} is not local. Did you mean {row.did_you_mean}?")
     if missing:
-        specs = " ".join(row.wanted for row in missing)
+        specs = " ".join(row.to_load for row in missing)
         wanted = sum(1 for row in rows if row.wanted)
         print(f"ollama: {len(missing)} of {count(wanted, 'model')} not loaded. To load:")
         print(f"  ollama-warmup preload {specs}")
@@ -87,32 +87,27 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
     with _asking(settings) as client:
         loaded_models, local_models = client.loaded_models(), client.local_models()
         specs = () if everything else settings.listed.specs
-        matches: dict[str, LoadedModel | None] = {
+        found: dict[str, LoadedModel | State] = {
             model.name: model for model in loaded_models if everything
         }
-        matches |= {_full(spec): _find(spec, loaded_models, local_models) for spec in specs}
-        absent = {
-            _full(spec): _absent(client, spec, local_models)
-            for spec in specs
-            if not matches[_full(spec)]
-        }
-        names = {model.name for model in matches.values() if model is not None}
+        found |= {_full(spec): _of(spec, client, loaded_models, local_models) for spec in specs}
+        names = {one.name for one in found.values() if not isinstance(one, str)}
         for name in names:
             client.unload(name)
         left = in_memory_after(client, names, UNLOAD_LIMIT_S)
     candidates = {model.name for model in loaded_models} | {model.name for model in local_models}
     models: list[dict[str, Any]] = []
-    for name, model in matches.items():
-        unknown = absent.get(name) == "not pulled"
-        if model is not None:
-            state = "in use" if model.name in left else "unloaded"
-        else:
-            state = "not found" if unknown else absent[name]
+    for name, one in found.items():
+        unknown, state = one == "not pulled", "unloaded"
+        if isinstance(one, str):
+            state = "not found" if unknown else one
+        elif one.name in left:
+            state = "in use"
         models.append(
             {
                 "model": name,
                 "state": state,
-                "size": model.size if model is not None else 0,
+                "size": 0 if isinstance(one, str) else one.size,
                 "did_you_mean": meant_by(name, sorted(candidates)) if unknown else "",
             }
         )
@@ -122,7 +117,7 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
         _print_table(settings, "unload", unload_lines, models)
         if not models:
             print("ollama: no model is loaded")
-    return not left and "not pulled" not in absent.values()
+    return not left and "not pulled" not in found.values()
 
 
 def cache_key(settings: Settings, *, digests: bool) -> None:
@@ -143,7 +138,11 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
         with _asking(settings) as client:
             local_models = client.local_models()
         matches = [(spec, find(local_models, spec.model_key)) for spec in specs.values()]
-        if missing := [str(spec) for spec, model in matches if model is None]:
+        if missing := [
+            str(spec)
+            for spec, model in matches
+            if model is None or not model.digest.startswith(spec.digest)
+        ]:
             raise WarmupError(
                 f"no digest of {', '.join(missing)}: not on {settings.host.url} "
                 f"({origin(settings.host.source)}). Run 'ollama-warmup pull {' '.join(missing)}' "
@@ -245,6 +244,19 @@ def _find(
     """Return the loaded model that *spec* means, which the server may list under another name."""
     local_model = find(local_models, spec.model_key)
     return loaded_as(loaded_models, spec.model_key, local_model.digest if local_model else "")
+
+
+def _of(
+    spec: ModelSpec,
+    client: Client,
+    loaded_models: list[LoadedModel],
+    local_models: list[LocalModel],
+) -> LoadedModel | State:
+    """Return the loaded model that *spec* means, also by its pin, else how things are with it."""
+    match = _find(spec, loaded_models, local_models)
+    if match is None:
+        return _absent(client, spec, local_models)
+    return match if match.digest.startswith(spec.digest) else "other version"
 
 
 def _full(spec: ModelSpec) -> str:

@@ -255,6 +255,8 @@ def _private(stack: ExitStack, command: list[str]) -> tuple[Client, str]:
 def _model_on(client: Client, model: str | None) -> tuple[str, int]:
     """Return the name and size of the model that was named, else of the smallest there is."""
     host, local_models = client.host, sorted(client.local_models(), key=lambda entry: entry.size)
+    # The demo unloads the model; on another machine somebody else may be using it.
+    taken = set() if host.loopback else {loaded.name for loaded in client.loaded_models()}
     if model is not None:
         match = find(local_models, _key(model))
         if match is None:
@@ -266,9 +268,12 @@ def _model_on(client: Client, model: str | None) -> tuple[str, int]:
             raise WarmupError(
                 f"{model} (from --model) does not complete text. Name a model that does."
             )
+        if match.name in taken:
+            raise WarmupError(
+                f"{model} (from --model) is loaded on {host.url} ({origin(host.source)}), where "
+                "somebody may be using it. Name another model, or unload it first."
+            )
         return match.name, match.size
-    # The demo unloads the model; on another machine somebody else may be using it.
-    taken = set() if host.loopback else {loaded.name for loaded in client.loaded_models()}
     for candidate in local_models:
         if candidate.name not in taken and _completes(client, candidate.name):
             return candidate.name, candidate.size

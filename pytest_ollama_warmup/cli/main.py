@@ -9,8 +9,9 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_ollama_warmup.config.model_specs import ModelSpec, parse_specs
 from pytest_ollama_warmup.config.options import OPTIONS, PREFIX, Option
-from pytest_ollama_warmup.config.sources import Sources, read_settings
+from pytest_ollama_warmup.config.sources import Sources, from_variable, read_settings
 from pytest_ollama_warmup.errors import BadSetting, WarmupError
 
 if TYPE_CHECKING:
@@ -128,11 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    specs, source = _specs(options, os.environ)
-    setattr(options, _SPECS, specs)
     if options.command == "pull":
         options.ollama_warmup_warm = "off"
     try:
+        specs, source = _specs(options, os.environ)
+        setattr(options, _SPECS, specs)
         settings = read_settings(Sources(options, flag=_Flags(source), patient=True))
         if _asks(_COMMANDS[options.command]):
             settings = settings.impatient()
@@ -140,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise settings.problem
         misuse = _misuse(options, settings)
         # "status" shows what is loaded even if there is nothing to check.
-        if (not misuse or options.command == "status") and not _run(options, settings):
+        done = (misuse and options.command != "status") or _run(options, settings)
+        # Here, where it is known what to do if nobody reads it.
+        sys.stdout.flush()
+        if not done:
             return FAILED
         if misuse:
             print(f"{parser.prog} {options.typed}: error: {misuse}", file=sys.stderr)
@@ -198,7 +202,7 @@ def _run(options: argparse.Namespace, settings: Settings) -> bool:
         text = str(exc).replace("\n", " ")
         print(f"ollama: {text}", file=sys.stderr)
         if getattr(options, "json", False):
-            # Whoever parses it finds a document there in any case.
+            # Whoever parses it finds a document there, unless the command was misused.
             commands.print_json(settings, [], text)
         return False
 
@@ -213,7 +217,7 @@ class _Version(argparse.Action):
 
 
 class _Flags:
-    """Says what the user typed for an option, as messages show it."""
+    """Says where the value of an option comes from: its short flag, or who names the models."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -268,7 +272,7 @@ def _add_arguments(parser: argparse.ArgumentParser, command: _Command) -> None:
 
 
 def _asks(command: _Command) -> bool:
-    """Whether it shows how things are now, so that it does not wait for a server to start."""
+    """Whether it gives the server a short time only to answer: not the time that a start takes."""
     return "stall" not in command.options
 
 
@@ -328,18 +332,24 @@ def _add(parser: argparse.ArgumentParser, option: Option, *, asks: bool) -> None
 
 def _specs(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[str], str]:
     """Return the texts that name models, and who gave them."""
-    named = getattr(options, "specs", [])
+    # "$UNSET" in a list clears nothing here.
+    named = [text for text in getattr(options, "specs", []) if text.strip()]
     if named or options.command == "demo" or getattr(options, "all", False):
         return named, "the command line"
-    variables = {
-        name: environ[name]
-        for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS")
-        if environ.get(name, "").strip() and not _is_folder(environ[name])
-    }
-    # What is pulled, a cache holds.
-    if options.command not in ("pull", "cache-key"):
-        variables = dict(list(variables.items())[:1])
-    return list(variables.values()), " and ".join(variables)
+    found: dict[str, ModelSpec] = {}
+    sources: list[str] = []
+    for name in ("OLLAMA_PRELOAD_MODELS", "OLLAMA_MODELS"):
+        texts = from_variable(environ.get(name, ""), name)
+        specs = [] if _is_folder("".join(texts)) else parse_specs(texts, name)
+        if specs:
+            sources.append(name)
+        for spec in specs:
+            # Of a model in both the first one counts: options change no download.
+            found.setdefault(spec.model_key, spec)
+        # What is pulled, a cache holds.
+        if found and options.command not in ("pull", "cache-key"):
+            break
+    return [str(spec) for spec in found.values()], " and ".join(sources)
 
 
 def _is_folder(text: str) -> bool:

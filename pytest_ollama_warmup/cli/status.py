@@ -19,6 +19,7 @@ _LEAST_NAME = 12
 _UNLOADED = {
     "unloaded": "unloaded",
     "not loaded": "was not loaded",
+    "other version": "was not loaded; another version is",
     "in the cloud": "runs in the cloud",
     "in use": "still in use; unloads when its requests end",
     "not found": "neither loaded nor local",
@@ -48,6 +49,12 @@ class Row:
     def missing(self) -> bool:
         """Whether it is wanted and not loaded."""
         return bool(self.wanted) and self.state not in ("loaded", "in the cloud")
+
+    @property
+    def to_load(self) -> str:
+        """What to load where it is missing, with its options; of a slip the model that is meant."""
+        name, comma, options = self.wanted.partition(",")
+        return f"{self.did_you_mean or name}{comma}{options}"
 
 
 def status_lines(rows: Iterable[Row], *, plain: bool = False, width: int = 0) -> list[str]:

@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """All settings of one run; *given_list* and *given_host* are None where nobody gave any.
+    """All settings of one run; *given_list* and the value of *given_host* may be None: not given.
 
     *hosts* are the addresses as given, *given_host* is the one that this process uses; a worker
     that uses one of several has its *number*.
@@ -179,7 +179,7 @@ class Settings(NamedTuple):
         )
 
     def impatient(self) -> Settings:
-        """Return these for a command that shows how things are now, in CI too."""
+        """Return these for a command that gives the server a short time to answer, in CI too."""
         if self.wait.given_by != "default":
             return self
         return self._replace(wait=Setting(IMPATIENT_S, "default", "default"))

@@ -240,12 +240,16 @@ class _Reader:
         """Return the files to write reports to; an empty one clears those before it."""
         option = self._table["report"]
         for raw, source, given_by in self._given(option)[:1]:
-            paths = _after_empty(_texts(raw, source, option))
-            for path in paths:
-                if not path.lower().endswith(REPORT_SUFFIXES):
-                    needed = f"Expected a file name that ends in {', '.join(REPORT_SUFFIXES)}."
-                    self._tolerate(BadSetting(path, source, needed), given_by)
-            return Setting(tuple(dict.fromkeys(paths)), source, given_by)
+            try:
+                paths = _after_empty(_texts(raw, source, option))
+                for path in paths:
+                    if not path.lower().endswith(REPORT_SUFFIXES):
+                        needed = f"Expected a file name that ends in {', '.join(REPORT_SUFFIXES)}."
+                        raise BadSetting(path, source, needed)
+            except BadSetting as exc:
+                self._tolerate(exc, given_by)
+            else:
+                return Setting(tuple(dict.fromkeys(paths)), source, given_by)
         return Setting((), "default", "default")
 
     def listed(self) -> Listed | None:
@@ -263,7 +267,7 @@ class _Reader:
         try:
             texts = _texts(raw, source)
             if given_by == "environment":
-                texts = _from_variable(texts[0], source)
+                texts = from_variable(texts[0], source)
             if given_by == "configuration":
                 # pytest has split it at white space; "a, num_ctx=512" is one spec all the same.
                 texts = [" ".join(texts)]
@@ -291,7 +295,8 @@ class _Reader:
         for alias in aliases.values():
             other = aliases.get(alias.spec.name.lower(), alias)
             if other is not alias:
-                raise BadSpec(str(alias.spec), alias.source, f"{other.name} is an alias itself")
+                why = f"{other.name} is an alias itself"
+                self._tolerate(BadSpec(str(alias.spec), alias.source, why), alias.given_by)
         return tuple(aliases.values())
 
     def _tolerate(self, exc: BadSetting, given_by: GivenBy) -> None:
@@ -322,8 +327,12 @@ class _Reader:
         return values
 
 
-def _from_variable(text: str, source: str) -> list[str]:
-    """Return the specs in a variable: without quotes that an env file has left, or a JSON list."""
+def from_variable(text: str, source: str) -> list[str]:
+    """Return the specs in a variable: without quotes that an env file has left, or a JSON list.
+
+    Raises:
+        BadSetting: the list is none of texts.
+    """
     text = text.strip()
     if text[:1] == text[-1:] and text[:1] in ("'", '"'):
         text = text[1:-1]
