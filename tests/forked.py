@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -29,7 +28,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 PYTEST = (
     "pytest",
@@ -120,7 +119,7 @@ def run(*args: str, cwd: Path | str = ".", timeout: float = 100, fresh: bool = F
 
     A *fresh* program imports the plugin, and what that needs, itself.
     """
-    if (connection := _connection(fresh)) is not None:
+    if (connection := _connection(fresh, os.environ)) is not None:
         return _run(connection, args, cwd, timeout)
     done = subprocess.run(
         [sys.executable, "-m", *args],
@@ -145,7 +144,7 @@ def start(
 
     It hears Ctrl-C. Its output, that for errors too, can be read, or goes to a *terminal*.
     """
-    if (connection := _connection(fresh)) is not None:
+    if (connection := _connection(fresh, environ or os.environ)) is not None:
         return _start(connection, args, cwd, environ or os.environ, terminal)
     with hearing_signals():
         return subprocess.Popen(
@@ -210,14 +209,13 @@ class Forked:
         assert self.stdout is not None
         if self.stdout.closed:
             return "", None
-        with self.stdout, ThreadPoolExecutor(1) as pool:
-            rest = pool.submit(self.stdout.read)
-            try:
-                self.wait(timeout)
-                return rest.result(timeout), None
-            except (TimeoutError, subprocess.TimeoutExpired):
-                os.killpg(self.pid, signal.SIGKILL)
-                raise
+        rest = _reading(self.stdout)
+        try:
+            self.wait(timeout)
+            return rest(timeout), None
+        except (TimeoutError, subprocess.TimeoutExpired):
+            os.killpg(self.pid, signal.SIGKILL)
+            raise
 
     def poll(self) -> int | None:
         """Return its exit status, or None as long as it runs."""
@@ -251,7 +249,7 @@ class _Template:
     """A process that has imported the *modules* that runs need, and is forked for each."""
 
     def __init__(self, modules: Sequence[str]) -> None:
-        self.python = _python_variables()
+        self.python = _python_variables(os.environ)
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # What is forked needs our end as well: for its workers.
         both = [theirs.fileno(), self.connection.fileno()]
@@ -276,12 +274,12 @@ def _template(fresh: bool) -> _Template:
     return template
 
 
-def _connection(fresh: bool) -> socket.socket | None:
+def _connection(fresh: bool, environ: Mapping[str, str]) -> socket.socket | None:
     """Return what leads to the process that forks; None where a new Python would begin otherwise.
 
     Python reads its variables when it starts.
     """
-    if not hasattr(os, "fork") or _template(fresh).python != _python_variables():
+    if not hasattr(os, "fork") or _template(fresh).python != _python_variables(environ):
         return None
     return _template(fresh).connection
 
@@ -307,22 +305,39 @@ def _run(connection: socket.socket, args: Sequence[str], cwd: Path | str, timeou
     out, err = os.pipe(), os.pipe()
     descriptors = [os.open(os.devnull, os.O_RDONLY), out[1], err[1]]
     program = Forked(connection, args, str(cwd), descriptors, os.getpgrp())
-    with ThreadPoolExecutor(2) as pool:
-        texts = [pool.submit(_read, one[0]) for one in (out, err)]
-        try:
-            return Done(program.wait(timeout), *(text.result(timeout) for text in texts))
-        except (TimeoutError, subprocess.TimeoutExpired):
-            program.kill()
-            raise
+    texts = [_reading(os.fdopen(one[0], encoding="utf-8")) for one in (out, err)]
+    try:
+        return Done(program.wait(timeout), *(text(timeout) for text in texts))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        program.kill()
+        raise
 
 
-def _python_variables() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k.startswith("PYTHON")}
+def _python_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in environ.items() if k.startswith("PYTHON")}
 
 
-def _read(descriptor: int) -> str:
-    with os.fdopen(descriptor, encoding="utf-8") as pipe:
-        return pipe.read()
+def _reading(pipe: TextIO) -> Callable[[float | None], str]:
+    """Read all of *pipe* beside; the result gives the text, within so many seconds.
+
+    What a program leaves behind may hold the pipe for as long as it likes.
+    """
+    texts: list[str] = []
+
+    def read() -> None:
+        with pipe:
+            texts.append(pipe.read())
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+
+    def text(timeout: float | None) -> str:
+        reader.join(timeout)
+        if reader.is_alive():
+            raise TimeoutError(f"output is still open after {timeout} s")
+        return texts[0]
+
+    return text
 
 
 def _serve(requests: socket.socket, ours: socket.socket) -> list[str] | None:
@@ -361,7 +376,6 @@ def _serve(requests: socket.socket, ours: socket.socket) -> list[str] | None:
                 requests.close()
                 return _begin(request, descriptors, ours)
             *rest, statuses[pid] = descriptors
-            os.write(statuses[pid], b"%d\n" % pid)
             for descriptor in rest:
                 os.close(descriptor)
 
@@ -389,16 +403,19 @@ def _begin(request: bytes, descriptors: list[int], ours: socket.socket) -> list[
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    os.close(descriptors.pop())
+    args, cwd, environ, group = json.loads(request)
+    os.setpgid(0, group)
+    status = descriptors.pop()
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    args, cwd, environ, group = json.loads(request)
-    os.setpgid(0, group)
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
     _fork_workers(ours)
+    # Whoever knows it can reach this process by a signal, and its group.
+    os.write(status, b"%d\n" % os.getpid())
+    os.close(status)
     return list(args)
 
 
@@ -517,11 +534,13 @@ def _fork_workers(connection: socket.socket) -> None:
     from execnet import gateway_base, gateway_io
 
     start = gateway_io.Popen2IOMaster.__init__
-    python = _python_variables()
+    python = _python_variables(os.environ)
 
     # execnet has no types for what this takes the place of.
     def fork(self, args, execmodel) -> None:  # type: ignore[no-untyped-def]
-        if args != [sys.executable, "-u", "-c", BOOTSTRAP] or python != _python_variables():
+        if args != [sys.executable, "-u", "-c", BOOTSTRAP] or python != _python_variables(
+            os.environ
+        ):
             start(self, args, execmodel)
             return
         stdin, stdout = os.pipe(), os.pipe()
@@ -574,6 +593,9 @@ if __name__ == "__main__":
             exec(ARGS[1], {"__name__": "__main__"})
         else:
             sys.path[0] = str(Path.cwd())
+            if IMPORTED := sys.modules.get("pytest_ollama_warmup.session.preparation"):
+                # In the template it has not seen where this run takes place.
+                vars(IMPORTED)["SYS_PATH"] = tuple(sys.path)
             sys.argv[1:] = ARGS[1:]
             runpy.run_module(ARGS[0], run_name="__main__", alter_sys=True)
     except SystemExit as exc:

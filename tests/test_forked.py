@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -55,6 +57,50 @@ def _lasting(text: str) -> list[str]:
     return re.sub(
         r"0x[0-9a-f]+|\b\d{9,}\b|=* (no tests ran|\d+ passed) in [\d.]+s =*", "", text
     ).splitlines()
+
+
+LEAVES = """
+import os, pathlib, time
+
+if os.fork() == 0:
+    pathlib.Path("left").write_text(str(os.getpid()))
+    time.sleep(600)
+while not pathlib.Path("left").exists() or not pathlib.Path("left").read_text():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("how", ["run", "start"])
+def test_what_a_program_leaves_is_not_waited_for(suite: Suite, how: str) -> None:
+    """It keeps the output open, for much longer than the program has for its end."""
+    suite.write({"leaves.py": LEAVES})
+
+    def run() -> None:
+        if how == "run":
+            forked.run("leaves", cwd=suite.pytester.path, timeout=5)
+        else:
+            forked.start("leaves", cwd=suite.pytester.path).communicate(timeout=5)
+
+    with pytest.raises(TimeoutError):
+        run()
+    # It is still there.
+    os.kill(int((suite.pytester.path / "left").read_text()), signal.SIGKILL)
+
+
+def test_who_knows_its_number_reaches_it_and_its_group(suite: Suite) -> None:
+    suite.write({"sleeps.py": "import time; time.sleep(30)\n"})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = forked.start("sleeps", cwd=suite.pytester.path)
+        os.killpg(process.pid, number)
+        process.communicate(timeout=15)
+        assert process.returncode != 0
+
+
+def test_variables_of_python_count(suite: Suite) -> None:
+    suite.write({"shows.py": "import sys; print(sys.path)\n"})
+    environ = {**os.environ, "PYTHONPATH": "/nowhere"}
+    process = forked.start("shows", cwd=suite.pytester.path, environ=environ)
+    assert "'/nowhere'" in process.communicate(timeout=30)[0]
 
 
 def test_a_module_that_is_written_again_is_read_again(suite: Suite) -> None:

@@ -381,6 +381,13 @@ def test_models_come_in_the_order_in_which_they_are_needed(suite: Suite) -> None
         assert ["c:1", "a:1", "b:1"] == [one.model for one in suite.ollama.loads]
 
 
+def test_the_child_does_not_take_modules_of_the_suite_for_its_own(suite: Suite) -> None:
+    suite.write({"filelock.py": "raise RuntimeError('not the one')\n"})
+    run = suite.run(OVERLAP)
+    assert {"passed": 5} == run.counts
+    assert "the process that loads models" not in run.out
+
+
 def test_the_child_finds_modules_where_pytest_does(suite: Suite) -> None:
     suite.write(
         {
