@@ -454,7 +454,14 @@ def test_what_cannot_be_written_is_refused_before_the_run(
     assert "ran" not in run.out
     assert "INTERNALERROR" not in run.out + run.err
     assert ["folder.md"] == [path.name for path in suite.pytester.path.glob("*.md")]
-    assert [] == [*suite.pytester.path.glob(".*.partial")]
+    assert [] == [*suite.pytester.path.glob(".*.partial"), *suite.pytester.path.glob(".*.checked")]
+
+
+def test_a_look_before_the_run_leaves_what_another_run_writes(tmp_path: Path) -> None:
+    partial = tmp_path / ".r.md.partial"
+    partial.touch()
+    files_module.check(tmp_path / "r.md")
+    assert [partial] == [*tmp_path.iterdir()]
 
 
 def test_a_page_without_jinja2_is_refused_before_the_run(suite: Suite) -> None:

@@ -64,14 +64,10 @@ def check(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, strerror(EISDIR))
-    partial = _partial(path)
-    partial.touch()
-    partial.unlink()
-
-
-def _partial(path: Path) -> Path:
-    """Return where a report is until it is whole: what reads it meanwhile sees the old one."""
-    return path.with_name(f".{path.name}.partial")
+    # As long as what is written first, and another file: another run may be writing that just now.
+    probe = path.with_name(f".{path.name}.checked")
+    probe.touch()
+    probe.unlink(missing_ok=True)
 
 
 def write(document: Document, path: Path) -> None:
@@ -82,7 +78,8 @@ def write(document: Document, path: Path) -> None:
     """
     render = {".json": as_json, ".md": markdown, ".html": page}[path.suffix.lower()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    # As one file that is whole: what reads it meanwhile sees the old one.
+    partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(render(document), encoding="utf-8")
         partial.replace(path)
