@@ -144,8 +144,9 @@ def start(
 
     It hears Ctrl-C. Its output, that for errors too, can be read, or goes to a *terminal*.
     """
-    if (connection := _connection(fresh, environ or os.environ)) is not None:
-        return _start(connection, args, cwd, environ or os.environ, terminal)
+    environ = environ or os.environ
+    if (connection := _connection(fresh, environ)) is not None:
+        return _start(connection, args, cwd, environ, terminal)
     with hearing_signals():
         return subprocess.Popen(
             [sys.executable, "-m", *args],
@@ -435,7 +436,7 @@ def _import_plugins_as_they_are() -> None:
         self._must_rewrite.update(names)
         self._marked_for_rewrite_cache.clear()
 
-    # pytest has no setting for it.
+    # pytest has no setting for it, and mypy lets no method take the place of another.
     AssertionRewritingHook.mark_rewrite = mark_rewrite  # type: ignore[method-assign]
 
 
@@ -538,9 +539,8 @@ def _fork_workers(connection: socket.socket) -> None:
 
     # execnet has no types for what this takes the place of.
     def fork(self, args, execmodel) -> None:  # type: ignore[no-untyped-def]
-        if args != [sys.executable, "-u", "-c", BOOTSTRAP] or python != _python_variables(
-            os.environ
-        ):
+        as_here = python == _python_variables(os.environ)
+        if not as_here or args != [sys.executable, "-u", "-c", BOOTSTRAP]:
             start(self, args, execmodel)
             return
         stdin, stdout = os.pipe(), os.pipe()

@@ -90,7 +90,9 @@ def unload(settings: Settings, *, everything: bool, as_json: bool) -> bool:
         found: dict[str, LoadedModel | State] = {
             model.name: model for model in loaded_models if everything
         }
-        found |= {_full(spec): _of(spec, client, loaded_models, local_models) for spec in specs}
+        found |= {
+            _full(spec): _to_unload(spec, client, loaded_models, local_models) for spec in specs
+        }
         names = {one.name for one in found.values() if not isinstance(one, str)}
         for name in names:
             client.unload(name)
@@ -141,7 +143,7 @@ def cache_key(settings: Settings, *, digests: bool) -> None:
         if missing := [
             str(spec)
             for spec, model in matches
-            if model is None or not model.digest.startswith(spec.digest)
+            if model is None or not spec.is_version(model.digest)
         ]:
             raise WarmupError(
                 f"no digest of {', '.join(missing)}: not on {settings.host.url} "
@@ -205,7 +207,7 @@ def _rows(client: Client, specs: Iterable[ModelSpec]) -> list[Row]:
             row = Row(model="", state=state, did_you_mean=meant)
         else:
             seen.add(match.name)
-            same_version = match.digest.startswith(spec.digest)
+            same_version = spec.is_version(match.digest)
             row = _loaded(match, "loaded" if same_version else "other version")
         rows.append(
             replace(
@@ -246,7 +248,7 @@ def _find(
     return loaded_as(loaded_models, spec.model_key, local_model.digest if local_model else "")
 
 
-def _of(
+def _to_unload(
     spec: ModelSpec,
     client: Client,
     loaded_models: list[LoadedModel],
@@ -256,7 +258,7 @@ def _of(
     match = _find(spec, loaded_models, local_models)
     if match is None:
         return _absent(client, spec, local_models)
-    return match if match.digest.startswith(spec.digest) else "other version"
+    return match if spec.is_version(match.digest) else "other version"
 
 
 def _full(spec: ModelSpec) -> str:

@@ -140,8 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.problem is not None:
             raise settings.problem
         misuse = _misuse(options, settings)
+        done = True
         # "status" shows what is loaded even if there is nothing to check.
-        done = (misuse and options.command != "status") or _run(options, settings)
+        if not misuse or options.command == "status":
+            done = _run(options, settings)
         # Here, where it is known what to do if nobody reads it.
         sys.stdout.flush()
         if not done:

@@ -82,6 +82,10 @@ class ModelSpec(NamedTuple):
             text += f",keep_alive={str(self.keep_alive).removesuffix('.0')}"
         return f"{text},insecure=true" if self.insecure else text
 
+    def is_version(self, digest: str) -> bool:
+        """Whether a model with *digest* is the version that is meant: any, where none is pinned."""
+        return digest.startswith(self.digest)
+
     def given(self, options: Mapping[str, object], source: str) -> ModelSpec:
         """Return this spec with *options* (as a mark gives them) added.
 

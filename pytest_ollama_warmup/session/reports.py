@@ -50,7 +50,11 @@ def prepare_reports(config: pytest.Config) -> Reports:
 
 
 def _checked(config: pytest.Config, text: str) -> Path:
-    """Return where a report goes: a configuration file counts from its own directory."""
+    """Return where a report goes: a configuration file counts from its own directory.
+
+    Raises:
+        pytest.UsageError: it cannot be written there.
+    """
     from pytest_ollama_warmup.report.files import check, missing_for
 
     report, path = settings_of(config).report, Path(text)

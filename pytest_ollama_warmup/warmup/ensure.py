@@ -274,7 +274,7 @@ def _check_pin(work: Work, info: ModelInfo) -> LocalModel | None:
         advice = "Its digest is not known, and the pin cannot be checked."
         raise LoadFailed(work.name, work.target.origin, words, advice, cause) from exc
     digest = local.digest if local else ""
-    if not digest.startswith(spec.digest):
+    if not spec.is_version(digest):
         raise OtherDigest(work.name, work.target.origin, spec.digest, digest)
     if spec.digest:
         work.notes.append("digest as pinned")
